@@ -1,0 +1,5 @@
+//! The lab tier: natgw between real kernels, judged by what passes on the wires.
+//!
+//! Tests are named after the behaviour they prove. Each builds its own lab and can run beside others.
+
+mod selftest;

@@ -1,0 +1,213 @@
+//! natgw itself, running in the lab's gateway: started, asked, stopped, killed, started again.
+
+use std::{
+    env, fs,
+    os::unix::fs::DirBuilderExt as _,
+    path::{Path, PathBuf},
+    process::{self, Output, Stdio},
+    sync::atomic::{AtomicUsize, Ordering},
+    thread,
+    time::{Duration, Instant},
+};
+
+use rustix::{
+    mount::{MountFlags, UnmountFlags, mount, unmount},
+    process::{Pid, Signal, kill_process},
+};
+use serde_json::Value;
+
+use crate::{
+    host::{Host, Process, finish},
+    lab::Lab,
+};
+
+/// The set-up that behaviour cases assume when they say nothing else: NAPT of the LAN behind P1.
+pub const STANDARD: &str = r#"
+[[interface]]
+name = "lan"
+side = "inside"
+
+[[interface]]
+name = "wan"
+side = "outside"
+
+[[snat]]
+name = "office"
+source = ["192.168.0.0/16"]
+destination = ["!192.168.0.0/16"]
+out = "wan"
+to = "masquerade"
+"#;
+
+/// How long natgw may take until it answers.
+const START: Duration = Duration::from_secs(5);
+
+/// A natgw daemon in a lab. Dropped, it is killed and leaves nothing behind.
+#[derive(Debug)]
+pub struct Gateway {
+    host: Host,
+    /// Holds its configuration, its socket, its log and its bpffs.
+    folder: PathBuf,
+    process: Option<Process>,
+}
+
+impl Gateway {
+    /// Starts natgw with the standard set-up.
+    pub fn standard(lab: &Lab) -> Self {
+        Self::start(lab, STANDARD)
+    }
+
+    /// Starts natgw with a configuration and waits until it answers. `[control]` is added here.
+    pub fn start(lab: &Lab, configuration: &str) -> Self {
+        let mut gateway = Self::prepare(lab, configuration);
+        gateway.restart();
+        gateway
+    }
+
+    /// Makes the folder with the configuration, but does not start natgw.
+    pub fn prepare(lab: &Lab, configuration: &str) -> Self {
+        static NEXT: AtomicUsize = AtomicUsize::new(0);
+        let name = format!("natgw-test-{}-{}", process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let gateway = Self { host: lab.gateway.clone(), folder: env::temp_dir().join(name), process: None };
+        fs::DirBuilder::new().mode(0o700).create(&gateway.folder).expect("make natgw's folder");
+        // `ip netns exec` gives a command its own /sys: the pins have to live elsewhere to outlive it.
+        let bpffs = gateway.folder.join("bpf");
+        fs::create_dir(&bpffs).expect("make the mount point of bpffs");
+        mount("bpf", &bpffs, "bpf", MountFlags::empty(), None).expect("mount bpffs");
+        gateway.configure(configuration);
+        gateway
+    }
+
+    /// Replaces the configuration file; natgw reads it at `reload` or at its next start.
+    pub fn configure(&self, configuration: &str) {
+        let control = format!(
+            "[control]\nsocket = \"{}\"\nbpffs = \"{}\"\n",
+            self.socket().display(),
+            self.folder.join("bpf").join("natgw").display()
+        );
+        // One thing less to start, unless the test is about it.
+        let metrics = if configuration.contains("[metrics]") { "" } else { "[metrics]\nlisten = \"\"\n" };
+        fs::write(self.configuration(), format!("{configuration}\n{control}{metrics}"))
+            .expect("write natgw's configuration");
+    }
+
+    /// Starts natgw, or starts it again, and waits until it answers.
+    pub fn restart(&mut self) {
+        self.process = None;
+        let log =
+            fs::OpenOptions::new().create(true).append(true).open(self.log_file()).expect("open the log");
+        let mut command = self.host.command(&binary().to_string_lossy());
+        command.args(["run", "--config"]).arg(self.configuration());
+        command.stdin(Stdio::null()).stdout(log.try_clone().expect("share the log")).stderr(log);
+        self.process = Some(Process::start(&mut command, "natgw run"));
+        let deadline = Instant::now() + START;
+        while !self.output(&["status", "--json"]).status.success() {
+            let ended = self.process.as_mut().and_then(Process::ended);
+            assert!(ended.is_none(), "natgw ended while starting: {ended:?}");
+            assert!(Instant::now() < deadline, "natgw does not answer within {START:?}");
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Asks natgw and gives back whatever it says.
+    pub fn output(&self, arguments: &[&str]) -> Output {
+        let mut command = self.host.command(&binary().to_string_lossy());
+        command.arg("--socket").arg(self.socket()).args(arguments);
+        finish(&mut command, &format!("natgw {}", arguments.join(" ")))
+    }
+
+    /// Asks natgw for text; it has to succeed.
+    pub fn text(&self, arguments: &[&str]) -> String {
+        let output = self.output(arguments);
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "natgw {}: {}\n{errors}", arguments.join(" "), output.status);
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    /// Asks natgw for JSON: `gateway.natgw(&["session", "list", "--json"])`.
+    pub fn natgw(&self, arguments: &[&str]) -> Value {
+        let text = self.text(arguments);
+        serde_json::from_str(&text)
+            .unwrap_or_else(|error| panic!("natgw {} --json: {error}:\n{text}", arguments.join(" ")))
+    }
+
+    /// The listed sessions.
+    pub fn sessions(&self) -> Vec<Value> {
+        match self.natgw(&["session", "list", "--json"]) {
+            Value::Array(sessions) => sessions,
+            other => panic!("`session list --json` is an array, not {other}"),
+        }
+    }
+
+    /// Waits until `settled` holds; fails after `patience`.
+    pub fn wait_until(&self, what: &str, patience: Duration, settled: impl Fn(&Self) -> bool) {
+        let deadline = Instant::now() + patience;
+        while !settled(self) {
+            assert!(Instant::now() < deadline, "{what}: not within {patience:?}");
+            thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// Ends natgw with SIGTERM: it detaches and goes.
+    pub fn stop(&mut self) {
+        let Some(mut process) = self.process.take() else { return };
+        let id = Pid::from_raw(i32::try_from(process.id()).expect("process ids fit")).expect("not process 0");
+        kill_process(id, Signal::TERM).expect("send SIGTERM to natgw");
+        let status = process.wait(START);
+        assert!(status.success(), "natgw ended with {status} after SIGTERM");
+    }
+
+    /// Ends natgw with SIGKILL: its pinned fast path stays.
+    pub fn kill(&mut self) {
+        self.process = None;
+    }
+
+    /// natgw's process id, while it runs.
+    pub fn id(&self) -> Option<u32> {
+        self.process.as_ref().map(Process::id)
+    }
+
+    /// What natgw has logged.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.log_file()).unwrap_or_default()
+    }
+
+    /// The configuration file.
+    pub fn configuration(&self) -> PathBuf {
+        self.folder.join("natgw.toml")
+    }
+
+    /// The control socket.
+    pub fn socket(&self) -> PathBuf {
+        self.folder.join("natgw.sock")
+    }
+
+    fn log_file(&self) -> PathBuf {
+        self.folder.join("log")
+    }
+}
+
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            println!("natgw's log:\n{}", self.log());
+        }
+        self.process = None;
+        // Unmounting drops the pins, and with them what a killed natgw left attached.
+        let _ = unmount(self.folder.join("bpf"), UnmountFlags::DETACH);
+        let _ = fs::remove_dir_all(&self.folder);
+    }
+}
+
+/// The binary under test: `NATGW_BIN`, or the release build beside the test's own target folder.
+fn binary() -> PathBuf {
+    if let Some(path) = env::var_os("NATGW_BIN") {
+        return path.into();
+    }
+    let test = env::current_exe().expect("the test knows its own path");
+    // target/debug/deps/lab-0123 -> target/release/natgw
+    let target = test.ancestors().nth(3).unwrap_or(Path::new("target"));
+    let path = target.join("release/natgw");
+    assert!(path.exists(), "{} is not built: run `cargo xtask build --release`", path.display());
+    path
+}
