@@ -1,13 +1,149 @@
-//! x
+//! natgw's fast path: what happens to a frame between one NIC and the next.
+//!
+//! The XDP program is attached to every interface natgw serves. The tc program beside it sends
+//! what XDP could not: frames whose way out takes no redirected frame, and frames whose checksum
+//! only the stack can finish. Both judge with nat-common and decide nothing themselves: what no
+//! flow and no one-to-one rule covers goes to the daemon, to the gateway's own stack, or nowhere.
 #![no_std]
 #![no_main]
-use aya_ebpf::{macros::xdp, programs::XdpContext};
-#[xdp]
-pub fn natgw_xdp(_ctx: XdpContext) -> u32 {
-    2
+#![expect(missing_docs, reason = "the program macros make public symbols that no Rust code calls")]
+
+mod maps;
+mod frame;
+mod count;
+mod flow;
+mod miss;
+mod stateless;
+mod sockets;
+mod skb;
+
+use aya_ebpf::{
+    EbpfContext as _,
+    bindings::{__sk_buff, TC_ACT_OK, xdp_action},
+    macros::{classifier, xdp},
+    programs::{TcContext, XdpContext},
+};
+use nat_common::{
+    Parsed, Realm, Reason,
+    abi::Interface,
+    parse::{ETHERNET, Frames, Kind, parse},
+    wire::Ethernet,
+};
+
+use crate::{count::count, frame::PacketFrame};
+use nat_common::frame::Frame as _;
+
+/// What is to be done with a frame.
+pub enum Verdict {
+    /// To the gateway's own stack, untouched.
+    Pass,
+    /// To the daemon, untouched.
+    Punt,
+    /// Translated and handed to the way out: what the redirect helper returned.
+    Sent(u32),
+    /// To the tc hook, untouched: it will find the same flow.
+    Stack,
+    /// Nowhere.
+    Drop(Reason),
 }
+
+/// Ingress of every interface.
+#[xdp]
+pub fn natgw_xdp(ctx: XdpContext) -> u32 {
+    let Some(interface) = maps::interface(ctx.ingress_ifindex() as u32) else { return xdp_action::XDP_PASS };
+    match judge(&ctx, interface) {
+        Verdict::Pass => {
+            count(Reason::Passed);
+            xdp_action::XDP_PASS
+        }
+        Verdict::Sent(action) => action,
+        Verdict::Stack => xdp_action::XDP_PASS,
+        Verdict::Punt => punt(&ctx, interface),
+        Verdict::Drop(reason) => {
+            count(reason);
+            xdp_action::XDP_DROP
+        }
+    }
+}
+
+/// The packet's way, on one screen.
+#[inline(always)]
+fn judge(ctx: &XdpContext, interface: &Interface) -> Verdict {
+    let frame = PacketFrame::of_xdp(ctx);
+    if !is_for(&frame, interface) {
+        return Verdict::Pass;
+    }
+    let parsed = match parse(&frame, realm(interface)) {
+        Frames::Ipv4(parsed) => parsed,
+        Frames::Other => return Verdict::Pass,
+        Frames::Bad(reason) => return Verdict::Drop(reason),
+    };
+    if parsed.network != ETHERNET {
+        // A VLAN that is no interface of ours: its own device's, or nobody's (behaviour L2X-02).
+        return Verdict::Pass;
+    }
+    if matches!(parsed.kind, Kind::Ported | Kind::Portless)
+        && let Some(flow) = maps::flow(&parsed.key)
+    {
+        return flow::forward(interface, &frame, &parsed, flow);
+    }
+    miss::judge(ctx, interface, &frame, &parsed)
+}
+
+/// Hands the frame to the daemon's socket of this queue; without one it goes nowhere, because a
+/// packet that needs a decision must not leave untranslated.
+#[inline(always)]
+fn punt(ctx: &XdpContext, interface: &Interface) -> u32 {
+    let socket = interface.first_socket + ctx.rx_queue_index();
+    match maps::SOCKETS.redirect(socket, u64::from(xdp_action::XDP_DROP)) {
+        Ok(action) => {
+            count(Reason::Punted);
+            action
+        }
+        Err(action) => {
+            count(Reason::DropNoDaemon);
+            action
+        }
+    }
+}
+
+/// Ingress of the tc hook: sends by the stack what XDP recognised and left alone.
+#[classifier]
+pub fn natgw_tc(ctx: TcContext) -> i32 {
+    // SAFETY: a tc program is always given a valid context.
+    let ifindex = unsafe { (*ctx.as_ptr().cast::<__sk_buff>()).ifindex };
+    let Some(interface) = maps::interface(ifindex) else { return TC_ACT_OK as i32 };
+    skb::translate(&ctx, interface, realm(interface)).unwrap_or(TC_ACT_OK as i32)
+}
+
+/// Which side an interface faces.
+#[inline(always)]
+fn realm(interface: &Interface) -> Realm {
+    if interface.flags & Interface::OUTSIDE != 0 { Realm::Outside } else { Realm::Inside }
+}
+
+/// Whether the frame is addressed to this interface: broadcasts and what a switch flooded are
+/// the stack's to judge, never translated (behaviour L2X-03).
+#[inline(always)]
+fn is_for(frame: &PacketFrame, interface: &Interface) -> bool {
+    let Some(ethernet) = frame.at::<Ethernet>(0) else { return false };
+    // SAFETY: `at` answered for the whole header.
+    let destination = unsafe { (*ethernet).destination };
+    destination == interface.mac
+}
+
+/// Whether the frame's TTL and size allow it through: the rest is the daemon's, who answers.
+#[inline(always)]
+pub fn fits(parsed: &Parsed, mtu: u32) -> bool {
+    parsed.ttl > 1 && u32::from(parsed.total_length) <= mtu
+}
+
 #[cfg(not(test))]
 #[panic_handler]
 fn panic(_info: &core::panic::PanicInfo) -> ! {
     loop {}
 }
+
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

@@ -1,1 +1,3 @@
-//! x
+//! natgw: a NAT gateway for Linux.
+
+pub mod host;

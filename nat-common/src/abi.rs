@@ -1,0 +1,177 @@
+//! What the program and the daemon must agree on: names, capacities, layouts.
+
+/// Grows when the layout of any pinned map changes; pins of another version are not taken over.
+pub const VERSION: u32 = 1;
+
+/// Name of the XDP program.
+pub const PROGRAM_XDP: &str = "natgw_xdp";
+/// Name of the tc program.
+pub const PROGRAM_TC: &str = "natgw_tc";
+
+/// Interfaces natgw can serve at once.
+pub const INTERFACES: u32 = 64;
+/// Queues of one interface that can have a socket.
+pub const QUEUES: u32 = 64;
+/// Slots of the interface table, indexed by `ifindex % INTERFACE_SLOTS`.
+pub const INTERFACE_SLOTS: u32 = 4096;
+/// Next hops known at once.
+pub const NEXT_HOPS: u32 = 65_536;
+/// Prefixes in each selector trie.
+pub const SELECTOR_PREFIXES: u32 = 65_536;
+/// One-to-one prefixes, both directions counted.
+pub const STATICS: u32 = 16_384;
+/// Addresses of the gateway and of its pools.
+pub const LOCAL_ADDRESSES: u32 = 131_072;
+
+/// What the program knows of an interface it is attached to. Indexed by ifindex (see
+/// [`INTERFACE_SLOTS`]); `ifindex == 0` marks a free slot.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Interface {
+    /// Whose slot this is: two interfaces must not share one.
+    pub ifindex: u32,
+    /// First slot of its queues in the socket map.
+    pub first_socket: u32,
+    /// Queues with a socket.
+    pub queues: u32,
+    /// [`Interface::OUTSIDE`], [`Interface::VIRTUAL`], [`Interface::STACK`].
+    pub flags: u32,
+    /// Its MAC: frames for another are not natgw's.
+    pub mac: [u8; 6],
+    /// Its slot in the device map.
+    pub port: u16,
+}
+
+impl Interface {
+    /// Faces the outside.
+    pub const OUTSIDE: u32 = 1;
+    /// Its driver hands up frames with partial checksums (veth, tap, virtio).
+    pub const VIRTUAL: u32 = 2;
+    /// Takes no redirected frames: see [`crate::next_hop::NextHop::STACK`].
+    pub const STACK: u32 = 4;
+}
+
+/// What the program knows of an address that is the gateway's, or that natgw translates to.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LocalAddress {
+    /// [`LocalAddress::EXTERNAL`], …
+    pub flags: u32,
+    /// Lowest port that mappings may have, host byte order.
+    pub first_port: u16,
+    /// Highest port that mappings may have, host byte order.
+    pub last_port: u16,
+}
+
+impl LocalAddress {
+    /// Mappings or forwards may live on it: what no socket wants goes to the daemon.
+    pub const EXTERNAL: u32 = 1;
+    /// Port forwards exist on it: ports outside the range may be natgw's too.
+    pub const FORWARDS: u32 = 2;
+    /// A broadcast or multicast address: always the stack's.
+    pub const BROADCAST: u32 = 4;
+}
+
+/// Key of the selector tries: the generation in the prefix makes a reload atomic.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SelectorKey {
+    /// Which rule set (all 32 bits belong to every prefix).
+    pub generation: u32,
+    /// Address, network byte order.
+    pub address: u32,
+}
+
+/// Key of the one-to-one trie.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StaticKey {
+    /// Which rule set.
+    pub generation: u16,
+    /// 1: keyed by the external address (inbound), 0: by the internal (outbound).
+    pub inbound: u16,
+    /// Address, network byte order.
+    pub address: u32,
+}
+
+/// Value of the one-to-one trie: `new = (old & host_mask) | network`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StaticValue {
+    /// The other side's prefix, network byte order.
+    pub network: u32,
+    /// Bits kept from the address, network byte order.
+    pub host_mask: u32,
+}
+
+/// Settings the program reads on a miss; one entry, changed by the daemon in one write a field.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Settings {
+    /// Rule set in force in the tries.
+    pub generation: u32,
+    /// [`Settings::DROP_UNMATCHED_OUTSIDE`].
+    pub flags: u32,
+    /// Rules whose target is "none" (exempt) whatever the egress.
+    pub exempt: crate::classify::RuleSet,
+    /// Rules that carry TCP, UDP, ICMP, and other protocols, in this order.
+    pub protocols: [crate::classify::RuleSet; 4],
+    /// Rules that may apply to what arrives on an outside interface for another network.
+    pub inward: crate::classify::RuleSet,
+}
+
+impl Settings {
+    /// `[unmatched] outside = "drop"`.
+    pub const DROP_UNMATCHED_OUTSIDE: u32 = 1;
+}
+
+/// Pushed by the program when a TCP session changes in a way that changes its timer.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SessionEvent {
+    /// Slot of the session in the activity table.
+    pub session: u32,
+    /// What the program saw: bits of [`crate::tcp::Seen`] in this direction.
+    pub seen: u8,
+    /// [`crate::Direction`] as a number.
+    pub direction: u8,
+    /// Zero.
+    pub pad: [u8; 2],
+}
+
+const _: () = assert!(size_of::<Interface>() == 24);
+const _: () = assert!(size_of::<LocalAddress>() == 8);
+const _: () = assert!(size_of::<SelectorKey>() == 8);
+const _: () = assert!(size_of::<StaticKey>() == 8);
+const _: () = assert!(size_of::<StaticValue>() == 8);
+const _: () = assert!(size_of::<Settings>() == 8 + 6 * 32);
+const _: () = assert!(size_of::<SessionEvent>() == 8);
+
+#[cfg(feature = "user")]
+mod user {
+    /// Declares map keys and values to be plain bytes without padding.
+    macro_rules! plain {
+        ($($type:ty),* $(,)?) => {$(
+            // SAFETY: `repr(C)`, integers only, padding named and asserted away by the sizes above.
+            unsafe impl aya::Pod for $type {}
+            // SAFETY: as above.
+            unsafe impl bytemuck::Zeroable for $type {}
+            // SAFETY: as above.
+            unsafe impl bytemuck::Pod for $type {}
+        )*};
+    }
+    plain!(
+        super::Interface,
+        super::LocalAddress,
+        super::SelectorKey,
+        super::StaticKey,
+        super::StaticValue,
+        super::Settings,
+        super::SessionEvent,
+        crate::classify::RuleSet,
+        crate::flow::FlowKey,
+        crate::flow::FlowValue,
+        crate::next_hop::NextHop,
+        crate::activity::Activity,
+    );
+}

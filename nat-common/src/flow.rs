@@ -1,0 +1,200 @@
+//! The flow table: one exact-match entry a direction whose value is the whole verdict.
+
+use crate::checksum::{Delta, Sum, pseudo_header};
+use crate::wire;
+
+/// Which way a packet of a session goes: as the packet that opened it, or back.
+#[repr(u8)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Direction {
+    /// As the session's first packet.
+    Original = 0,
+    /// Back to who opened it.
+    Reply = 1,
+}
+
+/// Where a packet arrived. The same addresses on another side are another flow: an outside host
+/// that borrows an inside address finds nothing.
+#[repr(u16)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Realm {
+    /// On an outside interface.
+    Outside = 0,
+    /// On an inside interface.
+    Inside = 1,
+}
+
+/// The two roles of an ICMP query message.
+#[repr(u8)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Query {
+    /// Asks: its identifier is a source port.
+    Request = 1,
+    /// Answers: its identifier is a destination port.
+    Reply = 2,
+}
+
+/// What identifies a packet's flow, as the packet arrives.
+///
+/// For ICMP queries the identifier stands in the port of the side that asked, the other port is
+/// zero, and `query` tells the two apart: a request is never taken for a reply (behaviour
+/// ICQ-07). For protocols without ports both are zero.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct FlowKey {
+    /// Source address, network byte order.
+    pub source: u32,
+    /// Destination address, network byte order.
+    pub destination: u32,
+    /// Source port, network byte order.
+    pub source_port: u16,
+    /// Destination port, network byte order.
+    pub destination_port: u16,
+    /// IP protocol number.
+    pub protocol: u8,
+    /// [`Query`] as a number; 0 for all but ICMP.
+    pub query: u8,
+    /// [`Realm`] as a number.
+    pub realm: u16,
+}
+
+impl FlowKey {
+    /// The key of a packet that goes the other way between the same two endpoints.
+    #[must_use]
+    pub fn reversed(&self, realm: Realm) -> Self {
+        Self {
+            source: self.destination,
+            destination: self.source,
+            source_port: self.destination_port,
+            destination_port: self.source_port,
+            query: match self.query {
+                request if request == Query::Request as u8 => Query::Reply as u8,
+                reply if reply == Query::Reply as u8 => Query::Request as u8,
+                none => none,
+            },
+            protocol: self.protocol,
+            realm: realm as u16,
+        }
+    }
+}
+
+/// What to do with every packet of a flow.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FlowValue {
+    /// Source address to write, network byte order.
+    pub source: u32,
+    /// Destination address to write, network byte order.
+    pub destination: u32,
+    /// Source port to write, network byte order.
+    pub source_port: u16,
+    /// Destination port to write, network byte order.
+    pub destination_port: u16,
+    /// Change of the IPv4 header checksum (addresses only, not the TTL).
+    pub header_delta: u16,
+    /// Change of the transport checksum.
+    pub transport_delta: u16,
+    /// Index into the next-hop table.
+    pub next_hop: u32,
+    /// Slot in the activity table.
+    pub session: u32,
+    /// [`Action`] as a number.
+    pub action: u8,
+    /// [`Direction`] as a number.
+    pub direction: u8,
+    /// Part of the transport delta that the pseudo-header causes: on the tc hook a partial
+    /// checksum covers only that.
+    pub pseudo_delta: u16,
+    /// Zero.
+    pub pad: u32,
+}
+
+/// What a flow entry stands for.
+#[repr(u8)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Rewrite and send on.
+    Translate = 1,
+    /// Judged once: plain routing, the stack's.
+    Bypass = 2,
+}
+
+const _: () = assert!(size_of::<FlowKey>() == 16);
+const _: () = assert!(size_of::<FlowValue>() == 32);
+
+/// The two endpoints of a packet after translation, in network byte order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rewrite {
+    /// New source address.
+    pub source: u32,
+    /// New destination address.
+    pub destination: u32,
+    /// New source port or identifier.
+    pub source_port: u16,
+    /// New destination port or identifier.
+    pub destination_port: u16,
+}
+
+impl FlowValue {
+    /// The entry that turns packets with `key` into packets between the endpoints of `rewrite`.
+    pub fn translate(key: &FlowKey, rewrite: &Rewrite, direction: Direction, session: u32, next_hop: u32) -> Self {
+        let addresses = Sum::ZERO
+            .subtract_u32(key.source)
+            .subtract_u32(key.destination)
+            .add_u32(rewrite.source)
+            .add_u32(rewrite.destination);
+        let ports = Sum::ZERO
+            .subtract_u16(key.source_port)
+            .subtract_u16(key.destination_port)
+            .add_u16(rewrite.source_port)
+            .add_u16(rewrite.destination_port);
+        let unchanged_addresses = key.source == rewrite.source && key.destination == rewrite.destination;
+        let unchanged_ports =
+            key.source_port == rewrite.source_port && key.destination_port == rewrite.destination_port;
+        // Equal words sum to all ones, the other zero: a delta of no change must be exactly none,
+        // so that a checksum that is wrong stays wrong bit for bit.
+        let addresses = if unchanged_addresses { Sum::ZERO } else { addresses };
+        let ports = if unchanged_ports { Sum::ZERO } else { ports };
+        let has_pseudo_header = matches!(key.protocol, wire::TCP | wire::UDP | wire::UDPLITE);
+        let pseudo = if has_pseudo_header { addresses } else { Sum::ZERO };
+        Self {
+            source: rewrite.source,
+            destination: rewrite.destination,
+            source_port: rewrite.source_port,
+            destination_port: rewrite.destination_port,
+            header_delta: Delta::of(addresses).0,
+            transport_delta: Delta::of(pseudo.add(ports)).0,
+            next_hop,
+            session,
+            action: Action::Translate as u8,
+            direction: direction as u8,
+            pseudo_delta: Delta::of(pseudo).0,
+            pad: 0,
+        }
+    }
+
+    /// The entry that hands packets to the gateway's own stack untouched.
+    pub fn bypass(session: u32) -> Self {
+        Self { action: Action::Bypass as u8, session, ..Self::default() }
+    }
+
+    /// The endpoints it writes.
+    pub fn rewrite(&self) -> Rewrite {
+        Rewrite {
+            source: self.source,
+            destination: self.destination,
+            source_port: self.source_port,
+            destination_port: self.destination_port,
+        }
+    }
+}
+
+/// Whether a transport checksum field holds only the pseudo-header's sum: the sender left the
+/// rest to an offload that a virtual link never performs.
+///
+/// A complete checksum can look like this once in 65 536; what is done then (finishing it, or
+/// giving the frame to the stack, which knows) is right for it, too.
+#[inline(always)]
+pub fn is_partial(source: u32, destination: u32, protocol: u8, length: u16, checksum: u16) -> bool {
+    pseudo_header(source, destination, protocol, length).fold() == checksum
+}

@@ -1,0 +1,50 @@
+//! Where a frame's bytes lie: the one place that turns offsets into pointers.
+//!
+//! A slice cannot be handed through the BPF verifier (its length becomes a plain number), so both
+//! sides implement one trait: the program by comparing packet pointers, the daemon by a slice.
+
+use crate::wire::Wire;
+
+/// A frame in memory, Ethernet header first.
+pub trait Frame {
+    /// The header `T` at `offset`, or `None` if the frame ends before it does.
+    ///
+    /// The pointer is valid for reads and writes of `T` while the frame is borrowed.
+    fn at<T: Wire>(&self, offset: usize) -> Option<*mut T>;
+
+    /// Length of the frame in bytes.
+    fn length(&self) -> usize;
+}
+
+/// A frame in a byte slice, as the daemon and the tests have it.
+pub struct SliceFrame<'a> {
+    start: *mut u8,
+    length: usize,
+    frame: core::marker::PhantomData<&'a mut [u8]>,
+}
+
+impl<'a> SliceFrame<'a> {
+    /// Wraps a frame; `None` if it does not lie at an even address, which [`Wire`] types need.
+    pub fn new(frame: &'a mut [u8]) -> Option<Self> {
+        let start = frame.as_mut_ptr();
+        if (start as usize) & 1 != 0 {
+            return None;
+        }
+        Some(Self { start, length: frame.len(), frame: core::marker::PhantomData })
+    }
+}
+
+impl Frame for SliceFrame<'_> {
+    fn at<T: Wire>(&self, offset: usize) -> Option<*mut T> {
+        let end = offset.checked_add(size_of::<T>())?;
+        if end > self.length || (align_of::<T>() > 1 && offset & 1 != 0) {
+            return None;
+        }
+        // SAFETY: offset + size_of::<T>() lies within the slice this was made from.
+        Some(unsafe { self.start.add(offset) }.cast())
+    }
+
+    fn length(&self) -> usize {
+        self.length
+    }
+}

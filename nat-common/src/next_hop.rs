@@ -1,0 +1,32 @@
+//! Where a translated packet goes: an index in the flow, the neighbour here, so that a new MAC
+//! or a link that went down acts on every live flow in one write.
+
+/// A neighbour behind an interface.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct NextHop {
+    /// MAC of the neighbour.
+    pub destination: [u8; 6],
+    /// MAC of the interface.
+    pub source: [u8; 6],
+    /// Interface index.
+    pub ifindex: u32,
+    /// Slot of the interface in the device map.
+    pub port: u32,
+    /// Largest IPv4 packet that fits, bytes.
+    pub mtu: u32,
+    /// [`NextHop::VALID`], [`NextHop::STACK`].
+    pub flags: u32,
+    /// Zero.
+    pub pad: u32,
+}
+
+impl NextHop {
+    /// The neighbour is resolved and the link is up; otherwise packets go to the daemon untouched.
+    pub const VALID: u32 = 1;
+    /// The interface takes no redirected frames (a veth whose peer has no NAPI, a driver without
+    /// `ndo_xdp_xmit`): translate on the tc hook and send by the stack's transmit path.
+    pub const STACK: u32 = 2;
+}
+
+const _: () = assert!(size_of::<NextHop>() == 32);

@@ -1,0 +1,293 @@
+//! From a frame to what the gateway needs to know of it: where its headers lie and which flow it
+//! belongs to.
+
+use crate::checksum::Sum;
+use crate::flow::{FlowKey, Query, Realm};
+use crate::frame::Frame;
+use crate::reason::Reason;
+use crate::wire::{self, Ethernet, Icmp, Ipv4, Tcp, Udp, Vlan};
+
+/// Bytes of an Ethernet header.
+pub const ETHERNET: usize = size_of::<Ethernet>();
+/// Bytes of an IPv4 header without options.
+pub const IPV4: usize = size_of::<Ipv4>();
+
+/// A frame that is IPv4 and does not contradict itself.
+#[derive(Clone, Copy, Debug)]
+pub struct Parsed {
+    /// Offset of the IPv4 header.
+    pub network: usize,
+    /// Offset of what follows it.
+    pub transport: usize,
+    /// VLAN tags in front of it, outermost first, host byte order; 0 where there is none.
+    pub tags: [u16; 2],
+    /// IPv4 total length in bytes.
+    pub total_length: u16,
+    /// Time to live on arrival.
+    pub ttl: u8,
+    /// What the transport header says.
+    pub kind: Kind,
+    /// TCP flags, 0 for others.
+    pub tcp_flags: u8,
+    /// Source, destination, ports and protocol; the realm is the caller's to set.
+    pub key: FlowKey,
+}
+
+/// What lies behind the IPv4 header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A whole TCP segment, UDP datagram or ICMP query, its ports or identifier in the key.
+    Ported,
+    /// A whole packet of a protocol without ports.
+    Portless,
+    /// An ICMP error or other message that is no query.
+    IcmpOther,
+    /// The first fragment of a datagram.
+    FirstFragment,
+    /// A later fragment: no transport header.
+    LaterFragment,
+}
+
+/// What a frame turned out to be.
+#[derive(Clone, Copy, Debug)]
+pub enum Frames {
+    /// An IPv4 packet.
+    Ipv4(Parsed),
+    /// Not IPv4: the stack's.
+    Other,
+    /// Contradicts itself: dropped, counted.
+    Bad(Reason),
+}
+
+/// Reads a frame's headers.
+///
+/// The checks are those of RFC 1812 section 5.2.2 and the minimum lengths of TCP, UDP and ICMP:
+/// nothing that passes makes a later read leave the packet.
+#[inline(always)]
+pub fn parse<F: Frame>(frame: &F, realm: Realm) -> Frames {
+    let Some(ethernet) = frame.at::<Ethernet>(0) else { return Frames::Other };
+    // SAFETY: `at` answered for the whole header.
+    let mut kind = unsafe { (*ethernet).kind };
+    let mut network = ETHERNET;
+    let mut tags = [0u16; 2];
+    if is_tag(kind) {
+        let Some(tag) = frame.at::<Vlan>(network) else { return Frames::Other };
+        // SAFETY: as above.
+        unsafe {
+            tags[0] = u16::from_be((*tag).tag);
+            kind = (*tag).kind;
+        }
+        network += size_of::<Vlan>();
+        if is_tag(kind) {
+            let Some(tag) = frame.at::<Vlan>(network) else { return Frames::Other };
+            // SAFETY: as above.
+            unsafe {
+                tags[1] = u16::from_be((*tag).tag);
+                kind = (*tag).kind;
+            }
+            network += size_of::<Vlan>();
+        }
+    }
+    if kind != wire::ETHERTYPE_IPV4.to_be() {
+        return Frames::Other;
+    }
+    match parse_ipv4(frame, network, realm) {
+        Ok(mut parsed) => {
+            parsed.tags = tags;
+            Frames::Ipv4(parsed)
+        }
+        Err(reason) => Frames::Bad(reason),
+    }
+}
+
+/// Whether an EtherType, as it lies on the wire, announces a VLAN tag.
+#[inline(always)]
+fn is_tag(kind: u16) -> bool {
+    kind == wire::ETHERTYPE_VLAN.to_be() || kind == wire::ETHERTYPE_QINQ.to_be()
+}
+
+/// Reads an IPv4 packet whose header begins at `network`.
+#[inline(always)]
+fn parse_ipv4<F: Frame>(frame: &F, network: usize, realm: Realm) -> Result<Parsed, Reason> {
+    let Some(header) = frame.at::<Ipv4>(network) else { return Err(Reason::DropTruncated) };
+    // SAFETY: `at` answered for the whole header; a copy of 20 bytes.
+    let header = unsafe { *header };
+    let header_length = header.header_length();
+    let total_length = u16::from_be(header.total_length);
+    if header.version_and_length >> 4 != 4
+        || header_length < IPV4
+        || (total_length as usize) < header_length
+        || network + total_length as usize > frame.length()
+    {
+        return Err(Reason::DropBadHeader);
+    }
+    let mut sum = header_sum(&header);
+    if header_length > IPV4 {
+        sum = sum.add(check_options(frame, network, header_length)?);
+    }
+    if sum.fold() != 0xffff {
+        return Err(Reason::DropBadChecksum);
+    }
+    let transport = network + header_length;
+    let payload = total_length - header_length as u16;
+    let fragment = u16::from_be(header.fragment);
+    let mut parsed = Parsed {
+        network,
+        transport,
+        tags: [0; 2],
+        total_length,
+        ttl: header.ttl,
+        kind: Kind::Portless,
+        tcp_flags: 0,
+        key: FlowKey {
+            source: header.source,
+            destination: header.destination,
+            source_port: 0,
+            destination_port: 0,
+            protocol: header.protocol,
+            query: 0,
+            realm: realm as u16,
+        },
+    };
+    if fragment & (wire::MORE_FRAGMENTS | wire::FRAGMENT_OFFSET) != 0 {
+        return check_fragment(fragment, payload).map(|kind| Parsed { kind, ..parsed });
+    }
+    match header.protocol {
+        wire::TCP => {
+            let Some(tcp) = frame.at::<Tcp>(transport) else { return Err(Reason::DropBadTransport) };
+            // SAFETY: `at` answered for the whole header.
+            let tcp = unsafe { *tcp };
+            let tcp_length = u16::from(tcp.data_offset >> 4) * 4;
+            if tcp_length < size_of::<Tcp>() as u16 || tcp_length > payload {
+                return Err(Reason::DropBadTransport);
+            }
+            parsed.kind = Kind::Ported;
+            parsed.tcp_flags = tcp.flags;
+            parsed.key.source_port = tcp.source;
+            parsed.key.destination_port = tcp.destination;
+        }
+        wire::UDP | wire::UDPLITE => {
+            let Some(udp) = frame.at::<Udp>(transport) else { return Err(Reason::DropBadTransport) };
+            // SAFETY: `at` answered for the whole header.
+            let udp = unsafe { *udp };
+            let length = u16::from_be(udp.length);
+            // In UDP-Lite the field is the checksum's coverage, 0 for all (RFC 3828).
+            let covers_all = header.protocol == wire::UDPLITE && length == 0;
+            if payload < size_of::<Udp>() as u16
+                || length > payload
+                || (length < size_of::<Udp>() as u16 && !covers_all)
+            {
+                return Err(Reason::DropBadTransport);
+            }
+            parsed.kind = Kind::Ported;
+            parsed.key.source_port = udp.source;
+            parsed.key.destination_port = udp.destination;
+        }
+        wire::ICMP => {
+            let Some(icmp) = frame.at::<Icmp>(transport) else { return Err(Reason::DropBadTransport) };
+            // SAFETY: `at` answered for the whole header.
+            let icmp = unsafe { *icmp };
+            if payload < size_of::<Icmp>() as u16 {
+                return Err(Reason::DropBadTransport);
+            }
+            match icmp.kind {
+                wire::ICMP_ECHO_REQUEST | wire::ICMP_TIMESTAMP_REQUEST => {
+                    parsed.kind = Kind::Ported;
+                    parsed.key.source_port = icmp.id;
+                    parsed.key.query = Query::Request as u8;
+                }
+                wire::ICMP_ECHO_REPLY | wire::ICMP_TIMESTAMP_REPLY => {
+                    parsed.kind = Kind::Ported;
+                    parsed.key.destination_port = icmp.id;
+                    parsed.key.query = Query::Reply as u8;
+                }
+                _ => parsed.kind = Kind::IcmpOther,
+            }
+        }
+        _ => {}
+    }
+    Ok(parsed)
+}
+
+/// Sum of the 20 fixed bytes of the header; 0xffff folded means the checksum is right.
+#[inline(always)]
+fn header_sum(header: &Ipv4) -> Sum {
+    Sum::ZERO
+        .add_u16(u16::from_ne_bytes([header.version_and_length, header.tos]))
+        .add_u16(header.total_length)
+        .add_u16(header.id)
+        .add_u16(header.fragment)
+        .add_u16(u16::from_ne_bytes([header.ttl, header.protocol]))
+        .add_u16(header.checksum)
+        .add_u32(header.source)
+        .add_u32(header.destination)
+}
+
+/// Judges a fragment by its header alone: what no later one could make right is dropped.
+#[inline(always)]
+fn check_fragment(fragment: u16, payload: u16) -> Result<Kind, Reason> {
+    let offset = u32::from(fragment & wire::FRAGMENT_OFFSET) * 8;
+    let more = fragment & wire::MORE_FRAGMENTS != 0;
+    // behaviour FRG-15 (ping of death) and FRG-16.
+    if payload == 0 || offset + u32::from(payload) > 65_535 || (more && payload % 8 != 0) {
+        return Err(Reason::DropFragment);
+    }
+    Ok(if offset == 0 { Kind::FirstFragment } else { Kind::LaterFragment })
+}
+
+/// Largest option list in bytes: header length 15 words.
+const OPTIONS: usize = 40;
+
+/// Walks the options: refuses source routes and lists that do not end well, and sums them.
+///
+/// Out of line in the program: packets with options are rare, the loop is not small.
+#[inline(never)]
+fn check_options<F: Frame>(frame: &F, network: usize, header_length: usize) -> Result<Sum, Reason> {
+    let length = header_length - IPV4;
+    let mut sum = Sum::ZERO;
+    let mut word = 0;
+    while word < OPTIONS {
+        if word >= length {
+            break;
+        }
+        let Some(bytes) = frame.at::<u16>(network + IPV4 + word) else { return Err(Reason::DropTruncated) };
+        // SAFETY: `at` answered for two bytes.
+        sum = sum.add_u16(unsafe { *bytes });
+        word += 2;
+    }
+    // One byte a turn, so that the verifier sees a plain bounded loop: `skip` counts what is left
+    // of the option under way, `state` says whether its length byte comes next.
+    let mut skip = 0usize;
+    let mut wants_length = false;
+    let mut position = 0;
+    while position < OPTIONS {
+        if position >= length {
+            break;
+        }
+        let Some(byte) = frame.at::<u8>(network + IPV4 + position) else { return Err(Reason::DropTruncated) };
+        // SAFETY: `at` answered for one byte.
+        let byte = unsafe { *byte };
+        position += 1;
+        if wants_length {
+            wants_length = false;
+            if byte < 2 {
+                return Err(Reason::DropBadOption);
+            }
+            skip = byte as usize - 2;
+        } else if skip > 0 {
+            skip -= 1;
+        } else {
+            match byte {
+                0 => return Ok(sum),
+                1 => {}
+                // LSRR and SSRR.
+                131 | 137 => return Err(Reason::DropSourceRoute),
+                _ => wants_length = true,
+            }
+        }
+    }
+    if wants_length || skip > 0 {
+        return Err(Reason::DropBadOption);
+    }
+    Ok(sum)
+}

@@ -1,0 +1,116 @@
+//! Rewriting a packet in place: the same bytes whether the program or the daemon does it.
+
+use crate::checksum::{Delta, Sum};
+use crate::flow::FlowValue;
+use crate::frame::Frame;
+use crate::next_hop::NextHop;
+use crate::parse::Parsed;
+use crate::wire::{self, Ethernet, Icmp, Ipv4, Tcp, Udp};
+
+/// Writes a flow's addresses and ports, and brings the checksums after. The TTL is
+/// [`decrement_ttl`]'s and the MACs [`address_frame`]'s.
+///
+/// `None` if the frame ends before a header does, which [`crate::parse()`] has excluded.
+#[inline(always)]
+pub fn rewrite<F: Frame>(frame: &F, parsed: &Parsed, flow: &FlowValue) -> Option<()> {
+    rewrite_addresses(frame, parsed.network, flow)?;
+    rewrite_transport(frame, parsed.transport, parsed.key.protocol, flow)
+}
+
+/// The addresses of the IPv4 header at `network`, and its checksum.
+#[inline(always)]
+pub fn rewrite_addresses<F: Frame>(frame: &F, network: usize, flow: &FlowValue) -> Option<()> {
+    let header = frame.at::<Ipv4>(network)?;
+    // SAFETY: `at` answered for the whole header, which nothing else borrows.
+    unsafe {
+        (*header).source = flow.source;
+        (*header).destination = flow.destination;
+        (*header).checksum = Delta(flow.header_delta).apply((*header).checksum);
+    }
+    Some(())
+}
+
+/// The ports or identifier of the transport header at `transport`, and its checksum.
+#[inline(always)]
+pub fn rewrite_transport<F: Frame>(frame: &F, transport: usize, protocol: u8, flow: &FlowValue) -> Option<()> {
+    let delta = Delta(flow.transport_delta);
+    match protocol {
+        wire::TCP => {
+            let tcp = frame.at::<Tcp>(transport)?;
+            // SAFETY: `at` answered for the whole header, which nothing else borrows.
+            unsafe {
+                (*tcp).source = flow.source_port;
+                (*tcp).destination = flow.destination_port;
+                (*tcp).checksum = delta.apply((*tcp).checksum);
+            }
+        }
+        wire::UDP | wire::UDPLITE => {
+            let udp = frame.at::<Udp>(transport)?;
+            // SAFETY: as above.
+            unsafe {
+                (*udp).source = flow.source_port;
+                (*udp).destination = flow.destination_port;
+                (*udp).checksum = delta.apply_udp((*udp).checksum);
+            }
+        }
+        wire::ICMP => {
+            let icmp = frame.at::<Icmp>(transport)?;
+            // SAFETY: as above.
+            unsafe {
+                let is_reply = matches!((*icmp).kind, wire::ICMP_ECHO_REPLY | wire::ICMP_TIMESTAMP_REPLY);
+                (*icmp).id = if is_reply { flow.destination_port } else { flow.source_port };
+                (*icmp).checksum = delta.apply((*icmp).checksum);
+            }
+        }
+        _ => {}
+    }
+    Some(())
+}
+
+/// Takes one off the TTL of the IPv4 header at `network` (RFC 1812 section 5.3.1).
+#[inline(always)]
+pub fn decrement_ttl<F: Frame>(frame: &F, network: usize) -> Option<()> {
+    let header = frame.at::<Ipv4>(network)?;
+    // SAFETY: `at` answered for the whole header, which nothing else borrows.
+    unsafe {
+        let before = u16::from_ne_bytes([(*header).ttl, (*header).protocol]);
+        (*header).ttl -= 1;
+        let after = u16::from_ne_bytes([(*header).ttl, (*header).protocol]);
+        let delta = Delta::of(Sum::ZERO.subtract_u16(before).add_u16(after));
+        (*header).checksum = delta.apply((*header).checksum);
+    }
+    Some(())
+}
+
+/// Writes the MACs of the way out.
+#[inline(always)]
+pub fn address_frame<F: Frame>(frame: &F, hop: &NextHop) -> Option<()> {
+    let ethernet = frame.at::<Ethernet>(0)?;
+    // SAFETY: `at` answered for the whole header, which nothing else borrows.
+    unsafe {
+        (*ethernet).destination = hop.destination;
+        (*ethernet).source = hop.source;
+    }
+    Some(())
+}
+
+/// Mends the transport checksum of a packet whose ports stay: the first fragment of a one-to-one
+/// datagram. A fragment too short to hold the field is `None`: sent on, its checksum would be wrong.
+#[inline(always)]
+pub fn adjust_transport<F: Frame>(frame: &F, transport: usize, protocol: u8, flow: &FlowValue) -> Option<()> {
+    let delta = Delta(flow.transport_delta);
+    match protocol {
+        wire::TCP => {
+            let tcp = frame.at::<Tcp>(transport)?;
+            // SAFETY: `at` answered for the whole header, which nothing else borrows.
+            unsafe { (*tcp).checksum = delta.apply((*tcp).checksum) };
+        }
+        wire::UDP | wire::UDPLITE => {
+            let udp = frame.at::<Udp>(transport)?;
+            // SAFETY: as above.
+            unsafe { (*udp).checksum = delta.apply_udp((*udp).checksum) };
+        }
+        _ => {}
+    }
+    Some(())
+}

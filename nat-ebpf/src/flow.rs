@@ -1,0 +1,101 @@
+//! An established packet: one lookup was made, its value is the verdict.
+
+use aya_ebpf::{bindings::xdp_action, helpers::generated::bpf_jiffies64};
+use nat_common::{
+    FlowValue, Parsed, Reason,
+    abi::{Interface, SessionEvent},
+    activity::TICK_SHIFT,
+    flow::{Action, is_partial},
+    frame::Frame as _,
+    next_hop::NextHop,
+    tcp, translate,
+    wire::{self, Tcp, Udp},
+};
+
+use crate::{Verdict, count::count, fits, frame::PacketFrame, maps};
+
+/// Translates the packet and sends it on, or says who must.
+///
+/// The next hop is judged before the first byte is written: what cannot be finished here leaves
+/// here untouched.
+#[inline(always)]
+pub fn forward(interface: &Interface, frame: &PacketFrame, parsed: &Parsed, flow: &FlowValue) -> Verdict {
+    if flow.action == Action::Bypass as u8 {
+        note(frame, parsed, flow);
+        return Verdict::Pass;
+    }
+    let Some(hop) = maps::next_hop(flow.next_hop) else { return Verdict::Punt };
+    if hop.flags & NextHop::VALID == 0 || !fits(parsed, hop.mtu) {
+        return Verdict::Punt;
+    }
+    if hop.flags & NextHop::STACK != 0 || (interface.flags & Interface::VIRTUAL != 0 && partial(frame, parsed)) {
+        return Verdict::Stack;
+    }
+    note(frame, parsed, flow);
+    if translate::rewrite(frame, parsed, flow).is_none() {
+        return Verdict::Drop(Reason::DropTruncated);
+    }
+    send(frame, parsed, hop)
+}
+
+/// TTL, MACs, and out.
+#[inline(always)]
+pub fn send(frame: &PacketFrame, parsed: &Parsed, hop: &NextHop) -> Verdict {
+    if translate::decrement_ttl(frame, parsed.network).is_none() || translate::address_frame(frame, hop).is_none() {
+        return Verdict::Drop(Reason::DropTruncated);
+    }
+    match maps::DEVICES.redirect(hop.port, u64::from(xdp_action::XDP_DROP)) {
+        Ok(action) => {
+            count(Reason::Translated);
+            Verdict::Sent(action)
+        }
+        Err(_) => Verdict::Drop(Reason::DropTransmit),
+    }
+}
+
+/// Writes the session's line: counters, last seen, and for TCP what it has come to.
+#[inline(always)]
+pub fn note(frame: &PacketFrame, parsed: &Parsed, flow: &FlowValue) {
+    let Some(line) = maps::activity(flow.session) else { return };
+    // SAFETY: the slot is the session's. Two CPUs may race on the counters, which then miss a
+    // packet; nothing else depends on them.
+    let line = unsafe { &mut *line };
+    // SAFETY: the helper has no preconditions.
+    let now = (unsafe { bpf_jiffies64() } >> TICK_SHIFT) as u32;
+    let half = if flow.direction == 0 { &mut line.directions[0] } else { &mut line.directions[1] };
+    half.packets += 1;
+    half.bytes += u64::from(parsed.total_length);
+    if half.last_seen != now {
+        half.last_seen = now;
+    }
+    if parsed.key.protocol == wire::TCP
+        && let Some(header) = frame.at::<Tcp>(parsed.transport)
+    {
+        // SAFETY: `at` answered for the whole header.
+        let (sequence, acknowledgement) =
+            unsafe { (u32::from_be((*header).sequence), u32::from_be((*header).acknowledgement)) };
+        let seen = tcp::note(line, usize::from(flow.direction), parsed.tcp_flags, sequence, acknowledgement);
+        if seen != 0 {
+            let event =
+                SessionEvent { session: flow.session, seen, direction: flow.direction, pad: [0; 2] };
+            // A full ring loses the event: the daemon looks again when the session is next due.
+            let _ = maps::EVENTS.output(&event, 0);
+        }
+    }
+}
+
+/// Whether the transport checksum is left to an offload: see [`is_partial`].
+#[inline(always)]
+pub fn partial(frame: &PacketFrame, parsed: &Parsed) -> bool {
+    let checksum = match parsed.key.protocol {
+        // SAFETY: `at` answered for the whole header.
+        wire::TCP => frame.at::<Tcp>(parsed.transport).map(|tcp| unsafe { (*tcp).checksum }),
+        // SAFETY: as above.
+        wire::UDP => frame.at::<Udp>(parsed.transport).map(|udp| unsafe { (*udp).checksum }),
+        _ => None,
+    };
+    let length = parsed.total_length - (parsed.transport - parsed.network) as u16;
+    checksum.is_some_and(|checksum| {
+        is_partial(parsed.key.source, parsed.key.destination, parsed.key.protocol, length, checksum)
+    })
+}

@@ -1,0 +1,116 @@
+//! A packet without a flow: whose is it? The stack's, the daemon's, or nobody's.
+
+use aya_ebpf::programs::XdpContext;
+use nat_common::{
+    Parsed, Reason,
+    abi::{Interface, LocalAddress, Settings},
+    classify::{RuleSet, is_group, is_martian_destination, is_martian_source, protocol_class},
+    flow::Query,
+    parse::Kind,
+    wire,
+};
+
+use crate::{Verdict, frame::PacketFrame, maps, sockets, stateless};
+
+/// Judges a packet that no flow covers, in the order of the configuration: one-to-one, the
+/// gateway's own addresses, then rules.
+#[inline(always)]
+pub fn judge(ctx: &XdpContext, interface: &Interface, frame: &PacketFrame, parsed: &Parsed) -> Verdict {
+    if is_group(parsed.key.destination) {
+        return Verdict::Pass;
+    }
+    if is_martian_source(parsed.key.source) || is_martian_destination(parsed.key.destination) {
+        return Verdict::Drop(Reason::DropMartian);
+    }
+    let Some(settings) = maps::settings() else { return Verdict::Pass };
+    let outside = interface.flags & Interface::OUTSIDE != 0;
+    if let Some(mapping) = maps::one_to_one(settings.generation, true, parsed.key.destination) {
+        return stateless::inbound(ctx, interface, frame, parsed, mapping);
+    }
+    if let Some(local) = maps::local(parsed.key.destination) {
+        return for_gateway(ctx, settings, parsed, local, outside);
+    }
+    if !outside && let Some(mapping) = maps::one_to_one(settings.generation, false, parsed.key.source) {
+        return stateless::outbound(ctx, interface, frame, parsed, mapping);
+    }
+    by_rules(settings, parsed, outside)
+}
+
+/// Addressed to the gateway: its sockets first, then mappings and forwards, then its stack.
+#[inline(always)]
+fn for_gateway(
+    ctx: &XdpContext,
+    settings: &Settings,
+    parsed: &Parsed,
+    local: &LocalAddress,
+    outside: bool,
+) -> Verdict {
+    if local.flags & LocalAddress::EXTERNAL == 0 {
+        return Verdict::Pass;
+    }
+    let key = &parsed.key;
+    match parsed.kind {
+        Kind::Ported if key.protocol == wire::ICMP => {
+            // A request is the gateway's to answer (behaviour ICQ-07); a reply may be a mapping's.
+            if key.query == Query::Request as u8 { Verdict::Pass } else { Verdict::Punt }
+        }
+        Kind::Ported => {
+            if sockets::wants(ctx, key) {
+                return Verdict::Pass;
+            }
+            let port = u16::from_be(key.destination_port);
+            let may_be_mapped = port >= local.first_port && port <= local.last_port;
+            if may_be_mapped || local.flags & LocalAddress::FORWARDS != 0 {
+                Verdict::Punt
+            } else if outside && settings.flags & Settings::DROP_UNMATCHED_OUTSIDE != 0 {
+                Verdict::Drop(Reason::DropUnsolicited)
+            } else {
+                Verdict::Pass
+            }
+        }
+        // Errors name their flow in the quote, fragments in their first: the daemon looks, and
+        // gives the stack what is its own.
+        Kind::IcmpOther | Kind::FirstFragment | Kind::LaterFragment => Verdict::Punt,
+        Kind::Portless => Verdict::Pass,
+    }
+}
+
+/// Addressed to someone else: translated if a rule says so, plain routing if none does, and
+/// never from the outside to an inside that rules hide.
+#[inline(always)]
+fn by_rules(settings: &Settings, parsed: &Parsed, outside: bool) -> Verdict {
+    let class = protocol_class(parsed.key.protocol);
+    let protocols = match class {
+        0 => &settings.protocols[0],
+        1 => &settings.protocols[1],
+        2 => &settings.protocols[2],
+        _ => &settings.protocols[3],
+    };
+    let mut rules = matching(settings, protocols, parsed.key.source, parsed.key.destination);
+    if outside {
+        rules = rules.and(&settings.inward);
+    }
+    if !rules.is_empty() {
+        return if rules.first_is_in(&settings.exempt) { Verdict::Pass } else { Verdict::Punt };
+    }
+    if outside {
+        // Would the answer be translated? Then this is an uninvited packet to a hidden host. Is
+        // it exempt, or no rule's, then both directions are plain routing (behaviour POL-05).
+        let reverse = matching(settings, protocols, parsed.key.destination, parsed.key.source);
+        if !reverse.is_empty() && !reverse.first_is_in(&settings.exempt) {
+            return Verdict::Drop(Reason::DropUninvited);
+        }
+    }
+    Verdict::Pass
+}
+
+/// Rules whose selectors hold for a source, a destination and a protocol.
+#[inline(always)]
+fn matching(settings: &Settings, protocols: &RuleSet, source: u32, destination: u32) -> RuleSet {
+    let (Some(from), Some(to)) =
+        (maps::rules_from(settings.generation, source), maps::rules_to(settings.generation, destination))
+    else {
+        return RuleSet::EMPTY;
+    };
+    from.and(to).and(protocols)
+}

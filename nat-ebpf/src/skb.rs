@@ -1,0 +1,191 @@
+//! The same translation on the tc hook, for what XDP cannot send: the stack's transmit path takes
+//! every device, and the skb knows what is left to do for its checksum.
+
+use aya_ebpf::{
+    EbpfContext as _,
+    bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, __sk_buff},
+    helpers::generated::{bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_redirect, bpf_skb_store_bytes},
+    programs::TcContext,
+};
+use nat_common::{
+    Direction, FlowKey, FlowValue, Parsed, Realm, Reason,
+    abi::Interface,
+    checksum::Sum,
+    frame::Frame,
+    flow::{Action, Query, Rewrite},
+    next_hop::NextHop,
+    parse::{ETHERNET, Frames, Kind, parse},
+    wire,
+};
+
+use crate::{count::count, fits, flow, frame::PacketFrame, is_for, maps, stateless};
+
+/// Enough linear bytes for Ethernet, IPv4 without options and TCP.
+const HEADERS: u32 = 14 + 20 + 20;
+
+/// Finds the packet's flow, or its one-to-one rule, rewrites it and redirects it. `None` leaves
+/// it to the stack: XDP has already judged that it may go there.
+#[inline(always)]
+pub fn translate(ctx: &TcContext, interface: &Interface, realm: Realm) -> Option<i32> {
+    if ctx.data() + HEADERS as usize > ctx.data_end() {
+        // Short packets cannot be pulled to this length, and need not be.
+        let _ = ctx.pull_data(HEADERS.min(ctx.len()));
+    }
+    let frame = PacketFrame::of_tc(ctx);
+    if !is_for(&frame, interface) {
+        return None;
+    }
+    let Frames::Ipv4(parsed) = parse(&SkbFrame { linear: frame, length: ctx.len() as usize }, realm) else {
+        return None;
+    };
+    if parsed.network != ETHERNET {
+        return None;
+    }
+    let frame = PacketFrame::of_tc(ctx);
+    if matches!(parsed.kind, Kind::Ported | Kind::Portless)
+        && let Some(value) = maps::flow(&parsed.key)
+    {
+        if value.action == Action::Bypass as u8 {
+            return None;
+        }
+        let hop = maps::next_hop(value.next_hop)?;
+        if hop.flags & NextHop::VALID == 0 || parsed.ttl <= 1 {
+            return None;
+        }
+        flow::note(&frame, &parsed, value);
+        return rewrite(ctx, &parsed, value, hop);
+    }
+    let (value, hop) = one_to_one(ctx, interface, &parsed, realm)?;
+    rewrite(ctx, &parsed, &value, &hop)
+}
+
+/// The translation of a packet that a one-to-one rule covers.
+#[inline(always)]
+fn one_to_one(ctx: &TcContext, interface: &Interface, parsed: &Parsed, realm: Realm) -> Option<(FlowValue, NextHop)> {
+    let settings = maps::settings()?;
+    let key: &FlowKey = &parsed.key;
+    let inbound = realm == Realm::Outside;
+    let mapping =
+        maps::one_to_one(settings.generation, inbound, if inbound { key.destination } else { key.source })?;
+    if parsed.kind == Kind::IcmpOther || (!inbound && maps::local(key.destination).is_some()) {
+        return None;
+    }
+    let rewrite = if inbound {
+        Rewrite { destination: stateless::counterpart(mapping, key.destination), ..stateless::same(key) }
+    } else {
+        Rewrite { source: stateless::counterpart(mapping, key.source), ..stateless::same(key) }
+    };
+    let source = if inbound { rewrite.source } else { key.source };
+    let (hop, outside) =
+        stateless::route(ctx.as_ptr(), interface, parsed, source, rewrite.destination).ok()?;
+    if !fits(parsed, hop.mtu) || outside == inbound {
+        return None;
+    }
+    Some((FlowValue::translate(key, &rewrite, Direction::Original, 0, 0), hop))
+}
+
+/// Writes the packet through the helpers that keep the skb's checksum state, and redirects it.
+#[inline(always)]
+fn rewrite(ctx: &TcContext, parsed: &Parsed, value: &FlowValue, hop: &NextHop) -> Option<i32> {
+    let skb: *mut __sk_buff = ctx.as_ptr().cast();
+    let network = parsed.network as u32;
+    let transport = parsed.transport as u32;
+    if matches!(parsed.kind, Kind::Ported | Kind::FirstFragment) {
+        mend_transport_checksum(skb, parsed, value, transport)?;
+    }
+    if parsed.kind == Kind::Ported {
+        write_ports(skb, parsed, value, transport)?;
+    }
+    let [old_ttl, new_ttl] = [
+        u16::from_ne_bytes([parsed.ttl, parsed.key.protocol]),
+        u16::from_ne_bytes([parsed.ttl.wrapping_sub(1), parsed.key.protocol]),
+    ];
+    let header = Sum::ZERO.add_u16(value.header_delta).subtract_u16(old_ttl).add_u16(new_ttl);
+    let addresses = [value.source, value.destination];
+    // SAFETY: the skb is valid; every source buffer is as long as said.
+    unsafe {
+        check(bpf_l3_csum_replace(skb, network + 10, 0, u64::from(header.fold()), 0))?;
+        check(store(skb, network + 12, &addresses))?;
+        check(store(skb, network + 8, &parsed.ttl.wrapping_sub(1)))?;
+        check(store(skb, 0, &[hop.destination, hop.source]))?;
+        count(Reason::TranslatedByStack);
+        Some(bpf_redirect(hop.ifindex, 0) as i32)
+    }
+}
+
+/// Brings the transport checksum after. What the pseudo-header changed is told apart, because a
+/// partial checksum covers nothing else yet.
+#[inline(always)]
+fn mend_transport_checksum(skb: *mut __sk_buff, parsed: &Parsed, value: &FlowValue, transport: u32) -> Option<()> {
+    let (field, flags) = match parsed.key.protocol {
+        wire::TCP => (transport + 16, 0),
+        wire::UDP | wire::UDPLITE => (transport + 6, u64::from(BPF_F_MARK_MANGLED_0)),
+        wire::ICMP => (transport + 2, 0),
+        _ => return Some(()),
+    };
+    let ports = Sum::ZERO.add_u16(value.transport_delta).subtract_u16(value.pseudo_delta).fold();
+    // SAFETY: the skb is valid; a field beyond its end makes the helper fail.
+    unsafe {
+        if value.pseudo_delta != 0 {
+            let pseudo = u64::from(value.pseudo_delta);
+            check(bpf_l4_csum_replace(skb, field, 0, pseudo, u64::from(BPF_F_PSEUDO_HDR) | flags))?;
+        }
+        if parsed.kind == Kind::Ported {
+            check(bpf_l4_csum_replace(skb, field, 0, u64::from(ports), flags))?;
+        }
+    }
+    Some(())
+}
+
+/// Writes ports, or the identifier of an ICMP query.
+#[inline(always)]
+fn write_ports(skb: *mut __sk_buff, parsed: &Parsed, value: &FlowValue, transport: u32) -> Option<()> {
+    // SAFETY: the skb is valid; every source buffer is as long as said.
+    unsafe {
+        match parsed.key.protocol {
+            wire::ICMP => {
+                let is_request = parsed.key.query == Query::Request as u8;
+                let id = if is_request { value.source_port } else { value.destination_port };
+                check(store(skb, transport + 4, &id))
+            }
+            wire::TCP | wire::UDP | wire::UDPLITE => {
+                check(store(skb, transport, &[value.source_port, value.destination_port]))
+            }
+            _ => Some(()),
+        }
+    }
+}
+
+/// Stores a value's bytes at an offset.
+///
+/// # Safety
+/// `skb` must be this program's context.
+#[inline(always)]
+unsafe fn store<T>(skb: *mut __sk_buff, offset: u32, value: &T) -> i64 {
+    // SAFETY: the buffer is `value`'s own.
+    unsafe { bpf_skb_store_bytes(skb, offset, (&raw const *value).cast(), size_of::<T>() as u32, 0) }
+}
+
+/// A helper's return value as an option.
+#[inline(always)]
+fn check(result: i64) -> Option<()> {
+    (result == 0).then_some(())
+}
+
+/// An skb whose length is that of the whole packet, while only its head is linear.
+struct SkbFrame {
+    linear: PacketFrame,
+    length: usize,
+}
+
+impl Frame for SkbFrame {
+    #[inline(always)]
+    fn at<T: wire::Wire>(&self, offset: usize) -> Option<*mut T> {
+        self.linear.at(offset)
+    }
+
+    #[inline(always)]
+    fn length(&self) -> usize {
+        self.length
+    }
+}

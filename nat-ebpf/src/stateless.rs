@@ -1,0 +1,147 @@
+//! One-to-one NAT: the address is computed, no table entry is made (behaviour ONE-02).
+
+use core::ffi::c_void;
+
+use aya_ebpf::{
+    bindings::{BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup as Fib},
+    helpers::generated::bpf_fib_lookup,
+    programs::XdpContext,
+};
+use nat_common::{
+    Direction, FlowKey, FlowValue, Parsed, Reason,
+    abi::{Interface, StaticValue},
+    flow::Rewrite,
+    next_hop::NextHop,
+    parse::Kind,
+    translate,
+};
+
+use crate::{Verdict, count::count, fits, flow, frame::PacketFrame, maps};
+
+/// `AF_INET`.
+const AF_INET: u8 = 2;
+
+/// To a one-to-one external address: the destination becomes the inside host.
+#[inline(always)]
+pub fn inbound(
+    ctx: &XdpContext,
+    interface: &Interface,
+    frame: &PacketFrame,
+    parsed: &Parsed,
+    mapping: &StaticValue,
+) -> Verdict {
+    if interface.flags & Interface::OUTSIDE == 0 || parsed.kind == Kind::IcmpOther {
+        // Hairpin turns both ends, an error turns its quote, too: the daemon's.
+        return Verdict::Punt;
+    }
+    let rewrite = Rewrite { destination: counterpart(mapping, parsed.key.destination), ..same(&parsed.key) };
+    let Ok((hop, _)) = route(ctx.ctx.cast(), interface, parsed, rewrite.source, rewrite.destination) else {
+        return Verdict::Punt;
+    };
+    send(interface, frame, parsed, &rewrite, &hop)
+}
+
+/// From a one-to-one inside host: the source becomes its external address where the way out is
+/// outside, and stays where it is not.
+#[inline(always)]
+pub fn outbound(
+    ctx: &XdpContext,
+    interface: &Interface,
+    frame: &PacketFrame,
+    parsed: &Parsed,
+    mapping: &StaticValue,
+) -> Verdict {
+    if parsed.kind == Kind::IcmpOther {
+        return Verdict::Punt;
+    }
+    let rewrite = Rewrite { source: counterpart(mapping, parsed.key.source), ..same(&parsed.key) };
+    let Ok((hop, outside)) = route(ctx.ctx.cast(), interface, parsed, parsed.key.source, parsed.key.destination)
+    else {
+        return Verdict::Punt;
+    };
+    if !outside {
+        return Verdict::Pass;
+    }
+    send(interface, frame, parsed, &rewrite, &hop)
+}
+
+/// The other side's address with the same host bits.
+#[inline(always)]
+pub fn counterpart(mapping: &StaticValue, address: u32) -> u32 {
+    (address & mapping.host_mask) | mapping.network
+}
+
+/// The endpoints as they are.
+#[inline(always)]
+pub fn same(key: &FlowKey) -> Rewrite {
+    Rewrite {
+        source: key.source,
+        destination: key.destination,
+        source_port: key.source_port,
+        destination_port: key.destination_port,
+    }
+}
+
+/// Asks the kernel's routing table: without an entry there is no next hop to remember. `Err` is
+/// for the daemon: no neighbour yet, no route, forwarding off on this interface.
+#[inline(always)]
+pub fn route(
+    context: *mut c_void,
+    interface: &Interface,
+    parsed: &Parsed,
+    source: u32,
+    destination: u32,
+) -> Result<(NextHop, bool), ()> {
+    // SAFETY: all zeroes is a valid value of this C structure.
+    let mut fib: Fib = unsafe { core::mem::zeroed() };
+    fib.family = AF_INET;
+    fib.l4_protocol = parsed.key.protocol;
+    fib.__bindgen_anon_1.tot_len = parsed.total_length;
+    fib.ifindex = interface.ifindex;
+    fib.__bindgen_anon_3.ipv4_src = source;
+    fib.__bindgen_anon_4.ipv4_dst = destination;
+    // SAFETY: the context is valid and the size is the structure's.
+    let found = unsafe { bpf_fib_lookup(context, &raw mut fib, size_of::<Fib>() as i32, 0) };
+    if found != i64::from(BPF_FIB_LKUP_RET_SUCCESS) {
+        return Err(());
+    }
+    let Some(egress) = maps::interface(fib.ifindex) else { return Err(()) };
+    // SAFETY: on success the kernel has filled in the MACs.
+    let macs = unsafe { fib.__bindgen_anon_6.__bindgen_anon_2 };
+    let stack = if egress.flags & Interface::STACK != 0 { NextHop::STACK } else { 0 };
+    let hop = NextHop {
+        destination: macs.dmac,
+        source: macs.smac,
+        ifindex: egress.ifindex,
+        port: u32::from(egress.port),
+        mtu: u32::from(u16::MAX),
+        flags: NextHop::VALID | stack,
+        pad: 0,
+    };
+    Ok((hop, egress.flags & Interface::OUTSIDE != 0))
+}
+
+/// Rewrites the addresses and sends; fragments of any order pass, only a first (or whole) packet
+/// has a transport checksum to mend.
+#[inline(always)]
+fn send(interface: &Interface, frame: &PacketFrame, parsed: &Parsed, rewrite: &Rewrite, hop: &NextHop) -> Verdict {
+    if !fits(parsed, hop.mtu) {
+        return Verdict::Punt;
+    }
+    if hop.flags & NextHop::STACK != 0 || (interface.flags & Interface::VIRTUAL != 0 && flow::partial(frame, parsed)) {
+        return Verdict::Stack;
+    }
+    let value = FlowValue::translate(&parsed.key, rewrite, Direction::Original, 0, 0);
+    let done = match parsed.kind {
+        Kind::Ported => translate::rewrite(frame, parsed, &value),
+        Kind::FirstFragment => translate::rewrite_addresses(frame, parsed.network, &value).and_then(|()| {
+            translate::adjust_transport(frame, parsed.transport, parsed.key.protocol, &value)
+        }),
+        _ => translate::rewrite_addresses(frame, parsed.network, &value),
+    };
+    if done.is_none() {
+        return Verdict::Drop(Reason::DropTruncated);
+    }
+    count(Reason::TranslatedStatic);
+    flow::send(frame, parsed, hop)
+}

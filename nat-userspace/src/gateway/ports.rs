@@ -1,0 +1,351 @@
+//! External ports of one address and protocol: which are free, owned, shared or resting.
+//!
+//! Every operation is O(1) (taking a random free port, too), so the last free port costs what the
+//! first did. Ports and identifiers are in host byte order here.
+
+use std::collections::{HashMap, VecDeque};
+use std::time::{Duration, Instant};
+
+use super::random::Random;
+
+/// Inclusive range of ports.
+pub use crate::config::PortRange;
+
+/// Where a port stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Free,
+    /// One mapping's.
+    Owned,
+    /// Shared by this many sessions to different remotes.
+    Shared(u32),
+    /// Given back, but not for others yet.
+    Resting,
+    /// A forward's, or the gateway's own.
+    Reserved,
+}
+
+/// Who held a resting port: the same inside endpoint may have it back at once.
+pub type Holder = (u32, u16);
+
+/// The most ports that rest at once; beyond it the oldest is freed early (RFC 6888 REQ-8 asks
+/// for a hold-down, but exhaustion would be worse).
+const RESTING: usize = 16_384;
+
+/// Parity and range class: RFC 4787 REQ-3a and REQ-4 keep both.
+const CLASSES: usize = 4;
+
+/// Ports below this are a class of their own (RFC 4787 REQ-3a).
+const WELL_KNOWN: u16 = 1024;
+
+/// The ports of one address and protocol.
+pub struct PortTable {
+    range: PortRange,
+    states: Vec<State>,
+    /// Free ports by class, in no order.
+    free: [Vec<u16>; CLASSES],
+    /// Where a free port stands in its class's list.
+    position: Vec<u16>,
+    resting: VecDeque<(Instant, u16)>,
+    holders: HashMap<u16, Holder>,
+    quarantine: Duration,
+    used: u32,
+}
+
+/// The class of a port.
+const fn class(port: u16) -> usize {
+    (port & 1) as usize + if port < WELL_KNOWN { 0 } else { 2 }
+}
+
+impl PortTable {
+    /// All ports of `range` free. `quarantine` zero for protocols whose end is seen (TCP).
+    pub fn new(range: PortRange, quarantine: Duration) -> Self {
+        let mut table = Self {
+            range,
+            states: vec![State::Reserved; 65_536],
+            free: Default::default(),
+            position: vec![0; 65_536],
+            resting: VecDeque::new(),
+            holders: HashMap::new(),
+            quarantine,
+            used: 0,
+        };
+        for port in range.first..=range.last {
+            table.make_free(port);
+        }
+        table
+    }
+
+    /// Widens the table by ports of another rule that uses the same address.
+    pub fn include(&mut self, range: PortRange) {
+        for port in range.first..=range.last {
+            if (port < self.range.first || port > self.range.last)
+                && self.states[usize::from(port)] == State::Reserved
+            {
+                self.make_free(port);
+            }
+        }
+        self.range.first = self.range.first.min(range.first);
+        self.range.last = self.range.last.max(range.last);
+    }
+
+    /// Takes a port out of what may be allocated, if it is free.
+    pub fn reserve(&mut self, port: u16) -> bool {
+        match self.states[usize::from(port)] {
+            State::Free => {
+                self.remove_free(port);
+                self.states[usize::from(port)] = State::Reserved;
+                true
+            }
+            State::Reserved => true,
+            _ => false,
+        }
+    }
+
+    /// Gives a reserved port back to those that may be allocated.
+    pub fn unreserve(&mut self, port: u16) {
+        if self.states[usize::from(port)] == State::Reserved
+            && (self.range.first..=self.range.last).contains(&port)
+        {
+            self.make_free(port);
+        }
+    }
+
+    /// Takes a port for one mapping: the wanted one if it may be had, else a random one of the
+    /// same parity and range class within `range`, else any. `None` when none is left.
+    pub fn take(
+        &mut self,
+        wanted: u16,
+        holder: Holder,
+        range: PortRange,
+        now: Instant,
+        random: &mut Random,
+        usable: &mut dyn FnMut(u16) -> bool,
+    ) -> Option<u16> {
+        self.release_rested(now);
+        if (range.first..=range.last).contains(&wanted) && usable(wanted) {
+            match self.states[usize::from(wanted)] {
+                State::Free => {
+                    self.remove_free(wanted);
+                    return Some(self.own(wanted));
+                }
+                State::Resting if self.holders.get(&wanted) == Some(&holder) => {
+                    self.holders.remove(&wanted);
+                    return Some(self.own(wanted));
+                }
+                _ => {}
+            }
+        }
+        let preferred = class(wanted);
+        // Same class first; then the same range, other parity; the other range never (REQ-3a)
+        // unless the configured range leaves nothing else.
+        let order = [preferred, preferred ^ 1, preferred ^ 2, preferred ^ 3];
+        for class in order {
+            if let Some(port) = self.take_random(class, range, random, usable) {
+                return Some(self.own(port));
+            }
+        }
+        None
+    }
+
+    /// A random free port of a class, within `range` and acceptable to `usable`.
+    fn take_random(
+        &mut self,
+        class: usize,
+        range: PortRange,
+        random: &mut Random,
+        usable: &mut dyn FnMut(u16) -> bool,
+    ) -> Option<u16> {
+        /// How many of the gateway's own ports may be met in a row.
+        const TRIES: u32 = 64;
+        for _ in 0..TRIES {
+            let list = &self.free[class];
+            if list.is_empty() {
+                return None;
+            }
+            let port = list[random.below(list.len())];
+            if (range.first..=range.last).contains(&port) && usable(port) {
+                self.remove_free(port);
+                return Some(port);
+            }
+        }
+        // A narrow range within a wide table: look through the list once.
+        let found =
+            self.free[class].iter().copied().find(|port| (range.first..=range.last).contains(port) && usable(*port));
+        if let Some(port) = found {
+            self.remove_free(port);
+        }
+        found
+    }
+
+    /// Whether sessions to different remotes may share this port.
+    pub fn is_shareable(&self, port: u16) -> bool {
+        matches!(self.states[usize::from(port)], State::Free | State::Shared(_))
+    }
+
+    /// One more session shares the port.
+    pub fn share(&mut self, port: u16) {
+        match self.states[usize::from(port)] {
+            State::Shared(count) => self.states[usize::from(port)] = State::Shared(count + 1),
+            State::Free => {
+                self.remove_free(port);
+                self.states[usize::from(port)] = State::Shared(1);
+                self.used += 1;
+            }
+            _ => {}
+        }
+    }
+
+    /// One session less shares the port.
+    pub fn unshare(&mut self, port: u16) {
+        match self.states[usize::from(port)] {
+            State::Shared(1) => {
+                self.used -= 1;
+                self.make_free(port);
+            }
+            State::Shared(count) => self.states[usize::from(port)] = State::Shared(count - 1),
+            _ => {}
+        }
+    }
+
+    /// Gives a mapping's port back. It rests for the quarantine before others get it.
+    pub fn give_back(&mut self, port: u16, holder: Holder, now: Instant) {
+        if self.states[usize::from(port)] != State::Owned {
+            return;
+        }
+        self.used -= 1;
+        if self.quarantine.is_zero() {
+            self.make_free(port);
+            return;
+        }
+        self.states[usize::from(port)] = State::Resting;
+        self.holders.insert(port, holder);
+        self.resting.push_back((now + self.quarantine, port));
+        self.release_rested(now);
+    }
+
+    /// Takes a certain port for a mapping that exists already: what a restart finds.
+    pub fn adopt(&mut self, port: u16) -> bool {
+        match self.states[usize::from(port)] {
+            State::Free => {
+                self.remove_free(port);
+                self.own(port);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Ports in use.
+    pub fn used(&self) -> u32 {
+        self.used
+    }
+
+    /// Ports that may be had.
+    pub fn free(&self) -> u32 {
+        self.free.iter().map(|list| u32::try_from(list.len()).unwrap_or(u32::MAX)).sum()
+    }
+
+    /// Ports at rest.
+    pub fn quarantined(&self) -> u32 {
+        u32::try_from(self.holders.len()).unwrap_or(u32::MAX)
+    }
+
+    /// Frees ports whose rest is over.
+    pub fn release_rested(&mut self, now: Instant) {
+        while let Some(&(until, port)) = self.resting.front() {
+            if until > now && self.resting.len() <= RESTING {
+                break;
+            }
+            self.resting.pop_front();
+            // Taken back by its holder meanwhile, and perhaps rested again: then it is not in
+            // `holders`, or a later entry frees it (a little early, never late).
+            if self.states[usize::from(port)] == State::Resting && self.holders.remove(&port).is_some() {
+                self.make_free(port);
+            }
+        }
+    }
+
+    fn own(&mut self, port: u16) -> u16 {
+        self.states[usize::from(port)] = State::Owned;
+        self.used += 1;
+        port
+    }
+
+    fn make_free(&mut self, port: u16) {
+        let list = &mut self.free[class(port)];
+        self.position[usize::from(port)] = u16::try_from(list.len()).unwrap_or(u16::MAX);
+        list.push(port);
+        self.states[usize::from(port)] = State::Free;
+    }
+
+    fn remove_free(&mut self, port: u16) {
+        let list = &mut self.free[class(port)];
+        let position = usize::from(self.position[usize::from(port)]);
+        list.swap_remove(position);
+        if let Some(&moved) = list.get(position) {
+            self.position[usize::from(moved)] = u16::try_from(position).unwrap_or(u16::MAX);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const RANGE: PortRange = PortRange { first: 1024, last: 65_535 };
+
+    fn table(quarantine: u64) -> PortTable {
+        PortTable::new(RANGE, Duration::from_secs(quarantine))
+    }
+
+    fn take(table: &mut PortTable, wanted: u16, now: Instant, random: &mut Random) -> Option<u16> {
+        table.take(wanted, (1, wanted), RANGE, now, random, &mut |_| true)
+    }
+
+    /// behaviour PRT-01, PRT-03 and EXH-03: preserved, then same parity, each port once.
+    #[test]
+    fn prt_01_preserved_prt_03_parity_exh_03_all_distinct() {
+        let (mut table, mut random, now) = (table(0), Random::seeded(1), Instant::now());
+        assert_eq!(take(&mut table, 40_000, now, &mut random), Some(40_000));
+        let mut seen = std::collections::HashSet::from([40_000]);
+        for turn in 0..32_255 {
+            let port = take(&mut table, 40_000, now, &mut random).unwrap();
+            assert_eq!(port % 2, 0, "parity at turn {turn}");
+            assert!(seen.insert(port), "port {port} twice");
+        }
+        for _ in 0..32_256 {
+            assert!(seen.insert(take(&mut table, 40_000, now, &mut random).unwrap()));
+        }
+        assert_eq!(take(&mut table, 40_000, now, &mut random), None);
+        assert_eq!(table.used(), 64_512);
+    }
+
+    /// behaviour PRT-06: a port rests before another host gets it; its holder may have it back.
+    #[test]
+    fn prt_06_quarantine() {
+        let (mut table, mut random, now) = (table(120), Random::seeded(1), Instant::now());
+        assert_eq!(take(&mut table, 5000, now, &mut random), Some(5000));
+        table.give_back(5000, (1, 5000), now);
+        assert_eq!(table.quarantined(), 1);
+        let other = table.take(5000, (2, 5000), RANGE, now, &mut random, &mut |_| true);
+        assert_ne!(other, Some(5000));
+        assert_eq!(take(&mut table, 5000, now, &mut random), Some(5000));
+        table.give_back(5000, (1, 5000), now);
+        let later = now + Duration::from_secs(121);
+        assert_eq!(table.take(5000, (2, 5000), RANGE, later, &mut random, &mut |_| true), Some(5000));
+    }
+
+    /// behaviour PRT-05: not sequential.
+    #[test]
+    fn prt_05_random() {
+        let (mut table, mut random, now) = (table(0), Random::seeded(7), Instant::now());
+        table.reserve(40_000);
+        let ports: Vec<f64> =
+            (0..1000).map(|_| f64::from(take(&mut table, 40_000, now, &mut random).unwrap())).collect();
+        let mean = ports.iter().sum::<f64>() / 1000.0;
+        let variance: f64 = ports.iter().map(|port| (port - mean).powi(2)).sum();
+        let lag: f64 = ports.windows(2).map(|pair| (pair[0] - mean) * (pair[1] - mean)).sum();
+        assert!((lag / variance).abs() < 0.1, "lag-1 correlation {}", lag / variance);
+    }
+}
