@@ -3,3 +3,18 @@
 //! Tests are named after the behaviour they prove. Each builds its own lab and can run beside others.
 
 mod selftest;
+mod stage;
+
+mod map;
+mod prt;
+
+mod flt;
+
+mod tcp;
+mod tmu;
+
+mod frg;
+mod icmp;
+mod rtr;
+
+mod hpn;
