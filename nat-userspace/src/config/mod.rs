@@ -10,6 +10,8 @@ mod error;
 mod file;
 mod rules;
 mod selector;
+#[cfg(test)]
+mod tests;
 mod timeouts;
 mod validate;
 
