@@ -1,3 +1,4 @@
 //! natgw: a NAT gateway for Linux.
 
+pub mod config;
 pub mod host;
