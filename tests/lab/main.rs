@@ -6,9 +6,12 @@ mod selftest;
 mod stage;
 
 mod map;
+mod one;
 mod prt;
 
 mod flt;
+mod hpn;
+mod loc;
 
 mod tcp;
 mod tmu;
@@ -17,4 +20,4 @@ mod frg;
 mod icmp;
 mod rtr;
 
-mod hpn;
+mod ops;
