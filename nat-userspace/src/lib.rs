@@ -2,3 +2,5 @@
 
 pub mod config;
 pub mod host;
+pub mod gateway;
+pub mod datapath;
