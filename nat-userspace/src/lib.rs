@@ -1,4 +1,5 @@
 //! natgw: a NAT gateway for Linux.
 
+pub mod api;
 pub mod config;
 pub mod host;
