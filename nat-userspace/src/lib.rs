@@ -1,5 +1,7 @@
 //! natgw: a NAT gateway for Linux.
 
 pub mod api;
+pub mod cli;
 pub mod config;
+pub mod daemon;
 pub mod host;

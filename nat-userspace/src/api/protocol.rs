@@ -89,7 +89,7 @@ pub struct SessionRow {
     pub remote_inside: SocketAddrV4,
     /// Who began.
     pub direction: Direction,
-    /// For TCP `opening`, `established`, `closing`, `closed`; else `active`.
+    /// For TCP `opening`, `established`, `closing`, `reset`; else `active`.
     pub state: Cow<'static, str>,
     /// Whole seconds until it ends if nothing more comes.
     pub expires_in: u64,
