@@ -3,6 +3,7 @@
 use std::io::{self, BufRead as _, BufReader, Write as _};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 
@@ -39,8 +40,8 @@ pub enum ClientError {
     /// The daemon said no.
     #[error(transparent)]
     Refused(#[from] ApiError),
-    /// Whoever takes the rows wants no more.
-    #[error("write the listing: {0}")]
+    /// Where the rows go, which is standard output for the command, takes no more.
+    #[error("write to standard output: {0}")]
     Output(io::Error),
 }
 
@@ -55,7 +56,7 @@ impl ClientError {
                 io::ErrorKind::PermissionDenied => "run as root, or as a member of the socket's group",
                 _ => "--socket PATH or NATGW_SOCKET names the daemon's socket",
             },
-            Self::Talk { .. } => "see the daemon's log for why it closed the connection",
+            Self::Talk { .. } => "see the daemon's log for what it is doing",
             Self::Answer { .. } => "use the `natgw` command of the daemon's version",
             Self::Refused(error) => &error.hint,
             Self::Output(_) => "see whether the file or device has room",
@@ -96,9 +97,10 @@ impl Client {
         mut row: impl FnMut(R) -> io::Result<()>,
     ) -> Result<D, ClientError> {
         let Self { stream, path } = self;
-        let talk = |source| ClientError::Talk { path: path.clone(), source };
+        let talk = |source: io::Error| ClientError::Talk { path: path.clone(), source: in_words(source) };
         let answer = |why: String| ClientError::Answer { path: path.clone(), why };
 
+        stream.set_read_timeout(Some(PATIENCE)).map_err(talk)?;
         let mut line = serde_json::to_string(&Envelope { version: VERSION, request })
             .map_err(|error| talk(error.into()))?;
         line.push('\n');
@@ -126,6 +128,23 @@ impl Client {
         }
     }
 }
+
+/// What the system's word for an error means here.
+fn in_words(error: io::Error) -> io::Error {
+    match error.kind() {
+        io::ErrorKind::WouldBlock => {
+            let text = format!("no answer for {} s", PATIENCE.as_secs());
+            io::Error::new(io::ErrorKind::TimedOut, text)
+        }
+        io::ErrorKind::UnexpectedEof => {
+            io::Error::new(error.kind(), "it closed the connection in mid-answer")
+        }
+        _ => error,
+    }
+}
+
+/// How long the daemon may be silent before or within an answer.
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// How much of an answer is read at a time, in bytes.
 const BUFFER: usize = 64 * 1024;

@@ -119,7 +119,7 @@ mod tests {
         {
             assert_eq!(page.matches(&format!(".SH \"NATGW {verb}\"\n")).count(), 1, "{verb}\n{page}");
         }
-        assert_eq!(page.matches("\\-\\-socket\\fR").count(), 1, "{page}");
+        assert_eq!(page.matches("\\-\\-socket\\fR \\fI<PATH>").count(), 1, "{page}");
         assert!(page.contains("\\-\\-remote"), "{page}");
     }
 }

@@ -33,6 +33,9 @@ impl Run {
             .with_ansi(io::stderr().is_terminal() && !output::plain_wanted())
             .with_writer(io::stderr)
             .init();
+        for warning in &config.warnings {
+            tracing::warn!("{warning}");
+        }
         let options = RunOptions { keep: self.keep, config_path: self.file.config };
         daemon::run(config, options).map_err(|error| {
             let hint = error.downcast_ref::<ServerError>().map(|error| error.hint().to_owned());

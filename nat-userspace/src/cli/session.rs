@@ -33,10 +33,11 @@ pub(super) enum Session {
 
 #[derive(Args, Debug)]
 pub(super) struct Listing {
-    #[command(flatten)]
-    filter: Filter,
+    // First: what follows the filters would stand under their heading in the help.
     #[command(flatten)]
     format: Format,
+    #[command(flatten)]
+    filter: Filter,
 }
 
 #[derive(Args, Debug)]

@@ -4,6 +4,8 @@
 //! `conflicts` looks at rules against each other.
 //! What is wrong is gathered as a whole, so that one look at the answer mends the file.
 
+#![deny(unsafe_code)]
+
 mod address;
 mod conflicts;
 mod error;
