@@ -141,7 +141,7 @@ impl fmt::Display for AddressPool {
 }
 
 /// A prefix as people write it: without `/32`.
-pub(super) fn show_prefix(net: Ipv4Net) -> String {
+pub fn show_prefix(net: Ipv4Net) -> String {
     if net.prefix_len() == 32 { net.addr().to_string() } else { net.to_string() }
 }
 

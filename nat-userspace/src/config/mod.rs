@@ -4,6 +4,8 @@
 //! `conflicts` looks at rules against each other.
 //! What is wrong is gathered as a whole, so that one look at the answer mends the file.
 
+#![deny(unsafe_code)]
+
 mod address;
 mod conflicts;
 mod error;
@@ -14,16 +16,18 @@ mod selector;
 mod tests;
 mod timeouts;
 mod validate;
+mod words;
 
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
 use ipnet::Ipv4Net;
 
-pub use self::address::{AddressPool, AddressRange, PortRange};
+pub use self::address::{AddressPool, AddressRange, PortRange, show_prefix};
 pub use self::error::{ConfigError, Problem};
-pub use self::selector::{ProtocolSet, Selector, protocol_name};
+pub use self::selector::{ProtocolSet, Selector, protocol_name, protocol_number};
 pub use self::timeouts::Timeouts;
+pub use self::words::{AttachMode, Filtering, Mapping, Pooling, Side, Unmatched};
 
 /// Where `natgw run` and `natgw check` look for the configuration.
 pub const DEFAULT_PATH: &str = "/etc/natgw/natgw.toml";
@@ -82,27 +86,6 @@ pub struct InterfaceConfig {
     pub mode: AttachMode,
 }
 
-/// The side of the gateway an interface belongs to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Side {
-    /// Sources are translated.
-    Inside,
-    /// Destinations are translated.
-    Outside,
-}
-
-/// How the XDP program is attached to an interface.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum AttachMode {
-    /// In the driver where it can, else generic with a warning.
-    #[default]
-    Auto,
-    /// In the driver or not at all.
-    Native,
-    /// In the stack, after the kernel has built its socket buffer.
-    Generic,
-}
-
 /// Translates the source of what goes from inside to outside.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SnatRule {
@@ -139,42 +122,6 @@ pub enum SnatTarget {
     Pool(AddressPool),
     /// No translation: an exemption from later rules.
     None,
-}
-
-/// When two flows of one inside endpoint share an external port.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Mapping {
-    /// Always: one external port an inside endpoint.
-    #[default]
-    EndpointIndependent,
-    /// When they go to the same remote address.
-    AddressDependent,
-    /// Only when remote address and port are the same; unlike remotes share one external port.
-    EndpointDependent,
-}
-
-/// Which remotes may send to an external port.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Filtering {
-    /// All.
-    EndpointIndependent,
-    /// Addresses the inside host has sent to.
-    #[default]
-    AddressDependent,
-    /// Addresses and ports the inside host has sent to.
-    AddressAndPortDependent,
-}
-
-/// How an external address is chosen from several.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Pooling {
-    /// One address a host; when it has no port left, the flow is refused.
-    #[default]
-    Paired,
-    /// One address a host as long as it has ports, then another.
-    Soft,
-    /// Any address for any flow.
-    Arbitrary,
 }
 
 /// Maps a prefix to another of the same length, address by address, without state.
@@ -233,16 +180,6 @@ impl Default for Limits {
     fn default() -> Self {
         Self { sessions: 1_048_576, sessions_per_source: 0, new_per_second_per_source: 0 }
     }
-}
-
-/// What becomes of a packet that matches nothing.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Unmatched {
-    /// It goes to the gateway's own stack.
-    #[default]
-    Pass,
-    /// It is dropped and counted.
-    Drop,
 }
 
 /// Where the daemon is reached and where it pins its maps and links. Both paths are absolute.

@@ -60,8 +60,8 @@ impl<'a, 'text> Judge<'a, 'text> {
     fn one_snat(&mut self, index: usize, section: &Spanned<file::Snat>) -> Option<Placed<SnatRule>> {
         let raw = section.get_ref();
         let name = self.name(raw.name.as_ref(), "snat", index, &section.span());
-        let mapping = choose(raw.mapping.as_ref(), &MAPPINGS, self.problems);
-        let filtering = choose(raw.filtering.as_ref(), &FILTERINGS, self.problems);
+        let mapping = choose(raw.mapping.as_ref(), &Mapping::WORDS, self.problems);
+        let filtering = choose(raw.filtering.as_ref(), &Filtering::WORDS, self.problems);
         let filtering = self.what_mapping_can_tell(&name, mapping, filtering, raw.filtering.is_some());
         let source = self.selector(raw.source.as_ref());
         let destination = self.selector(raw.destination.as_ref());
@@ -73,7 +73,7 @@ impl<'a, 'text> Judge<'a, 'text> {
         let ports = raw.ports.as_ref().map_or(Some(PortRange::UNPRIVILEGED), |ports| {
             self.problems.check(&ports.span(), address::parse_ports(&ports.get_ref().0))
         });
-        let pooling = choose(raw.pooling.as_ref(), &POOLINGS, self.problems);
+        let pooling = choose(raw.pooling.as_ref(), &Pooling::WORDS, self.problems);
         let hint = "to = \"masquerade\", \"none\" or a list of addresses";
         let to = required(raw.to.as_ref(), section, "to", hint, self.problems).and_then(|to| self.target(to));
         let rule = SnatRule {
@@ -350,21 +350,6 @@ fn internal_ports(external: PortRange, given: PortRange) -> Result<PortRange, Fa
         )),
     }
 }
-
-const MAPPINGS: [(&str, Mapping); 3] = [
-    ("endpoint-independent", Mapping::EndpointIndependent),
-    ("address-dependent", Mapping::AddressDependent),
-    ("endpoint-dependent", Mapping::EndpointDependent),
-];
-
-const FILTERINGS: [(&str, Filtering); 3] = [
-    ("endpoint-independent", Filtering::EndpointIndependent),
-    ("address-dependent", Filtering::AddressDependent),
-    ("address-and-port-dependent", Filtering::AddressAndPortDependent),
-];
-
-const POOLINGS: [(&str, Pooling); 3] =
-    [("paired", Pooling::Paired), ("soft", Pooling::Soft), ("arbitrary", Pooling::Arbitrary)];
 
 const TCP: u8 = 6;
 const UDP: u8 = 17;

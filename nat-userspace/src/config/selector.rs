@@ -110,19 +110,19 @@ pub fn protocol_name(protocol: u8) -> String {
         .map_or_else(|| protocol.to_string(), |(name, _)| (*name).to_owned())
 }
 
-/// The protocol of a name or number.
+/// The number of a protocol given as `tcp`, `udp`, `icmp` or a number.
+pub fn protocol_number(word: &str) -> Option<u8> {
+    NAMES.iter().find(|(name, _)| *name == word).map(|(_, number)| *number).or_else(|| word.parse().ok())
+}
+
+/// As [`protocol_number`], with the fault of what is none.
 pub(super) fn parse_protocol(word: &str) -> Result<u8, Fault> {
-    NAMES
-        .iter()
-        .find(|(name, _)| *name == word)
-        .map(|(_, number)| *number)
-        .or_else(|| word.parse().ok())
-        .ok_or_else(|| {
-            Fault::new(
-                format!("`{word}` is not a protocol"),
-                "tcp, udp, icmp, or the number of another IP protocol (0 to 255)",
-            )
-        })
+    protocol_number(word).ok_or_else(|| {
+        Fault::new(
+            format!("`{word}` is not a protocol"),
+            "tcp, udp, icmp, or the number of another IP protocol (0 to 255)",
+        )
+    })
 }
 
 const NAMES: [(&str, u8); 3] = [("icmp", 1), ("tcp", 6), ("udp", 17)];

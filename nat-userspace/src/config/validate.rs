@@ -29,7 +29,7 @@ pub(super) fn config(text: &str) -> Result<Config, Vec<Problem>> {
         forwards: rules::unplaced(forwards),
         timeouts: timeouts::timeouts(&raw.timeouts, &mut problems, &mut warnings),
         limits: limits(&raw.limits, &mut problems),
-        unmatched_outside: choose(raw.unmatched.outside.as_ref(), &UNMATCHED, &mut problems),
+        unmatched_outside: choose(raw.unmatched.outside.as_ref(), &Unmatched::WORDS, &mut problems),
         control: control(&raw.control, &mut problems),
         interfaces,
         warnings,
@@ -86,8 +86,8 @@ fn interfaces(raw: &[Spanned<file::Interface>], problems: &mut Problems<'_>) -> 
         .and_then(|name| problems.check(&name.span(), interface_name(name.get_ref())).map(|()| name));
         let side =
             required(interface.side.as_ref(), section, "side", "side = \"inside\" or \"outside\"", problems)
-                .and_then(|side| problems.check(&side.span(), choice(side.get_ref(), &SIDES)));
-        let mode = choose(interface.mode.as_ref(), &MODES, problems);
+                .and_then(|side| problems.check(&side.span(), choice(side.get_ref(), &Side::WORDS)));
+        let mode = choose(interface.mode.as_ref(), &AttachMode::WORDS, problems);
         sides_known &= side.is_some();
         let (Some(name), Some(side)) = (name, side) else { continue };
         names.add(name.get_ref(), &name.span(), problems);
@@ -244,13 +244,6 @@ impl Names {
         }
     }
 }
-
-const SIDES: [(&str, Side); 2] = [("inside", Side::Inside), ("outside", Side::Outside)];
-
-const MODES: [(&str, AttachMode); 3] =
-    [("auto", AttachMode::Auto), ("native", AttachMode::Native), ("generic", AttachMode::Generic)];
-
-const UNMATCHED: [(&str, Unmatched); 2] = [("pass", Unmatched::Pass), ("drop", Unmatched::Drop)];
 
 /// Two entries a session keep the kernel's hash table within its size limit.
 const MOST_SESSIONS: u32 = 1 << 26;

@@ -148,6 +148,11 @@ impl Externals {
         }
     }
 
+    /// Where to begin looking in a range.
+    pub fn draw(&mut self, range: PortRange) -> u16 {
+        u16::try_from(self.random.below(range.len() as usize)).unwrap_or(0)
+    }
+
     /// Takes a certain port, as a restart finds it.
     pub fn adopt(&mut self, wish: &Wish, shared: bool) -> bool {
         for range in wish.ranges().into_iter().flatten() {

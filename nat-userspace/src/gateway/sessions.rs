@@ -33,7 +33,7 @@ pub struct Session {
 }
 
 /// What let a session be opened.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Origin {
     /// An snat rule, by position; outbound or towards whoever it hides from.
     Snat(u16),
