@@ -143,6 +143,33 @@ fn mal_01_to_04_and_10_malformed_packets_go_nowhere() {
 }
 
 #[test]
+fn inv_07_each_dropped_packet_has_one_reason() {
+    let stage = Stage::standard();
+    let mapped = source(&stage.crosses(&stage.udp(CLIENT, SERVER)));
+    let unknown = Packet::udp("203.0.113.1:50000", SERVER).ip();
+    let cases = [
+        ("a stranger's datagram", &stage.attacker, stage.udp("198.51.100.66:9", &mapped)),
+        ("an error about nothing known", &stage.s1, {
+            Packet::icmp_error("198.51.100.1", "203.0.113.1", 3, 3, &unknown)
+        }),
+        ("a bad header checksum", &stage.a, stage.udp(CLIENT, SERVER).bad_ip_checksum()),
+        ("a header of less than 20 bytes", &stage.a, stage.udp(CLIENT, SERVER).version_and_ihl(0x44)),
+        ("an inside address from outside", &stage.s1, stage.udp(SERVER, "192.168.1.10:9")),
+    ];
+    for (what, tap, packet) in cases {
+        let before = stage.gateway.drops();
+        tap.send(&packet);
+        let counted = |gateway: &nat_tests::Gateway| {
+            let after = gateway.drops();
+            let more = after.iter().map(|(reason, count)| count - before.get(reason).unwrap_or(&0));
+            more.sum::<u64>()
+        };
+        stage.gateway.wait_until(what, Duration::from_secs(2), |gateway| counted(gateway) > 0);
+        assert_eq!(counted(&stage.gateway), 1, "{what}: {before:?}, then {:?}", stage.gateway.drops());
+    }
+}
+
+#[test]
 fn mal_07_addresses_that_are_nobodys() {
     let stage = Stage::with(&nat_tests::gateway::STANDARD.replace("source = [\"192.168.0.0/16\"]\n", ""));
     for source in ["0.0.0.0:9", "127.0.0.1:9", "224.0.0.1:9", "255.255.255.255:9", "240.0.0.1:9"] {
