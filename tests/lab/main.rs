@@ -19,5 +19,6 @@ mod tmu;
 mod frg;
 mod icmp;
 mod rtr;
+mod stn;
 
 mod ops;

@@ -14,6 +14,7 @@ const BPF_LINKER: &str = "0.10.4";
 /// What building, the lab and the demo cannot do without.
 const NEEDED: &[&str] = &[
     "bind9-dnsutils",
+    "coturn",
     "curl",
     "dnsmasq-base",
     "ethtool",
@@ -28,7 +29,7 @@ const NEEDED: &[&str] = &[
 ];
 
 /// Independent judges and tools for looking closer; a distribution may lack one of them.
-const HELPFUL: &[&str] = &["bpftool", "conntrack", "coturn", "hping3", "nmap", "python3-scapy", "tshark"];
+const HELPFUL: &[&str] = &["bpftool", "conntrack", "hping3", "nmap", "python3-scapy", "tshark"];
 
 /// See the module.
 pub(crate) fn setup() -> Result {

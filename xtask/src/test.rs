@@ -58,15 +58,18 @@ pub(crate) fn test(arguments: &[&str]) -> Result {
             tally.failed += 1;
         }
     };
-    step("setup", setup)?;
-    if own.is_empty() {
-        for (name, check) in CHECKS {
+    let ready = step("setup", setup);
+    if ready.is_ok() {
+        let checks = if own.is_empty() { CHECKS } else { &[] };
+        for (name, check) in checks {
             count(step(name, || check().map(|()| Tally::default())));
         }
+        for tier in tiers {
+            count(step(tier.name(), || tier.run(filter)));
+        }
     }
-    for tier in tiers {
-        count(step(tier.name(), || tier.run(filter)));
-    }
+    // Nothing can be said of the rest without it.
+    count(ready.map(|()| Tally::default()));
     let Tally { passed, failed, skipped } = tally;
     println!("{passed} passed, {failed} failed, {skipped} skipped");
     if failed == 0 {
