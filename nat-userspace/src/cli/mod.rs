@@ -17,7 +17,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, IgnoredAny};
+use serde_json::value::RawValue;
 
 use crate::api::{Client, ClientError, Request};
 use crate::config::{ConfigError, DEFAULT_PATH, DEFAULT_SOCKET};
@@ -123,9 +124,17 @@ impl Daemon {
         Client::connect(&self.socket)?.request(request, row)
     }
 
+    /// Asks for a listing and writes its rows as an array: they are JSON already and pass through
+    /// as they are.
+    fn list_json(&self, request: &Request) -> Result<(), Failure> {
+        let mut array = output::JsonArray::new(output::stdout());
+        let _: IgnoredAny = self.list(request, |row: Box<RawValue>| array.element(row.get()))?;
+        Ok(array.finish()?)
+    }
+
     /// Asks for something that has no rows.
     fn ask<D: DeserializeOwned>(&self, request: &Request) -> Result<D, ClientError> {
-        self.list(request, |_: serde::de::IgnoredAny| Ok(()))
+        self.list(request, |_: IgnoredAny| Ok(()))
     }
 }
 

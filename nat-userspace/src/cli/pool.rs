@@ -4,11 +4,9 @@ use std::io::{self, Write};
 
 use clap::Subcommand;
 use serde::de::IgnoredAny;
-use serde_json::value::RawValue;
 
-use super::output::{self, JsonArray};
 use super::table::{Column, Table, or_dash};
-use super::{Daemon, Failure, Format};
+use super::{Daemon, Failure, Format, output};
 use crate::api::{PoolRow, Request};
 
 #[derive(Debug, Subcommand)]
@@ -24,10 +22,7 @@ impl Pool {
     pub(super) fn carry_out(self, daemon: &Daemon) -> Result<(), Failure> {
         let Self::List(format) = self;
         if format.json {
-            let mut array = JsonArray::new(output::stdout());
-            let _: IgnoredAny =
-                daemon.list(&Request::PoolList, |row: Box<RawValue>| array.element(row.get()))?;
-            return Ok(array.finish()?);
+            return daemon.list_json(&Request::PoolList);
         }
         let mut table = table(output::stdout());
         let _: IgnoredAny = daemon.list(&Request::PoolList, |row: PoolRow| table.row(cells(&row)))?;

@@ -4,11 +4,9 @@ use std::io::Write as _;
 
 use clap::Subcommand;
 use serde::de::IgnoredAny;
-use serde_json::value::RawValue;
 
-use super::output::{self, JsonArray};
 use super::table::{Column, Table, or_dash};
-use super::{Daemon, Failure, Format};
+use super::{Daemon, Failure, Format, output};
 use crate::api::{Request, RuleRow};
 
 #[derive(Debug, Subcommand)]
@@ -23,10 +21,7 @@ impl Rule {
     pub(super) fn carry_out(self, daemon: &Daemon) -> Result<(), Failure> {
         let Self::List(format) = self;
         if format.json {
-            let mut array = JsonArray::new(output::stdout());
-            let _: IgnoredAny =
-                daemon.list(&Request::RuleList, |row: Box<RawValue>| array.element(row.get()))?;
-            return Ok(array.finish()?);
+            return daemon.list_json(&Request::RuleList);
         }
         let columns = [
             Column::Right("ID"),

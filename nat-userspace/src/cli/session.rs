@@ -4,11 +4,9 @@ use std::io::Write as _;
 
 use clap::{Args, Subcommand};
 use nat_common::tcp::State;
-use serde_json::value::RawValue;
 
-use super::output::{self, JsonArray};
 use super::table::{Column, Table};
-use super::{Daemon, Failure, Format};
+use super::{Daemon, Failure, Format, output};
 use crate::api::{Counted, Deleted, EndpointFilter, Request, SessionFilter, SessionRow};
 use crate::config::{protocol_name, protocol_number};
 
@@ -109,10 +107,7 @@ impl Session {
 fn list(filter: SessionFilter, format: Format, daemon: &Daemon) -> Result<(), Failure> {
     let request = Request::SessionList { filter };
     if format.json {
-        let mut array = JsonArray::new(output::stdout());
-        // The rows are JSON already: they pass through as they are.
-        let _: Counted = daemon.list(&request, |row: Box<RawValue>| array.element(row.get()))?;
-        return Ok(array.finish()?);
+        return daemon.list_json(&request);
     }
     let mut table = Table::new(output::stdout(), output::styled(), COLUMNS);
     let _: Counted = daemon.list(&request, |row: SessionRow| table.row(cells(&row)))?;

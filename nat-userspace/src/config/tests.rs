@@ -3,6 +3,8 @@
 use std::path::Path;
 use std::time::Duration;
 
+use proptest::prelude::*;
+
 use super::*;
 
 const INTERFACES: &str = r#"[[interface]]
@@ -12,6 +14,13 @@ side = "inside"
 name = "wan"
 side = "outside"
 "#;
+
+const EXAMPLES: [&str; 4] = [
+    include_str!("../../../examples/home.toml"),
+    include_str!("../../../examples/office.toml"),
+    include_str!("../../../examples/one-to-one.toml"),
+    include_str!("../../../examples/port-forwards.toml"),
+];
 
 /// The lines of `INTERFACES`: what a test adds begins at the next.
 const BEFORE: usize = 6;
@@ -244,6 +253,32 @@ fn other_sections() {
     refused("[log]\nsessions = \"json\"\n", 2, "no session log", "none");
     refused("[metrics]\nlisten = \"127.0.0.1:9477\"\n", 2, "no metrics", "listen = \"\"");
     assert!(valid("[log]\nsessions = \"none\"\n[metrics]\nlisten = \"\"\n").warnings.is_empty());
+}
+
+proptest! {
+    /// Whatever is done to a valid file, the answer is an answer, and its places are in the file.
+    #[test]
+    fn damaged_files(
+        example in 0..EXAMPLES.len(),
+        at in any::<prop::sample::Index>(),
+        cut in 0..40_usize,
+        put in "[a-z0-9!.:/\"\\[\\]=,\n -]{0,12}",
+    ) {
+        let text = EXAMPLES[example];
+        let boundary = |from: usize| (from..=text.len()).find(|&index| text.is_char_boundary(index));
+        let start = boundary(at.index(text.len())).unwrap_or(text.len());
+        let end = boundary((start + cut).min(text.len())).unwrap_or(text.len());
+        let damaged = format!("{}{put}{}", &text[..start], &text[end..]);
+        let lines: Vec<&str> = damaged.split('\n').collect();
+        if let Err(error) = Config::parse(&damaged, "damaged.toml") {
+            prop_assert!(!error.problems().is_empty());
+            for problem in error.problems() {
+                prop_assert!((1..=lines.len()).contains(&problem.line), "{error}");
+                prop_assert!(problem.column <= lines[problem.line - 1].chars().count() + 1, "{error}");
+                prop_assert!(!problem.message.is_empty() && !problem.hint.is_empty(), "{error}");
+            }
+        }
+    }
 }
 
 #[test]

@@ -1,0 +1,183 @@
+//! Requests from the control socket: carried out on the worker's thread, between two rounds of
+//! frames, in pieces small enough that no frame waits for a listing.
+
+use std::io::Write as _;
+use std::os::fd::{AsFd as _, BorrowedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+use serde_json::Value;
+
+use super::report;
+use super::worker::Worker;
+use crate::api::{ApiError, Counted, Deleted, Handler, Reply, Request, Row, SessionFilter, SessionRow};
+
+/// Session slots looked at in one piece.
+const PIECE: u32 = 4096;
+
+/// Something to do on the worker's thread.
+type Task = Box<dyn FnOnce(&mut Worker) + Send>;
+
+/// The worker's end: what is to be done, and whether to end.
+pub struct Mailbox {
+    tasks: Receiver<Task>,
+    bell: UnixStream,
+    stop: Arc<AtomicBool>,
+    reload: Arc<AtomicBool>,
+}
+
+/// The other end, for the control socket's threads and for signals.
+#[derive(Clone)]
+pub struct Post {
+    tasks: Arc<Mutex<Sender<Task>>>,
+    bell: Arc<UnixStream>,
+}
+
+impl Mailbox {
+    /// A mailbox that SIGTERM, SIGINT and SIGHUP reach, too.
+    pub fn new() -> std::io::Result<(Self, Post)> {
+        let (tasks, receiver) = channel();
+        let (bell, ringer) = UnixStream::pair()?;
+        bell.set_nonblocking(true)?;
+        ringer.set_nonblocking(true)?;
+        let (stop, reload) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+        for (signal, flag) in [
+            (signal_hook::consts::SIGTERM, &stop),
+            (signal_hook::consts::SIGINT, &stop),
+            (signal_hook::consts::SIGHUP, &reload),
+        ] {
+            signal_hook::flag::register(signal, Arc::clone(flag))?;
+            signal_hook::low_level::pipe::register(signal, ringer.try_clone()?)?;
+        }
+        let mailbox = Self { tasks: receiver, bell, stop, reload };
+        Ok((mailbox, Post { tasks: Arc::new(Mutex::new(tasks)), bell: Arc::new(ringer) }))
+    }
+
+    /// Readable when something is to be done.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.bell.as_fd()
+    }
+
+    /// Does what is to be done. `true` means to end.
+    pub fn serve(&self, worker: &mut Worker) -> bool {
+        let mut rung = [0; 64];
+        while std::io::Read::read(&mut &self.bell, &mut rung).is_ok_and(|count| count > 0) {}
+        if self.reload.swap(false, Ordering::Relaxed) {
+            super::reload(worker);
+        }
+        while let Ok(task) = self.tasks.try_recv() {
+            task(worker);
+        }
+        self.stop.load(Ordering::Relaxed)
+    }
+}
+
+impl Post {
+    /// Has something done on the worker's thread and waits for it.
+    fn ask<T: Send + 'static>(&self, task: impl FnOnce(&mut Worker) -> T + Send + 'static) -> Result<T, ApiError> {
+        let ended = || ApiError::new("the daemon is ending", "start it again with `natgw run`");
+        let (answer, receiver) = channel();
+        let boxed: Task = Box::new(move |worker| {
+            let _ = answer.send(task(worker));
+        });
+        self.tasks.lock().map_err(|_| ended())?.send(boxed).map_err(|_| ended())?;
+        // A full pipe has rung already.
+        let _ = (&*self.bell).write(&[1]);
+        receiver.recv().map_err(|_| ended())
+    }
+
+    /// Goes through the sessions that a filter means, piece by piece.
+    fn each_session(
+        &self,
+        filter: &SessionFilter,
+        mut each: impl FnMut(Vec<(u32, SessionRow)>) -> Result<(), ApiError>,
+    ) -> Result<(), ApiError> {
+        let mut start = 0;
+        loop {
+            let filter = filter.clone();
+            let (rows, slots) = self.ask(move |worker| {
+                let now = Instant::now();
+                let slots = worker.gateway.session_slots();
+                let rows = (start..slots.min(start + PIECE))
+                    .filter_map(|slot| worker.gateway.session(&worker.kernel, now, slot))
+                    .map(|view| (view.slot, report::session_row(view)))
+                    .filter(|(_, row)| filter.matches(row))
+                    .collect();
+                (rows, slots)
+            })?;
+            each(rows)?;
+            start += PIECE;
+            if start >= slots {
+                return Ok(());
+            }
+        }
+    }
+
+    fn delete(&self, filter: &SessionFilter) -> Result<Value, ApiError> {
+        let mut deleted = 0;
+        self.each_session(filter, |rows| {
+            let slots: Vec<u32> = rows.into_iter().map(|(slot, _)| slot).collect();
+            deleted += slots.len() as u64;
+            self.ask(move |worker| {
+                let now = Instant::now();
+                for slot in slots {
+                    worker.gateway.end(&mut worker.kernel, now, slot);
+                }
+            })
+        })?;
+        Ok(value(&Deleted { deleted }))
+    }
+}
+
+fn value<T: serde::Serialize>(answer: &T) -> Value {
+    serde_json::to_value(answer).unwrap_or(Value::Null)
+}
+
+/// Ends a listing whose client is gone.
+fn gone(error: std::io::Error) -> ApiError {
+    ApiError::new(format!("send the answer: {error}"), "the client has closed the connection")
+}
+
+impl Handler for Post {
+    fn handle(&self, request: Request, reply: &mut dyn Reply) -> Result<Value, ApiError> {
+        match request {
+            Request::Status => Ok(value(&self.ask(|worker| report::status(worker))?)),
+            Request::SessionList { filter } => {
+                let mut sessions = 0;
+                self.each_session(&filter, |rows| {
+                    for (_, row) in rows {
+                        sessions += 1;
+                        reply.row(Row::Session(&row)).map_err(gone)?;
+                    }
+                    Ok(())
+                })?;
+                Ok(value(&Counted { sessions }))
+            }
+            Request::SessionCount { filter } => {
+                let mut sessions = 0;
+                self.each_session(&filter, |rows| {
+                    sessions += rows.len() as u64;
+                    Ok(())
+                })?;
+                Ok(value(&Counted { sessions }))
+            }
+            Request::SessionDelete { filter } => self.delete(&filter),
+            Request::SessionFlush => self.delete(&SessionFilter::default()),
+            Request::PoolList => {
+                for row in self.ask(|worker| report::pools(worker))? {
+                    reply.row(Row::Pool(&row)).map_err(gone)?;
+                }
+                Ok(Value::Null)
+            }
+            Request::RuleList => {
+                for row in self.ask(|worker| report::rules(worker))? {
+                    reply.row(Row::Rule(&row)).map_err(gone)?;
+                }
+                Ok(Value::Null)
+            }
+        }
+    }
+}

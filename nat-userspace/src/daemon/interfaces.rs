@@ -1,0 +1,230 @@
+//! The interfaces of the configuration on the host as it is: found, attached, watched, told to the
+//! fast path and the core.
+
+use std::net::Ipv4Addr;
+use std::time::Instant;
+
+use nat_common::abi::{self, INTERFACE_SLOTS, LocalAddress, QUEUES};
+
+use super::kernel::Kernel;
+use crate::config::{Config, ForwardAddress, InterfaceConfig, PortRange, Side, SnatTarget};
+use crate::datapath::{AttachError, Attached};
+use crate::gateway::{Gateway, Interface, network};
+use crate::host::Link;
+use crate::slowpath::{Frames, Port};
+
+/// Kinds of link, and drivers, that hand up frames whose checksum was left to an offload.
+const VIRTUAL: [&str; 9] =
+    ["veth", "tun", "tap", "bridge", "macvlan", "macvtap", "vlan", "virtio_net", "xen_netfront"];
+
+/// An interface of the configuration.
+pub struct Served {
+    /// What the configuration says.
+    pub config: InterfaceConfig,
+    /// Its slot in the device map: its place in the configuration.
+    pub port: u16,
+    /// Its kernel index, while it is there.
+    pub ifindex: Option<u32>,
+    /// How it is attached, while it is.
+    pub attached: Option<Attached>,
+    /// Queues with a socket.
+    pub queues: u32,
+}
+
+impl Served {
+    /// The interfaces of a configuration, none found yet.
+    pub fn of(config: &Config) -> Vec<Self> {
+        (0..)
+            .zip(&config.interfaces)
+            .map(|(port, config)| Self {
+                config: config.clone(),
+                port,
+                ifindex: None,
+                attached: None,
+                queues: 0,
+            })
+            .collect()
+    }
+
+    /// First slot of its queues in the socket map.
+    fn first_socket(&self) -> u32 {
+        u32::from(self.port) * QUEUES
+    }
+
+    /// Opens sockets on the queues of the interface and names them to the program.
+    pub fn open_sockets(
+        &mut self,
+        kernel: &mut Kernel,
+        frames: &mut Frames,
+        ports: &mut Vec<Port>,
+        link: &Link,
+    ) -> anyhow::Result<()> {
+        self.queues = 0;
+        for queue in 0..link.rx_queues.clamp(1, QUEUES) {
+            match Port::open(frames, link.index, queue) {
+                Ok(port) => {
+                    let slot = self.first_socket() + queue;
+                    kernel
+                        .datapath
+                        .sockets
+                        .set(slot, &port, 0)
+                        .map_err(|error| anyhow::anyhow!("name socket {slot} to the program: {error}"))?;
+                    ports.push(port);
+                    self.queues += 1;
+                }
+                // More queues than are in use: the rest do not exist.
+                Err(_) if queue > 0 => break,
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Tells the program and the core what the interface is like now.
+    pub fn publish(
+        &self,
+        kernel: &mut Kernel,
+        gateway: &mut Gateway,
+        now: Instant,
+        link: &Link,
+    ) -> anyhow::Result<()> {
+        let features = kernel.host.xdp_features(link.index).ok().flatten();
+        let is_virtual = is_virtual(link);
+        // Where the kernel cannot tell (before 6.3), only virtual links are doubtful.
+        let redirects = features.map_or(!is_virtual, |features| features.ndo_xmit);
+        let mut addresses: Vec<_> = kernel.host.addresses(link.index).iter().collect();
+        addresses.sort_by_key(|address| address.secondary || address.prefix == 32);
+        let interface = Interface {
+            ifindex: link.index,
+            name: link.name.clone(),
+            side: self.config.side,
+            mac: link.mac,
+            mtu: link.mtu,
+            up: link.up,
+            port: self.port,
+            redirects,
+            is_virtual,
+            addresses: addresses.iter().map(|address| address.addr).collect(),
+        };
+        let flag = |set, flag| if set { flag } else { 0 };
+        let entry = abi::Interface {
+            ifindex: link.index,
+            first_socket: self.first_socket(),
+            queues: self.queues,
+            flags: flag(self.config.side == Side::Outside, abi::Interface::OUTSIDE)
+                | flag(is_virtual, abi::Interface::VIRTUAL)
+                | flag(!redirects, abi::Interface::STACK)
+                | flag(self.attached == Some(Attached::Generic), abi::Interface::GENERIC),
+            mac: link.mac,
+            port: self.port,
+        };
+        let slot = link.index % INTERFACE_SLOTS;
+        let taken = kernel.datapath.interfaces.get(&slot, 0)?;
+        if taken.ifindex != 0
+            && taken.ifindex != link.index
+            && gateway.interface(taken.ifindex).is_some()
+        {
+            anyhow::bail!(
+                "interfaces {} and {} (of index) share slot {slot} of the interface table: create one of them anew",
+                taken.ifindex,
+                link.index
+            );
+        }
+        kernel.datapath.interfaces.set(slot, &entry, 0)?;
+        kernel.datapath.devices.set(u32::from(self.port), link.index, None::<&aya::programs::ProgramFd>, 0)?;
+        gateway.set_interface(kernel, now, interface);
+        Ok(())
+    }
+
+    /// Attaches the programs.
+    pub fn attach(&mut self, kernel: &mut Kernel, link: &Link) -> Result<(), AttachError> {
+        self.attached = Some(kernel.datapath.attach(&link.name, link.index, self.config.mode)?);
+        self.ifindex = Some(link.index);
+        Ok(())
+    }
+
+    /// The interface is gone from the host.
+    pub fn lost(&mut self, kernel: &mut Kernel, ports: &mut Vec<Port>) {
+        if let Some(ifindex) = self.ifindex.take() {
+            ports.retain(|port| port.ifindex != ifindex);
+            kernel.datapath.detach(ifindex);
+            let slot = ifindex % INTERFACE_SLOTS;
+            let _ = kernel.datapath.interfaces.set(slot, &abi::Interface::default(), 0);
+        }
+        self.attached = None;
+        self.queues = 0;
+    }
+}
+
+/// Whether a link is of a kind that hands up partial checksums.
+fn is_virtual(link: &Link) -> bool {
+    let driver = std::fs::read_link(format!("/sys/class/net/{}/device/driver", link.name)).ok();
+    let driver = driver.as_deref().and_then(std::path::Path::file_name).and_then(std::ffi::OsStr::to_str);
+    link.kind.as_deref().into_iter().chain(driver).any(|kind| VIRTUAL.contains(&kind))
+}
+
+/// The gateway's addresses, and what may live on each: handed to the fast path whole, entries of
+/// addresses that are gone taken out.
+pub fn publish_addresses(kernel: &mut Kernel, gateway: &Gateway, config: &Config) -> anyhow::Result<()> {
+    let range = mappable(config);
+    // Rules that hide remotes from the inside put mappings on inside addresses, too.
+    let inward = config.forwards.iter().any(|rule| rule.masquerade_source)
+        || config.snat.iter().any(|rule| !rule.destination.positive.is_empty() || rule.out.is_some());
+    let named: Vec<Ipv4Addr> = pool_addresses(config).collect();
+    let forwards = if config.forwards.is_empty() { 0 } else { LocalAddress::FORWARDS };
+    let is_external = |own: Ipv4Addr| {
+        named.contains(&own)
+            || config.interfaces.iter().any(|interface| {
+                (interface.side == Side::Outside || inward)
+                    && gateway.interface_named(&interface.name).is_some_and(|found| found.addresses.contains(&own))
+            })
+    };
+    let mut wanted = std::collections::HashMap::new();
+    for own in kernel.locals().iter().copied().chain(named.iter().copied()) {
+        let external = is_external(own);
+        let entry = LocalAddress {
+            flags: if external { LocalAddress::EXTERNAL | forwards } else { 0 },
+            first_port: range.first,
+            last_port: range.last,
+        };
+        wanted.insert(network(own), entry);
+    }
+    for broadcast in kernel.host.broadcasts() {
+        wanted.entry(network(broadcast)).or_insert_with(LocalAddress::default);
+    }
+    let stale: Vec<u32> =
+        kernel.datapath.locals.keys().filter_map(Result::ok).filter(|own| !wanted.contains_key(own)).collect();
+    for own in stale {
+        let _ = kernel.datapath.locals.remove(&own);
+    }
+    for (own, entry) in wanted {
+        kernel.datapath.locals.insert(&own, &entry, 0)?;
+    }
+    Ok(())
+}
+
+/// Ports that any rule may map to.
+fn mappable(config: &Config) -> PortRange {
+    let default = PortRange::UNPRIVILEGED;
+    config
+        .snat
+        .iter()
+        // Well-known source ports stay well-known under the default range (RFC 4787 REQ-3a).
+        .map(|rule| if rule.ports == default { PortRange { first: 0, last: default.last } } else { rule.ports })
+        .reduce(|all, range| PortRange { first: all.first.min(range.first), last: all.last.max(range.last) })
+        // No rule, no mapping: an empty range.
+        .unwrap_or(PortRange { first: u16::MAX, last: 0 })
+}
+
+/// External addresses that the configuration names.
+pub fn pool_addresses(config: &Config) -> impl Iterator<Item = Ipv4Addr> {
+    let pools = config.snat.iter().filter_map(|rule| match &rule.to {
+        SnatTarget::Pool(pool) => Some(pool.iter()),
+        _ => None,
+    });
+    let forwards = config.forwards.iter().filter_map(|rule| match rule.external {
+        ForwardAddress::Address(external) => Some(external),
+        ForwardAddress::Interface(_) => None,
+    });
+    pools.flatten().chain(forwards)
+}

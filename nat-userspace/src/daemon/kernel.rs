@@ -1,0 +1,185 @@
+//! The world as the gateway core sees it, made of kernel maps and netlink.
+
+use std::collections::HashSet;
+use std::net::Ipv4Addr;
+use std::time::{Duration, Instant};
+
+use nat_common::activity::Activity;
+use nat_common::next_hop::NextHop;
+use nat_common::{FlowKey, FlowValue};
+
+use crate::datapath::{Datapath, LoadError, ticks};
+use crate::gateway::{World, address};
+use crate::host::sockets::{BoundPorts, bound_ports};
+use crate::host::{Host, Route, RouteError, RouteQuery};
+
+/// How often the gateway's own sockets are looked at.
+const SOCKETS_EVERY: Duration = Duration::from_secs(1);
+/// How often the kernel's clock is read at most.
+const CLOCK_EVERY: Duration = Duration::from_millis(10);
+/// Over what time the kernel's tick rate is measured.
+const CALIBRATION: Duration = Duration::from_secs(1);
+/// Tick rates Linux can be built with.
+const RATES: [u32; 4] = [100, 250, 300, 1000];
+
+/// Kernel and host.
+pub struct Kernel {
+    /// Maps and programs.
+    pub datapath: Datapath,
+    /// Links, routes, neighbours.
+    pub host: Host,
+    /// Every address of the gateway.
+    locals: HashSet<Ipv4Addr>,
+    bound: BoundPorts,
+    bound_read: Instant,
+    clock_read: Instant,
+    jiffies: u64,
+    /// The first reading, to measure the rate by.
+    first: (Instant, u64),
+    /// Jiffies a second.
+    rate: u32,
+}
+
+impl Kernel {
+    /// Joins the two.
+    pub fn new(datapath: Datapath, host: Host) -> Result<Self, LoadError> {
+        let jiffies = datapath.jiffies()?;
+        let now = Instant::now();
+        let mut kernel = Self {
+            datapath,
+            host,
+            locals: HashSet::new(),
+            bound: BoundPorts::default(),
+            bound_read: now,
+            clock_read: now,
+            jiffies,
+            first: (now, jiffies),
+            // The slowest there is: nothing is too old before the rate is known.
+            rate: RATES[3],
+        };
+        kernel.read_sockets();
+        kernel.read_addresses();
+        Ok(kernel)
+    }
+
+    /// Reads what is worth reading again.
+    pub fn refresh(&mut self, now: Instant) {
+        if now.saturating_duration_since(self.clock_read) >= CLOCK_EVERY {
+            self.clock_read = now;
+            match self.datapath.jiffies() {
+                Ok(jiffies) => self.jiffies = jiffies,
+                Err(error) => tracing::warn!(%error, "the kernel's clock cannot be read"),
+            }
+            let elapsed = now.saturating_duration_since(self.first.0);
+            if elapsed >= CALIBRATION {
+                self.rate = nearest_rate(self.jiffies - self.first.1, elapsed);
+            }
+        }
+        if now.saturating_duration_since(self.bound_read) >= SOCKETS_EVERY {
+            self.bound_read = now;
+            self.read_sockets();
+        }
+    }
+
+    /// Brings the set of the gateway's addresses up to date.
+    pub fn read_addresses(&mut self) {
+        self.locals = self.host.local_addresses().collect();
+    }
+
+    /// Every address of the gateway.
+    pub fn locals(&self) -> &HashSet<Ipv4Addr> {
+        &self.locals
+    }
+
+    fn read_sockets(&mut self) {
+        match bound_ports() {
+            Ok(bound) => self.bound = bound,
+            Err(error) => tracing::warn!(%error, "the gateway's own sockets cannot be read"),
+        }
+    }
+}
+
+/// The rate a kernel can have that is nearest to what was measured.
+fn nearest_rate(jiffies: u64, elapsed: Duration) -> u32 {
+    #[expect(clippy::cast_precision_loss, reason = "a rate of a few hundred")]
+    let measured = jiffies as f64 / elapsed.as_secs_f64();
+    let distance = |rate: &u32| (f64::from(*rate) - measured).abs();
+    RATES.into_iter().min_by(|a, b| distance(a).total_cmp(&distance(b))).unwrap_or(RATES[1])
+}
+
+impl World for Kernel {
+    fn open(&mut self, session: u32, entries: [(FlowKey, FlowValue); 2]) {
+        self.datapath.flows.open(session, entries);
+    }
+
+    fn replace(&mut self, key: FlowKey, value: FlowValue) {
+        self.datapath.flows.replace(key, value);
+    }
+
+    fn close(&mut self, keys: [FlowKey; 2]) {
+        self.datapath.flows.close(keys);
+    }
+
+    fn activity(&self, session: u32) -> Activity {
+        self.datapath.activity.read(session).unwrap_or_default()
+    }
+
+    fn set_activity(&mut self, session: u32, line: Activity) {
+        self.datapath.activity.write(session, line);
+    }
+
+    fn tick(&self) -> u32 {
+        ticks(self.jiffies)
+    }
+
+    fn since(&self, tick: u32) -> Duration {
+        // A tick less, because it may have begun just before the note was made.
+        let passed = ticks(self.jiffies).wrapping_sub(tick).saturating_sub(1);
+        // Written by the fast path after the clock was read: not in the past at all.
+        if passed > u32::MAX / 2 {
+            return Duration::ZERO;
+        }
+        let jiffies = u64::from(passed) << nat_common::activity::TICK_SHIFT;
+        Duration::from_millis(jiffies * 1000 / u64::from(self.rate))
+    }
+
+    fn set_next_hop(&mut self, index: u32, hop: &NextHop) {
+        if let Err(error) = self.datapath.hops.set(index, hop, 0) {
+            tracing::error!(%error, index, "a next hop could not be written");
+        }
+    }
+
+    fn route(&mut self, query: RouteQuery) -> Result<Route, RouteError> {
+        self.host.route(query)
+    }
+
+    fn neighbour(&self, ifindex: u32, neighbour: Ipv4Addr) -> Option<[u8; 6]> {
+        self.host.neighbour(ifindex, neighbour).map(|neighbour| neighbour.mac)
+    }
+
+    fn resolve(&mut self, ifindex: u32, neighbour: Ipv4Addr) {
+        if let Err(error) = self.host.resolve(ifindex, neighbour) {
+            tracing::debug!(%error, %neighbour, "asking for a neighbour failed");
+        }
+    }
+
+    fn is_local(&self, own: Ipv4Addr) -> bool {
+        self.locals.contains(&own)
+    }
+
+    fn is_bound(&self, protocol: u8, own: u32, port: u16) -> bool {
+        self.bound.contains(protocol, address(own), u16::from_be(port))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_rate_is_one_a_kernel_can_have() {
+        assert_eq!(nearest_rate(251, Duration::from_secs(1)), 250);
+        assert_eq!(nearest_rate(995, Duration::from_secs(1)), 1000);
+        assert_eq!(nearest_rate(99, Duration::from_secs(1)), 100);
+    }
+}

@@ -1,0 +1,152 @@
+//! The daemon: what `natgw run` is. Everything is put in place here, in an order that lets no
+//! packet through half-done; then one thread serves ([`worker`]).
+
+mod kernel;
+mod interfaces;
+mod claims;
+mod worker;
+mod control;
+mod report;
+mod preflight;
+
+use std::io::Write as _;
+use std::os::unix::net::UnixDatagram;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::Context as _;
+
+use self::control::Mailbox;
+use self::kernel::Kernel;
+use self::worker::Worker;
+use crate::api::Server;
+use crate::config::Config;
+use crate::datapath::Datapath;
+use crate::gateway::{Gateway, Random};
+use crate::host::Host;
+use crate::slowpath::Frames;
+
+/// What the command line says about a run.
+#[derive(Clone, Debug)]
+pub struct RunOptions {
+    /// Leave the fast path in place at the end.
+    pub keep: bool,
+    /// Where the configuration was read.
+    pub config_path: PathBuf,
+}
+
+/// Largest MTU whose frames fit the smaller frame size of AF_XDP memory.
+const SMALL_MTU: u32 = 1700;
+
+/// Runs the gateway until it is told to end.
+pub fn run(config: Config, options: RunOptions) -> anyhow::Result<()> {
+    start_log();
+    preflight::privileges()?;
+    let host = Host::open().context("read the host's interfaces and addresses")?;
+    preflight::interfaces(&host, &config)?;
+    let (mailbox, post) = Mailbox::new().context("listen for signals")?;
+    let datapath = Datapath::load(&config.control.bpffs, config.limits.sessions)?;
+    let taken_over = datapath.taken_over;
+    let instructions = datapath.verified_instructions();
+    let links = config.interfaces.iter().filter_map(|interface| host.link_by_name(&interface.name));
+    let (sockets, jumbo) = links.fold((0, false), |(sockets, jumbo), link| {
+        (sockets + link.rx_queues.clamp(1, 16), jumbo || link.mtu > SMALL_MTU)
+    });
+    let frames = Frames::new(sockets.max(u32::try_from(config.interfaces.len()).unwrap_or(1)), jumbo)?;
+    let kernel = Kernel::new(datapath, host)?;
+    let gateway = Gateway::new(&config, Instant::now(), Random::new());
+    let socket = config.control.socket.clone();
+    let mut worker = Worker::new(config, gateway, kernel, frames);
+    worker.warnings = preflight::warnings(&worker.kernel.host, &worker.config);
+    for warning in &worker.warnings {
+        tracing::warn!("{warning}");
+    }
+    worker.start().context("take the interfaces into service")?;
+    let server = Server::bind(&socket, Arc::new(post)).map_err(|error| {
+        let hint = error.hint();
+        anyhow::Error::new(error).context(hint)
+    })?;
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        socket = %socket.display(),
+        taken_over,
+        instructions,
+        "natgw is ready"
+    );
+    notify("READY=1");
+    let mut worker = Serving { worker: Some(worker), keep: options.keep };
+    CONFIG_PATH.set(options.config_path).ok();
+    let served = match worker.worker.as_mut() {
+        Some(worker) => worker.serve(&mailbox),
+        None => Ok(()),
+    };
+    notify("STOPPING=1");
+    drop(server);
+    served
+}
+
+/// A worker that is stopped in order, however its serving ends.
+struct Serving {
+    worker: Option<Worker>,
+    keep: bool,
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        if let Some(worker) = self.worker.take() {
+            worker.stop(self.keep);
+        }
+    }
+}
+
+/// Where SIGHUP reads the configuration anew.
+static CONFIG_PATH: std::sync::OnceLock<PathBuf> = std::sync::OnceLock::new();
+
+/// Reads the configuration anew: what is wrong with it changes nothing.
+fn reload(worker: &mut Worker) {
+    let Some(path) = CONFIG_PATH.get() else { return };
+    notify("RELOADING=1");
+    match Config::load(path).map_err(anyhow::Error::new).and_then(|config| worker.reload(config)) {
+        Ok(reloaded) => tracing::info!(
+            file = %path.display(),
+            kept = reloaded.kept,
+            ended = reloaded.ended,
+            "configuration reloaded"
+        ),
+        Err(error) => tracing::error!("reload {}: {error:#}; the old configuration stays", path.display()),
+    }
+    notify("READY=1");
+}
+
+/// Log lines to standard error: times and levels are journald's where it reads them.
+fn start_log() {
+    use tracing_subscriber::EnvFilter;
+    let filter = EnvFilter::try_from_env("NATGW_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+    let terminal = std::io::IsTerminal::is_terminal(&std::io::stderr());
+    let log = log.with_ansi(terminal && std::env::var_os("NO_COLOR").is_none());
+    // A second start in one process (tests) keeps the first log.
+    let _ = if std::env::var_os("JOURNAL_STREAM").is_some() {
+        log.without_time().try_init()
+    } else {
+        log.try_init()
+    };
+    let _ = std::io::stderr().flush();
+}
+
+/// Tells systemd how far the daemon is (sd_notify(3)).
+fn notify(state: &str) {
+    let Some(path) = std::env::var_os("NOTIFY_SOCKET") else { return };
+    let sent = UnixDatagram::unbound().and_then(|socket| match path.to_string_lossy().strip_prefix('@') {
+        Some(name) => {
+            use std::os::linux::net::SocketAddrExt as _;
+            let address = std::os::unix::net::SocketAddr::from_abstract_name(name)?;
+            socket.send_to_addr(state.as_bytes(), &address)
+        }
+        None => socket.send_to(state.as_bytes(), &path),
+    });
+    if let Err(error) = sent {
+        tracing::warn!(%error, "systemd could not be notified");
+    }
+}

@@ -1,0 +1,95 @@
+//! Before anything is changed: privileges, interfaces, and what on the host is likely to bite.
+
+use anyhow::bail;
+
+use crate::config::Config;
+use crate::host::Host;
+
+/// Capabilities `run` needs: number, name, what for.
+const CAPABILITIES: [(u32, &str, &str); 4] = [
+    (12, "CAP_NET_ADMIN", "attach XDP and tc programs, ask for neighbours"),
+    (13, "CAP_NET_RAW", "open AF_XDP sockets"),
+    (39, "CAP_BPF", "load eBPF programs and maps"),
+    (38, "CAP_PERFMON", "let the verifier trust packet pointers"),
+];
+
+/// `CAP_SYS_ADMIN`, which stands for those that were split off it.
+const SYS_ADMIN: u32 = 21;
+
+/// Errs with the capability that is missing.
+pub fn privileges() -> anyhow::Result<()> {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let effective = status
+        .lines()
+        .find_map(|line| line.strip_prefix("CapEff:"))
+        .and_then(|value| u64::from_str_radix(value.trim(), 16).ok());
+    let Some(effective) = effective else { return Ok(()) };
+    let has = |capability: u32| effective & (1 << capability) != 0;
+    let missing: Vec<String> = CAPABILITIES
+        .iter()
+        .filter(|(number, ..)| !has(*number) && !(*number >= 38 && has(SYS_ADMIN)))
+        .map(|(_, name, purpose)| format!("{name} ({purpose})"))
+        .collect();
+    if !missing.is_empty() {
+        return Err(anyhow::anyhow!("run natgw: EPERM, missing {}", missing.join(", ")).context(
+            "natgw needs more privileges: run it as root, or give the service these capabilities (AmbientCapabilities= in systemd)",
+        ));
+    }
+    Ok(())
+}
+
+/// Errs if none of a side's interfaces is there, naming those there are.
+pub fn interfaces(host: &Host, config: &Config) -> anyhow::Result<()> {
+    for interface in &config.interfaces {
+        let Some(link) = host.link_by_name(&interface.name) else { continue };
+        if !link.ethernet {
+            bail!(
+                "interface {} has no Ethernet header: natgw serves Ethernet, bridge ports, veth and VLAN parents",
+                link.name
+            );
+        }
+    }
+    let missing: Vec<&str> = config
+        .interfaces
+        .iter()
+        .map(|interface| interface.name.as_str())
+        .filter(|name| host.link_by_name(name).is_none())
+        .collect();
+    if missing.len() == config.interfaces.len() {
+        let mut there: Vec<&str> = host.links().map(|link| link.name.as_str()).collect();
+        there.sort_unstable();
+        return Err(anyhow::anyhow!("no interface named {}", missing.join(", "))
+            .context(format!("none of the configured interfaces exists; there are: {}", there.join(", "))));
+    }
+    Ok(())
+}
+
+/// What on the host is likely to bite, a line each.
+pub fn warnings(host: &Host, config: &Config) -> Vec<String> {
+    let mut warnings = config.warnings.clone();
+    for interface in &config.interfaces {
+        let name = &interface.name;
+        let read = |file: &str| {
+            std::fs::read_to_string(format!("/proc/sys/net/ipv4/conf/{name}/{file}"))
+                .ok()
+                .and_then(|value| value.trim().parse::<i32>().ok())
+        };
+        if read("rp_filter") == Some(1) {
+            warnings.push(format!(
+                "rp_filter is strict on {name}: what natgw leaves to the kernel is dropped there if it would be answered by another interface; sysctl -w net.ipv4.conf.{name}.rp_filter=2 loosens it"
+            ));
+        }
+        if host.link_by_name(name).is_some_and(|link| link.mtu > 3498) {
+            warnings.push(format!(
+                "the MTU of {name} is larger than XDP takes in one buffer: native attach may be refused"
+            ));
+        }
+    }
+    let forwards = std::fs::read_to_string("/proc/sys/net/ipv4/ip_forward");
+    if forwards.is_ok_and(|value| value.trim() == "0") {
+        warnings.push(
+            "ip_forward is 0: what natgw translates passes all the same, but nothing is routed that no rule translates; sysctl -w net.ipv4.ip_forward=1 changes that".to_owned(),
+        );
+    }
+    warnings
+}

@@ -1,0 +1,137 @@
+//! What the daemon tells of itself, in the shapes of the control protocol.
+
+use nat_common::Reason;
+
+use super::worker::Worker;
+use crate::api::{
+    Direction, DropRow, InterfaceStatus, PacketTotals, PoolRow, RuleCounts, RuleRow, SessionRow, StatusReport,
+    rule_rows,
+};
+use crate::config::{Side, protocol_name};
+use crate::datapath::Attached;
+use crate::gateway::SessionView;
+
+/// A session as a row.
+pub fn session_row(view: SessionView) -> SessionRow {
+    SessionRow {
+        protocol: protocol_name(view.protocol).into(),
+        inside: view.inside,
+        outside: view.outside,
+        remote: view.remote,
+        remote_inside: view.remote_inside,
+        direction: if view.outbound { Direction::Outbound } else { Direction::Inbound },
+        state: view.state.into(),
+        expires_in: view.expires_in,
+        age: view.age,
+        packets_out: view.packets[0],
+        bytes_out: view.bytes[0],
+        packets_in: view.packets[1],
+        bytes_in: view.bytes[1],
+        rule: view.rule,
+    }
+}
+
+/// `natgw status`.
+pub fn status(worker: &Worker) -> StatusReport {
+    let sum = |reasons: &[Reason]| reasons.iter().map(|&reason| worker.count(reason)).sum();
+    let drops: Vec<DropRow> = Reason::ALL
+        .iter()
+        .filter(|reason| reason.is_drop())
+        .map(|&reason| DropRow {
+            reason: reason.name().to_owned(),
+            description: reason.description().to_owned(),
+            packets: worker.count(reason),
+        })
+        .filter(|row| row.packets > 0)
+        .collect();
+    let config = &worker.config;
+    StatusReport {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        pid: std::process::id(),
+        uptime: worker.started.elapsed().as_secs(),
+        interfaces: interfaces(worker),
+        rules: RuleCounts {
+            snat: config.snat.len() as u64,
+            r#static: config.statics.len() as u64,
+            forward: config.forwards.len() as u64,
+        },
+        sessions: u64::from(worker.gateway.session_count()),
+        sessions_limit: u64::from(worker.gateway.session_limit()),
+        mappings: worker.gateway.mapping_count() as u64,
+        pools: pools(worker),
+        packets: PacketTotals {
+            translated: sum(&[
+                Reason::Translated,
+                Reason::TranslatedByStack,
+            ]),
+            passed: worker.count(Reason::Passed),
+            punted: worker.count(Reason::Punted),
+            dropped: drops.iter().map(|row| row.packets).sum(),
+        },
+        drops,
+        warnings: worker.warnings.clone(),
+    }
+}
+
+fn interfaces(worker: &Worker) -> Vec<InterfaceStatus> {
+    worker
+        .served
+        .iter()
+        .map(|served| {
+            let known = served.ifindex.and_then(|ifindex| worker.gateway.interface(ifindex));
+            InterfaceStatus {
+                name: served.config.name.clone(),
+                side: match served.config.side {
+                    Side::Inside => "inside",
+                    Side::Outside => "outside",
+                }
+                .to_owned(),
+                index: served.ifindex.unwrap_or(0),
+                mode: match served.attached {
+                    Some(Attached::Native) => "native",
+                    Some(Attached::Generic) => "generic",
+                    None => "none",
+                }
+                .to_owned(),
+                queues: served.queues,
+                addresses: known.map(|interface| interface.addresses.clone()).unwrap_or_default(),
+                state: match known {
+                    Some(interface) if interface.up => "up",
+                    Some(_) => "down",
+                    None => "missing",
+                }
+                .to_owned(),
+            }
+        })
+        .collect()
+}
+
+/// `natgw pool list`.
+pub fn pools(worker: &Worker) -> Vec<PoolRow> {
+    worker
+        .gateway
+        .pools()
+        .into_iter()
+        .map(|pool| PoolRow {
+            address: pool.address,
+            interface: pool.interface,
+            protocol: protocol_name(pool.protocol).into(),
+            used: u64::from(pool.used),
+            free: u64::from(pool.free),
+            quarantined: u64::from(pool.quarantined),
+        })
+        .collect()
+}
+
+/// `natgw rule list`.
+pub fn rules(worker: &Worker) -> Vec<RuleRow> {
+    let open = worker.gateway.sessions_by_rule();
+    rule_rows(&worker.config)
+        .into_iter()
+        .map(|row| RuleRow {
+            sessions: open.get(&row.name).copied().unwrap_or(0),
+            packets: worker.gateway.opened_by_rule(&row.name),
+            ..row
+        })
+        .collect()
+}

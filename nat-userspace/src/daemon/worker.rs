@@ -1,0 +1,408 @@
+//! The one thread that moves frames and owns the gateway core: sockets, netlink, timers and
+//! requests, all by one poll.
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::{Duration, Instant};
+
+use nat_common::Reason;
+use nat_common::abi::SessionEvent;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use xdp::Packet;
+
+use super::claims::Claims;
+use super::control::Mailbox;
+use super::interfaces::{Served, publish_addresses};
+use super::kernel::Kernel;
+use crate::config::Config;
+use crate::datapath::publish_rules;
+use crate::gateway::{Emission, Gateway, Outcome, World as _};
+use crate::host::{HostEvent, NeighbourState};
+use crate::slowpath::{Frames, Port, borrow};
+
+/// How often neighbours of live flows are confirmed: below the kernel's own 60 s until it forgets
+/// (`gc_stale_time`).
+const CONFIRM_EVERY: Duration = Duration::from_secs(20);
+/// Rounds of frames served before anything else is looked at again.
+const ROUNDS: usize = 16;
+
+/// Everything the daemon is made of.
+pub struct Worker {
+    /// When it began.
+    pub started: Instant,
+    /// The configuration in force.
+    pub config: Config,
+    /// The core.
+    pub gateway: Gateway,
+    /// Kernel and host.
+    pub kernel: Kernel,
+    /// The interfaces.
+    pub served: Vec<Served>,
+    /// Addresses added.
+    pub claims: Claims,
+    /// What `status` warns of.
+    pub warnings: Vec<String>,
+    /// Frames of the daemon's own making and counting: beyond the core's counts.
+    pub transmit_failures: u64,
+    // Sockets before the memory they use: dropped in this order.
+    ports: Vec<Port>,
+    frames: Frames,
+    packets: Vec<Packet>,
+    judged: Vec<(Packet, u32, Outcome)>,
+    confirmed: Instant,
+}
+
+impl Worker {
+    /// A worker whose interfaces are not attached yet.
+    pub fn new(config: Config, gateway: Gateway, kernel: Kernel, frames: Frames) -> Self {
+        let now = Instant::now();
+        Self {
+            started: now,
+            served: Served::of(&config),
+            config,
+            gateway,
+            kernel,
+            claims: Claims::default(),
+            warnings: Vec::new(),
+            transmit_failures: 0,
+            ports: Vec::new(),
+            frames,
+            packets: Vec::new(),
+            judged: Vec::new(),
+            confirmed: now,
+        }
+    }
+
+    /// Takes the interfaces that are there into service: sockets and tables first, programs last,
+    /// so that the first packet they see finds everything in place.
+    pub fn start(&mut self) -> anyhow::Result<()> {
+        let now = Instant::now();
+        for index in 0..self.served.len() {
+            let name = self.served[index].config.name.clone();
+            let link = self.kernel.host.link_by_name(&name).cloned();
+            match link {
+                Some(link) => {
+                    let served = &mut self.served[index];
+                    served.open_sockets(&mut self.kernel, &mut self.frames, &mut self.ports, &link)?;
+                    served.publish(&mut self.kernel, &mut self.gateway, now, &link)?;
+                }
+                None => tracing::warn!(interface = name, "is not there yet: it is served once it appears"),
+            }
+        }
+        publish_rules(&mut self.kernel.datapath, self.gateway.rules())?;
+        let announcements = self.claims.make(&mut self.kernel, &self.gateway, &self.config);
+        self.drain_events(now);
+        publish_addresses(&mut self.kernel, &self.gateway, &self.config)?;
+        for index in 0..self.served.len() {
+            self.attach(index)?;
+        }
+        self.transmit(announcements);
+        Ok(())
+    }
+
+    /// Attaches an interface that has its sockets.
+    fn attach(&mut self, index: usize) -> anyhow::Result<()> {
+        let name = self.served[index].config.name.clone();
+        let Some(link) = self.kernel.host.link_by_name(&name).cloned() else { return Ok(()) };
+        self.served[index].attach(&mut self.kernel, &link)?;
+        // Again: only now is it known whether XDP runs on skbs here.
+        self.served[index].publish(&mut self.kernel, &mut self.gateway, Instant::now(), &link)
+    }
+
+    /// Serves until the mailbox says to end.
+    pub fn serve(&mut self, mailbox: &Mailbox) -> anyhow::Result<()> {
+        loop {
+            let now = Instant::now();
+            self.kernel.refresh(now);
+            self.confirm_neighbours(now);
+            let wait = self.gateway.tick(&mut self.kernel, now);
+            self.gateway.end_unreachable(&mut self.kernel, now);
+            self.settle(now);
+            if mailbox.serve(self) {
+                return Ok(());
+            }
+            self.kernel.datapath.flows.flush_or_warn();
+            let backlog = self.ports.iter().any(Port::has_backlog);
+            let wait = if backlog { wait.min(Duration::from_millis(1)) } else { wait };
+            self.wait(mailbox.fd(), wait)?;
+            self.drain_events(Instant::now());
+            self.read_session_events(Instant::now());
+            self.serve_frames();
+        }
+    }
+
+    /// Sleeps until something can be done.
+    fn wait(&self, mailbox: BorrowedFd<'_>, wait: Duration) -> anyhow::Result<()> {
+        let monitors = self.kernel.host.monitor();
+        let mut fds = vec![
+            PollFd::from_borrowed_fd(mailbox, PollFlags::IN),
+            PollFd::from_borrowed_fd(monitors, PollFlags::IN),
+            PollFd::from_borrowed_fd(self.kernel.datapath.events_fd(), PollFlags::IN),
+        ];
+        fds.extend(self.ports.iter().map(|port| PollFd::from_borrowed_fd(borrow(port), PollFlags::IN)));
+        let timeout = Timespec::try_from(wait).ok();
+        match poll(&mut fds, timeout.as_ref()) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
+            Err(error) => Err(anyhow::anyhow!("wait for frames: {error}")),
+        }
+    }
+
+    /// Serves what the sockets have, a bounded number of rounds.
+    fn serve_frames(&mut self) {
+        for _ in 0..ROUNDS {
+            let mut any = false;
+            for index in 0..self.ports.len() {
+                let now = Instant::now();
+                let port = &mut self.ports[index];
+                let ifindex = port.ifindex;
+                if port.receive(&mut self.frames, &mut self.packets) == 0 {
+                    continue;
+                }
+                any = true;
+                let mut packets = std::mem::take(&mut self.packets);
+                for mut packet in packets.drain(..) {
+                    let outcome = self.gateway.handle(&mut self.kernel, now, ifindex, &mut packet);
+                    self.judged.push((packet, ifindex, outcome));
+                }
+                self.packets = packets;
+                self.settle(now);
+            }
+            if !any {
+                break;
+            }
+        }
+    }
+
+    /// Brings the kernel's table in line with what was judged, then sends: a frame never leaves
+    /// before the entries that its answer needs.
+    fn settle(&mut self, now: Instant) {
+        let (failed, outcome) = self.kernel.datapath.flows.flush();
+        if let Err(error) = outcome {
+            tracing::warn!(%error, sessions = failed.len(), "the flow table did not take new sessions");
+        }
+        for &session in &failed {
+            self.gateway.abort(&mut self.kernel, now, session);
+        }
+        let mut judged = std::mem::take(&mut self.judged);
+        for (packet, ingress, outcome) in judged.drain(..) {
+            match outcome {
+                Outcome::Send { ifindex, session }
+                    if session.is_none_or(|session| !failed.contains(&session)) =>
+                {
+                    self.send(ifindex, packet);
+                }
+                Outcome::ToStack => {
+                    self.inject(ingress, &packet);
+                    self.frames.free(packet);
+                }
+                _ => self.frames.free(packet),
+            }
+        }
+        self.judged = judged;
+        for released in std::mem::take(&mut self.gateway.released) {
+            match released.outcome {
+                Outcome::Send { ifindex, session }
+                    if session.is_none_or(|session| !failed.contains(&session)) =>
+                {
+                    self.transmit(vec![Emission { ifindex, frame: released.frame }]);
+                }
+                Outcome::ToStack => self.inject(released.ingress, &released.frame),
+                _ => {}
+            }
+        }
+        let emissions = std::mem::take(&mut self.gateway.emissions);
+        self.transmit(emissions);
+        for port in &mut self.ports {
+            port.flush(&mut self.frames);
+        }
+    }
+
+    fn send(&mut self, ifindex: u32, packet: Packet) {
+        let Some(port) = self.ports.iter_mut().find(|port| port.ifindex == ifindex) else {
+            self.transmit_failures += 1;
+            return self.frames.free(packet);
+        };
+        if let Err(packet) = port.send(packet) {
+            self.transmit_failures += 1;
+            self.frames.free(packet);
+        }
+    }
+
+    fn transmit(&mut self, emissions: Vec<Emission>) {
+        for Emission { ifindex, frame } in emissions {
+            match self.frames.copy(&frame) {
+                Some(packet) => self.send(ifindex, packet),
+                None => self.transmit_failures += 1,
+            }
+        }
+    }
+
+    fn inject(&self, ingress: u32, frame: &[u8]) {
+        if let Err(error) = self.kernel.datapath.inject(ingress, frame) {
+            tracing::debug!(%error, "a frame could not be handed to the stack");
+        }
+    }
+
+    /// Neighbours of live flows are asked for before the kernel forgets them: it does not see the
+    /// traffic that would confirm them.
+    fn confirm_neighbours(&mut self, now: Instant) {
+        if now.saturating_duration_since(self.confirmed) < CONFIRM_EVERY {
+            return;
+        }
+        self.confirmed = now;
+        for (ifindex, neighbour) in self.gateway.neighbours() {
+            let stale = self.kernel.host.neighbour(ifindex, neighbour).is_some_and(|known| {
+                matches!(known.state, NeighbourState::Stale)
+            });
+            if stale {
+                self.kernel.resolve(ifindex, neighbour);
+            }
+        }
+    }
+
+    /// What the fast path reported of TCP sessions.
+    fn read_session_events(&mut self, now: Instant) {
+        while let Some(event) = self.kernel.datapath.events.next() {
+            let Ok(event) = bytemuck::try_pod_read_unaligned::<SessionEvent>(&event) else { continue };
+            self.gateway.session_event(&mut self.kernel, now, &event);
+        }
+    }
+
+    /// What changed on the host.
+    fn drain_events(&mut self, now: Instant) {
+        let mut events = Vec::new();
+        if let Err(error) = self.kernel.host.poll(&mut events) {
+            tracing::warn!(%error, "changes of the host could not be read");
+        }
+        if events.is_empty() {
+            return;
+        }
+        let mut routes = false;
+        let mut addresses = false;
+        for event in events {
+            match event {
+                HostEvent::NeighbourChanged { ifindex, addr, .. } => {
+                    self.gateway.neighbour_changed(&mut self.kernel, now, ifindex, addr);
+                }
+                HostEvent::RoutesChanged => routes = true,
+                HostEvent::LinkRemoved { index, name } => self.link_removed(now, index, &name),
+                HostEvent::LinkChanged(index) | HostEvent::XdpFeaturesChanged(index) => {
+                    self.link_changed(now, index);
+                    routes = true;
+                }
+                HostEvent::AddressAdded { ifindex, .. } | HostEvent::AddressRemoved { ifindex, .. } => {
+                    addresses = true;
+                    routes = true;
+                    self.kernel.read_addresses();
+                    self.link_changed(now, ifindex);
+                }
+                HostEvent::Resynced => {
+                    addresses = true;
+                    routes = true;
+                    self.kernel.read_addresses();
+                    let indexes: Vec<u32> = self.kernel.host.links().map(|link| link.index).collect();
+                    for index in indexes {
+                        self.link_changed(now, index);
+                    }
+                }
+            }
+        }
+        if addresses && let Err(error) = publish_addresses(&mut self.kernel, &self.gateway, &self.config) {
+            tracing::error!(%error, "the gateway's addresses could not be handed to the fast path");
+        }
+        if routes {
+            self.gateway.routes_changed(&mut self.kernel);
+        }
+    }
+
+    /// An interface changed, or has appeared.
+    fn link_changed(&mut self, now: Instant, index: u32) {
+        let Some(link) = self.kernel.host.link(index).cloned() else { return };
+        let Some(position) = self.served.iter().position(|served| served.config.name == link.name) else {
+            return;
+        };
+        let known = self.served[position].ifindex;
+        if known == Some(index) || (known.is_none() && self.served[position].queues > 0) {
+            if let Err(error) =
+                self.served[position].publish(&mut self.kernel, &mut self.gateway, now, &link)
+            {
+                tracing::error!(%error, interface = link.name, "a change could not be handed to the fast path");
+            }
+            return;
+        }
+        tracing::info!(interface = link.name, "has appeared: taken into service");
+        self.served[position].lost(&mut self.kernel, &mut self.ports);
+        let served = &mut self.served[position];
+        let taken = served
+            .open_sockets(&mut self.kernel, &mut self.frames, &mut self.ports, &link)
+            .and_then(|()| served.publish(&mut self.kernel, &mut self.gateway, now, &link))
+            .and_then(|()| self.attach(position));
+        if let Err(error) = taken {
+            tracing::error!(%error, interface = link.name, "could not be taken into service");
+        }
+        if let Err(error) = publish_addresses(&mut self.kernel, &self.gateway, &self.config) {
+            tracing::error!(%error, "the gateway's addresses could not be handed to the fast path");
+        }
+    }
+
+    fn link_removed(&mut self, now: Instant, index: u32, name: &str) {
+        self.gateway.remove_interface(&mut self.kernel, now, index);
+        if let Some(served) = self.served.iter_mut().find(|served| served.ifindex == Some(index)) {
+            tracing::warn!(interface = name, "is gone: it is served again once it reappears");
+            served.lost(&mut self.kernel, &mut self.ports);
+        }
+    }
+
+    /// Takes a new configuration. The interfaces stay as they are.
+    pub fn reload(&mut self, config: Config) -> anyhow::Result<crate::gateway::Reloaded> {
+        let names = |config: &Config| {
+            config.interfaces.iter().map(|one| (one.name.clone(), one.side, one.mode)).collect::<Vec<_>>()
+        };
+        anyhow::ensure!(
+            names(&config) == names(&self.config),
+            "interfaces differ from those in service; hint: restart the daemon to change interfaces"
+        );
+        let now = Instant::now();
+        let reloaded = self.gateway.reload(&mut self.kernel, now, &config);
+        publish_rules(&mut self.kernel.datapath, self.gateway.rules())?;
+        self.config = config;
+        let announcements = self.claims.make(&mut self.kernel, &self.gateway, &self.config);
+        self.drain_events(now);
+        publish_addresses(&mut self.kernel, &self.gateway, &self.config)?;
+        self.transmit(announcements);
+        Ok(reloaded)
+    }
+
+    /// Packets counted by reason: by the fast path on all CPUs, and by the core.
+    pub fn count(&self, reason: Reason) -> u64 {
+        let kernel: u64 = self
+            .kernel
+            .datapath
+            .counters
+            .get(&reason.index(), 0)
+            .map(|values| values.iter().sum())
+            .unwrap_or_default();
+        let own = if reason == Reason::DropTransmit { self.transmit_failures } else { 0 };
+        kernel + own + self.gateway.counts().get(reason)
+    }
+
+    /// Ends: with `keep` the fast path stays, without it nothing is left.
+    pub fn stop(mut self, keep: bool) {
+        for port in &mut self.ports {
+            port.clear(&mut self.frames);
+        }
+        if keep {
+            return;
+        }
+        for served in &mut self.served {
+            served.lost(&mut self.kernel, &mut self.ports);
+        }
+        self.claims.release(&mut self.kernel);
+        self.kernel.datapath.remove();
+    }
+}
+
+impl AsFd for Mailbox {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd()
+    }
+}

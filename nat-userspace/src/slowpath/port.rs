@@ -1,0 +1,228 @@
+//! One AF_XDP socket, and the frames all of them share.
+//!
+//! The same memory is registered at every socket, so that a frame received on one is sent on
+//! another without being copied by us; a frame is always in exactly one place: a fill ring, our
+//! hands, a transmit ring, or free.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+
+use xdp::nic::NicIndex;
+use xdp::slab::{HeapSlab, Slab as _};
+use xdp::socket::{PollTimeout, XdpSocket, XdpSocketBuilder};
+use xdp::umem::{FrameSize, UmemCfgBuilder};
+use xdp::{Packet, RingConfigBuilder, Umem, WakableRings};
+
+/// Entries of each ring of a socket.
+const RING: u32 = 2048;
+/// What one transmit kick sends in copy mode (`TX_BATCH_SIZE` in net/xdp/xsk.c).
+const KICK: usize = 32;
+/// Frames received at once.
+pub const BATCH: usize = 64;
+/// Frames that may wait for a transmit ring with room.
+const BACKLOG: usize = 8192;
+
+/// Why a socket cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum PortError {
+    /// The memory of the frames.
+    #[error("map {frames} frames of memory for AF_XDP: {source}")]
+    Memory {
+        /// How many.
+        frames: u32,
+        /// Why.
+        source: io::Error,
+    },
+    /// A socket.
+    #[error("open an AF_XDP socket on queue {queue} of interface {ifindex}: {message}")]
+    Socket {
+        /// Its interface.
+        ifindex: u32,
+        /// Its queue.
+        queue: u32,
+        /// Why.
+        message: String,
+    },
+}
+
+/// The memory of all frames.
+pub struct Frames {
+    umem: Umem,
+}
+
+impl Frames {
+    /// Memory for the frames of `sockets` sockets.
+    pub fn new(sockets: u32, jumbo: bool) -> Result<Self, PortError> {
+        // A full fill ring and a full transmit ring for each.
+        let frames = sockets.max(1) * RING * 2;
+        let build = || {
+            let frame_size = if jumbo { FrameSize::FourK } else { FrameSize::TwoK };
+            let config = UmemCfgBuilder { frame_size, frame_count: frames, ..UmemCfgBuilder::default() }.build();
+            Umem::map(config.map_err(|error| io::Error::other(format!("{error:?}")))?)
+        };
+        Ok(Self { umem: build().map_err(|source| PortError::Memory { frames, source })? })
+    }
+
+    /// A frame with these bytes; `None` if they are too many, or no frame is free.
+    pub fn copy(&mut self, bytes: &[u8]) -> Option<Packet> {
+        // SAFETY: packets do not outlive the memory: the worker owns both, and drops it last.
+        let mut packet = unsafe { self.umem.alloc() }?;
+        if packet.append(bytes).is_err() {
+            self.free(packet);
+            return None;
+        }
+        Some(packet)
+    }
+
+    /// Gives a frame back.
+    pub fn free(&mut self, packet: Packet) {
+        self.umem.free_packet(packet);
+    }
+}
+
+/// A socket on a queue of an interface.
+pub struct Port {
+    /// Its interface.
+    pub ifindex: u32,
+    /// Its queue.
+    pub queue: u32,
+    rings: WakableRings,
+    socket: XdpSocket,
+    received: HeapSlab,
+    kick: HeapSlab,
+    backlog: VecDeque<Packet>,
+    /// Frames in the transmit ring or on their way back.
+    sending: usize,
+}
+
+impl Port {
+    /// Opens a socket. The program's socket map still has to name it.
+    pub fn open(frames: &mut Frames, ifindex: u32, queue: u32) -> Result<Self, PortError> {
+        let failed = |message: String| PortError::Socket { ifindex, queue, message };
+        let mut builder = XdpSocketBuilder::new().map_err(|error| failed(error.to_string()))?;
+        let config = RingConfigBuilder {
+            rx_count: RING,
+            tx_count: RING,
+            fill_count: RING,
+            completion_count: RING,
+        }
+        .build()
+        .map_err(|error| failed(format!("{error:?}")))?;
+        let (rings, mut flags) =
+            builder.build_wakable_rings(&frames.umem, config).map_err(|error| failed(error.to_string()))?;
+        // First packets only: a copy costs less than what zero-copy would take from the driver.
+        flags.force_copy();
+        let socket =
+            builder.bind(NicIndex(ifindex), queue, flags).map_err(|error| failed(error.to_string()))?;
+        let mut port = Self {
+            ifindex,
+            queue,
+            rings,
+            socket,
+            received: HeapSlab::with_capacity(BATCH),
+            kick: HeapSlab::with_capacity(KICK),
+            backlog: VecDeque::new(),
+            sending: 0,
+        };
+        port.fill(frames, RING as usize);
+        Ok(port)
+    }
+
+    /// The descriptor, for the socket map and for poll.
+    pub fn fd(&self) -> RawFd {
+        self.socket.raw_fd()
+    }
+
+    /// Lends frames to the kernel to receive into.
+    fn fill(&mut self, frames: &mut Frames, count: usize) {
+        // SAFETY: the memory outlives the socket: the worker drops its ports first.
+        let _ = unsafe { self.rings.fill_ring.enqueue(&mut frames.umem, count, true) };
+    }
+
+    /// Receives up to [`BATCH`] frames, in the order they came.
+    pub fn receive(&mut self, frames: &mut Frames, packets: &mut Vec<Packet>) -> usize {
+        let Some(ring) = self.rings.rx_ring.as_mut() else { return 0 };
+        // SAFETY: as for `fill`.
+        let count = unsafe { ring.recv(&frames.umem, &mut self.received) };
+        if count > 0 {
+            while let Some(packet) = self.received.pop_back() {
+                packets.push(packet);
+            }
+            self.fill(frames, count);
+        }
+        count
+    }
+
+    /// Queues a frame to be sent. `Err` gives it back: more wait than may.
+    pub fn send(&mut self, packet: Packet) -> Result<(), Packet> {
+        if self.backlog.len() >= BACKLOG {
+            return Err(packet);
+        }
+        self.backlog.push_back(packet);
+        Ok(())
+    }
+
+    /// Whether frames wait for [`Port::flush`].
+    pub fn has_backlog(&self) -> bool {
+        !self.backlog.is_empty() || self.sending > 0
+    }
+
+    /// Hands queued frames to the kernel, as many as it takes, and takes back those it has sent.
+    pub fn flush(&mut self, frames: &mut Frames) {
+        self.collect(frames);
+        while !self.backlog.is_empty() && self.sending + KICK <= RING as usize {
+            while self.kick.len() < KICK {
+                let Some(packet) = self.backlog.pop_front() else { break };
+                if let Some(packet) = self.kick.push_front(packet) {
+                    self.backlog.push_front(packet);
+                    break;
+                }
+            }
+            let before = self.kick.len();
+            let Some(ring) = self.rings.tx_ring.as_mut() else { return };
+            // EAGAIN, EBUSY and ENOBUFS tell that not all were sent yet; they are in the ring
+            // all the same, and the next kick sends them.
+            // SAFETY: as for `fill`.
+            let _ = unsafe { ring.send(&mut self.kick, true) };
+            self.sending += before - self.kick.len();
+            if !self.kick.is_empty() {
+                while let Some(packet) = self.kick.pop_back() {
+                    self.backlog.push_front(packet);
+                }
+                break;
+            }
+            self.collect(frames);
+        }
+        if self.sending > 0 {
+            // A poll drives what a kick left behind.
+            let _ = self.socket.poll_read(PollTimeout::new(Some(std::time::Duration::ZERO)));
+            self.collect(frames);
+        }
+    }
+
+    /// Takes back frames that were sent.
+    fn collect(&mut self, frames: &mut Frames) {
+        let done = self.rings.completion_ring.dequeue(&mut frames.umem, RING as usize);
+        self.sending = self.sending.saturating_sub(done);
+    }
+
+    /// Gives back every frame that waits to be sent.
+    pub fn clear(&mut self, frames: &mut Frames) {
+        while let Some(packet) = self.backlog.pop_front() {
+            frames.free(packet);
+        }
+    }
+}
+
+impl AsRawFd for Port {
+    fn as_raw_fd(&self) -> RawFd {
+        self.fd()
+    }
+}
+
+/// The descriptor of a port for the length of a poll.
+pub fn borrow(port: &Port) -> BorrowedFd<'_> {
+    // SAFETY: the socket lives as long as the port, which the result borrows.
+    unsafe { BorrowedFd::borrow_raw(port.fd()) }
+}
