@@ -20,6 +20,7 @@ use nat_bench_ebpf::{FRESH, IN_TURN, RANDOM};
 
 use crate::{
     Contender,
+    busy::Helpers,
     gateways::{self, Gateway, Readiness},
     generator::{Generator, Pattern, Sample},
     namespace::Entered,
@@ -91,13 +92,14 @@ pub(crate) struct Bench {
 impl Bench {
     pub(crate) fn new(
         contenders: &[Contender],
+        cpu: usize,
         zero_checksum: bool,
         interrupted: Arc<AtomicBool>,
     ) -> anyhow::Result<Self> {
         let mut names = vec![FLOOR];
         names.extend(contenders.iter().map(|contender| contender.name()));
         let topology = Topology::new(&names)?;
-        let mut generator = Generator::new(&topology, zero_checksum)?;
+        let mut generator = Generator::new(&topology, Helpers::new(cpu)?, zero_checksum)?;
         let mut gateways = Vec::new();
         let (floor, lanes) = topology.lanes.split_first().context("no lanes")?;
         {
@@ -173,6 +175,7 @@ impl Bench {
 
     fn aim(&mut self, number: usize, figure: &Figure) -> anyhow::Result<()> {
         let slot = u32::try_from(number + 1)?;
+        self.generator.helpers.count(self.gateways[number].1.processes());
         self.generator.aim(slot, self.gateways[number].1.translates(), figure.pattern)
     }
 
@@ -180,7 +183,7 @@ impl Bench {
     fn open(&mut self, number: usize, figure: &Figure, report: &mut FigureReport) -> anyhow::Result<()> {
         let name = self.gateways[number].0;
         let flows = figure.pattern.flows;
-        let counts = self.generator.open_flows(flows)?;
+        let counts = self.generator.open_flows(flows, self.gateways[number].1.helping())?;
         if counts.wrong > 0 {
             report.faults.push(format!("{name}: {} frames arrived wrong", counts.wrong));
         }
@@ -197,7 +200,7 @@ impl Bench {
                 self.prepare(number, figure)?;
             }
             self.aim(number, figure)?;
-            return self.generator.feed(figure.most_flows());
+            return self.generator.feed(figure.most_flows(), self.gateways[number].1.helping());
         }
         self.aim(number, figure)?;
         self.generator.blast(self.round)
@@ -278,7 +281,7 @@ impl RunTime {
 
 /// Nanoseconds a frame.
 pub(crate) fn nanoseconds_each(sample: &Sample) -> f64 {
-    quotient(u64::try_from(sample.elapsed.as_nanos()).unwrap_or(u64::MAX), sample.frames)
+    quotient(u64::try_from(sample.busy.as_nanos()).unwrap_or(u64::MAX), sample.frames)
 }
 
 /// One number by another, exact enough for anything that is measured.

@@ -14,7 +14,10 @@ use aya::{
 };
 use nat_bench_ebpf::{DELIVERED, FIRST_CLIENT, FLOWS_SEEN, IN_TURN, Plan, Probe, Progress, WRONG};
 
-use crate::topology::{CLIENT_MAC, EXTERNAL, LAN_MAC, Topology, WAN_MAC};
+use crate::{
+    busy::Helpers,
+    topology::{CLIENT_MAC, EXTERNAL, LAN_MAC, Topology, WAN_MAC},
+};
 
 /// Generator, sink, and the programs of the gateways that are the bench's own.
 pub(crate) struct Generator {
@@ -24,6 +27,7 @@ pub(crate) struct Generator {
     counts: PerCpuArray<MapData, u64>,
     plan: Plan,
     inspections: u32,
+    pub(crate) helpers: Helpers,
 }
 
 /// How many frames of a kind the sink has counted.
@@ -35,16 +39,17 @@ pub(crate) struct Counts {
 }
 
 /// What came of some frames.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Sample {
     pub(crate) frames: u64,
     pub(crate) delivered: u64,
-    pub(crate) elapsed: Duration,
+    /// How long the CPU worked for that.
+    pub(crate) busy: Duration,
 }
 
 impl Generator {
     /// Loads the programs and puts a sink at the server's end of every lane.
-    pub(crate) fn new(topology: &Topology, zero_checksum: bool) -> anyhow::Result<Self> {
+    pub(crate) fn new(topology: &Topology, helpers: Helpers, zero_checksum: bool) -> anyhow::Result<Self> {
         let mut ebpf = EbpfLoader::new().load(OBJECT).context("load the bench's eBPF programs")?;
         for name in ["generate", "sink", "route", "discard"] {
             program(&mut ebpf, name)?.load().with_context(|| format!("load the program {name}"))?;
@@ -66,7 +71,7 @@ impl Generator {
         let mut delivered_mac = [0; 8];
         delivered_mac[..6].copy_from_slice(&WAN_MAC);
         let plan = Plan { macs, delivered_mac, zero_checksum: zero_checksum.into(), ..Plan::default() };
-        Ok(Self { ebpf, plan_map, progress, counts, plan, inspections: 0 })
+        Ok(Self { ebpf, plan_map, progress, counts, plan, inspections: 0, helpers })
     }
 
     /// Attaches `route` or `discard` to a gateway's interface; call it in the gateway's namespace.
@@ -105,44 +110,44 @@ impl Generator {
         self.progress.set(0, &ProgressValue(start), 0).context("start the generator anew")
     }
 
-    /// Sends for a while, as fast as it goes.
-    pub(crate) fn blast(&mut self, duration: Duration) -> anyhow::Result<Sample> {
+    /// Sends as fast as it goes, until that has taken some time.
+    pub(crate) fn blast(&mut self, time: Duration) -> anyhow::Result<Sample> {
         let before = self.counts()?;
-        let start = Instant::now();
-        let mut frames = 0;
-        while start.elapsed() < duration {
-            self.send(BLAST)?;
-            frames += u64::from(BLAST);
+        let helped = self.helpers.time()?;
+        let mut sample = Sample::default();
+        while sample.busy < time {
+            sample.busy += self.send(BLAST)?;
+            sample.frames += u64::from(BLAST);
         }
-        let elapsed = start.elapsed();
-        let after = self.settled(before.all() + frames, Duration::from_millis(50))?;
-        Ok(Sample { frames, delivered: after.delivered - before.delivered, elapsed })
+        let after = self.settled(before.all() + sample.frames)?;
+        sample.busy += self.helpers.time()?.saturating_sub(helped);
+        sample.delivered = after.delivered - before.delivered;
+        Ok(sample)
     }
 
-    /// Sends some at a time and waits for those to arrive: what a gateway can take that has to think.
+    /// Sends `helping` frames at a time and waits for them to arrive: what suits a gateway that has to think.
     ///
-    /// The time is that of the last arrival: what never arrives is waited for, but not billed.
-    pub(crate) fn feed(&mut self, frames: u64) -> anyhow::Result<Sample> {
+    /// A gateway that lets nothing through is given up.
+    pub(crate) fn feed(&mut self, frames: u64, helping: u32) -> anyhow::Result<Sample> {
         let before = self.counts()?;
-        let start = Instant::now();
-        let mut elapsed = Duration::ZERO;
-        let mut sent = 0;
+        let helped = self.helpers.time()?;
+        let mut sample = Sample::default();
         let mut arrived = before.all();
-        while sent < frames {
-            self.send(HELPING)?;
-            sent += u64::from(HELPING);
-            let expected = arrived + u64::from(HELPING);
-            arrived = self.settled(expected, Duration::from_millis(20))?.all();
-            if arrived >= expected {
-                elapsed = start.elapsed();
-            }
+        let mut in_vain = 0;
+        while sample.frames < frames && in_vain < PATIENCE_HELPINGS {
+            sample.busy += self.send(helping)?;
+            sample.frames += u64::from(helping);
+            let counts = self.settled(arrived + u64::from(helping))?;
+            in_vain = if counts.all() == arrived { in_vain + 1 } else { 0 };
+            arrived = counts.all();
         }
-        let delivered = self.counts()?.delivered - before.delivered;
-        Ok(Sample { frames: sent, delivered, elapsed })
+        sample.busy += self.helpers.time()?.saturating_sub(helped);
+        sample.delivered = self.counts()?.delivered - before.delivered;
+        Ok(sample)
     }
 
     /// Opens flows 0 to `flows` - 1 and checks what arrives, until the sink has seen each of them or no more come.
-    pub(crate) fn open_flows(&mut self, flows: u32) -> anyhow::Result<Counts> {
+    pub(crate) fn open_flows(&mut self, flows: u32, helping: u32) -> anyhow::Result<Counts> {
         self.inspections += 1;
         let plan = self.plan;
         self.plan = Plan { pattern: IN_TURN, inspection: self.inspections, ..plan };
@@ -150,9 +155,9 @@ impl Generator {
         let before = self.counts()?;
         let mut counts = Counts::default();
         for _ in 0..OPENING_PASSES {
-            self.feed(flows.into())?;
+            let sample = self.feed(flows.into(), helping)?;
             counts = self.counts()?.since(before);
-            if counts.flows_seen >= flows.into() {
+            if counts.flows_seen >= flows.into() || sample.delivered == 0 {
                 break;
             }
         }
@@ -169,11 +174,11 @@ impl Generator {
         Ok(Counts { delivered: count(DELIVERED)?, flows_seen: count(FLOWS_SEEN)?, wrong: count(WRONG)? })
     }
 
-    /// Waits until the sink has counted `expected` frames, or none for `patience`.
-    fn settled(&self, expected: u64, patience: Duration) -> anyhow::Result<Counts> {
+    /// Waits until the sink has counted `expected` frames, or none for [`PATIENCE`].
+    fn settled(&self, expected: u64) -> anyhow::Result<Counts> {
         let mut counts = self.counts()?;
         let mut progress = Instant::now();
-        while counts.all() < expected && progress.elapsed() < patience {
+        while counts.all() < expected && progress.elapsed() < PATIENCE {
             // The gateway's daemon and the kernel's threads run on this CPU as well.
             std::thread::yield_now();
             let now = self.counts()?;
@@ -185,7 +190,9 @@ impl Generator {
         Ok(counts)
     }
 
-    fn send(&mut self, frames: u32) -> anyhow::Result<()> {
+    /// Sends frames and answers the time that took, as the kernel has measured it: without setting the run up and
+    /// tearing it down, which takes tens of milliseconds, and without the time other processes had meanwhile.
+    fn send(&mut self, frames: u32) -> anyhow::Result<Duration> {
         let frame = [0; size_of::<Probe>()];
         let options = TestRunOptions {
             data_in: Some(&frame),
@@ -193,8 +200,8 @@ impl Generator {
             attrs: TestRunAttrs::new().xdp_live_frames(BATCH),
             ..TestRunOptions::default()
         };
-        program(&mut self.ebpf, "generate")?.test_run(options).context("generate frames")?;
-        Ok(())
+        let result = program(&mut self.ebpf, "generate")?.test_run(options).context("generate frames")?;
+        Ok(result.duration * frames)
     }
 
     fn write_plan(&mut self) -> anyhow::Result<()> {
@@ -272,7 +279,9 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/na
 const BATCH: u32 = 64;
 /// Frames a system call: enough for its own cost not to count.
 const BLAST: u32 = 1 << 17;
-/// Frames sent before waiting for them: less than any queue on the way holds.
-const HELPING: u32 = 512;
+/// How long the sink may see nothing until what is missing counts as lost. Others may want the CPU, too.
+const PATIENCE: Duration = Duration::from_millis(100);
+/// Helpings in a row of which nothing arrives, until the gateway is given up.
+const PATIENCE_HELPINGS: u32 = 8;
 /// How often flows that did not open are tried again.
 const OPENING_PASSES: u32 = 10;

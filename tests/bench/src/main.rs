@@ -1,6 +1,7 @@
 //! How much a packet costs in natgw, beside a bare XDP router and nftables: same frames, same wires, same CPU, taking
 //! turns. Needs root; works in network namespaces of its own and leaves nothing behind.
 
+mod busy;
 mod figures;
 mod gateways;
 mod generator;
@@ -71,7 +72,7 @@ fn main() -> anyhow::Result<ExitCode> {
     }
     let cpu = pin(arguments.cpu)?;
 
-    let mut bench = Bench::new(&arguments.against, arguments.zero_checksum, interrupted)?;
+    let mut bench = Bench::new(&arguments.against, cpu, arguments.zero_checksum, interrupted)?;
     bench.round = Duration::from_millis(if arguments.quick { 300 } else { 1000 });
     bench.rounds = arguments.rounds.unwrap_or(if arguments.quick { 3 } else { 5 });
     let mut report = Report::new(cpu, arguments.zero_checksum);

@@ -25,6 +25,16 @@ pub(crate) trait Gateway {
     /// Whether sources are translated on the way.
     fn translates(&self) -> bool;
 
+    /// The processes that work for it: their time counts as its own.
+    fn processes(&self) -> Vec<u32> {
+        Vec::new()
+    }
+
+    /// New flows to offer at a time.
+    fn helping(&self) -> u32 {
+        1 << 13
+    }
+
     /// The XDP program it runs on `lan`, if it is one that does.
     fn program(&self, lane: &Lane, generator: &mut Generator) -> anyhow::Result<Option<ProgramInfo>>;
 }

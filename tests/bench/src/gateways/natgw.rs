@@ -172,6 +172,15 @@ impl Gateway for Natgw {
         true
     }
 
+    fn processes(&self) -> Vec<u32> {
+        self.process.iter().map(Child::id).collect()
+    }
+
+    fn helping(&self) -> u32 {
+        // Less than its receive ring holds: what overflows there is lost.
+        1 << 10
+    }
+
     fn program(&self, lane: &Lane, _generator: &mut Generator) -> anyhow::Result<Option<ProgramInfo>> {
         let link = lane.gateway.run(Command::new("ip").args(["-json", "-details", "link", "show", "lan"]))?;
         let link: Value = serde_json::from_str(&link).context("read the answer of ip link")?;
