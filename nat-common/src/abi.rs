@@ -8,6 +8,11 @@ pub const PROGRAM_XDP: &str = "natgw_xdp";
 /// Name of the tc program.
 pub const PROGRAM_TC: &str = "natgw_tc";
 
+/// Name of the program that tells the clock.
+pub const PROGRAM_CLOCK: &str = "natgw_clock";
+/// Name of the program that hands frames to the stack.
+pub const PROGRAM_INJECT: &str = "natgw_inject";
+
 /// Interfaces natgw can serve at once.
 pub const INTERFACES: u32 = 64;
 /// Queues of one interface that can have a socket.
@@ -49,6 +54,8 @@ impl Interface {
     pub const VIRTUAL: u32 = 2;
     /// Takes no redirected frames: see [`crate::next_hop::NextHop::STACK`].
     pub const STACK: u32 = 4;
+    /// XDP runs on skbs here.
+    pub const GENERIC: u32 = 8;
 }
 
 /// What the program knows of an address that is the gateway's, or that natgw translates to.

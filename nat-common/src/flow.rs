@@ -105,8 +105,8 @@ pub struct FlowValue {
     /// Part of the transport delta that the pseudo-header causes: on the tc hook a partial
     /// checksum covers only that.
     pub pseudo_delta: u16,
-    /// Zero.
-    pub pad: u32,
+    /// What opened the session, for a daemon that takes the table over; the program ignores it.
+    pub origin: u32,
 }
 
 /// What a flow entry stands for.
@@ -169,7 +169,7 @@ impl FlowValue {
             action: Action::Translate as u8,
             direction: direction as u8,
             pseudo_delta: Delta::of(pseudo).0,
-            pad: 0,
+            origin: 0,
         }
     }
 

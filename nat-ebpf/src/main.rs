@@ -20,6 +20,7 @@ mod skb;
 use aya_ebpf::{
     EbpfContext as _,
     bindings::{__sk_buff, TC_ACT_OK, xdp_action},
+    helpers::generated::bpf_jiffies64,
     macros::{classifier, xdp},
     programs::{TcContext, XdpContext},
 };
@@ -51,6 +52,9 @@ pub enum Verdict {
 #[xdp]
 pub fn natgw_xdp(ctx: XdpContext) -> u32 {
     let Some(interface) = maps::interface(ctx.ingress_ifindex() as u32) else { return xdp_action::XDP_PASS };
+    if is_injected(interface) {
+        return xdp_action::XDP_PASS;
+    }
     match judge(&ctx, interface) {
         Verdict::Pass => {
             count(Reason::Passed);
@@ -114,6 +118,41 @@ pub fn natgw_tc(ctx: TcContext) -> i32 {
     let ifindex = unsafe { (*ctx.as_ptr().cast::<__sk_buff>()).ifindex };
     let Some(interface) = maps::interface(ifindex) else { return TC_ACT_OK as i32 };
     skb::translate(&ctx, interface, realm(interface)).unwrap_or(TC_ACT_OK as i32)
+}
+
+/// Run by the daemon, never attached: writes the clock that `last_seen` is told by.
+#[xdp]
+pub fn natgw_clock(_ctx: XdpContext) -> u32 {
+    if let Some(clock) = maps::CLOCK.get_ptr_mut(0) {
+        // SAFETY: an aligned word that only this program writes; the helper has no preconditions.
+        unsafe { *clock = bpf_jiffies64() };
+    }
+    xdp_action::XDP_DROP
+}
+
+/// Run by the daemon on frames that are the stack's after all: they enter it as if received on
+/// the interface the daemon names. Where XDP runs on skbs they would come by the program above
+/// again, on this CPU and before any other packet: `INJECTED` tells it to let this one pass.
+#[xdp]
+pub fn natgw_inject(ctx: XdpContext) -> u32 {
+    let generic = maps::interface(ctx.ingress_ifindex() as u32)
+        .is_some_and(|interface| interface.flags & Interface::GENERIC != 0);
+    if generic && let Some(injected) = maps::INJECTED.get_ptr_mut(0) {
+        // SAFETY: the slot is this CPU's own.
+        unsafe { *injected = 1 };
+    }
+    xdp_action::XDP_PASS
+}
+
+/// Whether the frame is one that the daemon just handed to the stack.
+#[inline(always)]
+fn is_injected(interface: &Interface) -> bool {
+    if interface.flags & Interface::GENERIC == 0 {
+        return false;
+    }
+    let Some(injected) = maps::INJECTED.get_ptr_mut(0) else { return false };
+    // SAFETY: the slot is this CPU's own.
+    unsafe { core::ptr::replace(injected, 0) != 0 }
 }
 
 /// Which side an interface faces.

@@ -76,6 +76,14 @@ pub static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(REASONS, 0
 #[map]
 pub static EVENTS: RingBuf = RingBuf::with_byte_size(1 << 20, 0);
 
+/// One entry: jiffies when the daemon last asked. Read by the daemon as memory.
+#[map]
+pub static CLOCK: Array<u64> = Array::with_max_entries(1, MMAPABLE);
+
+/// One entry a CPU: 1 while a frame is on its way from `natgw_inject` into the stack.
+#[map]
+pub static INJECTED: PerCpuArray<u32> = PerCpuArray::with_max_entries(1, 0);
+
 /// The flow of a packet.
 #[inline(always)]
 pub fn flow(key: &FlowKey) -> Option<&'static FlowValue> {

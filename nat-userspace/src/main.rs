@@ -1,2 +1,7 @@
-//! x
-fn main() {}
+//! The `natgw` command.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    natgw::cli::main()
+}

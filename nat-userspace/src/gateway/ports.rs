@@ -14,6 +14,8 @@ pub use crate::config::PortRange;
 /// Where a port stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
+    /// In no rule's range.
+    Unused,
     Free,
     /// One mapping's.
     Owned,
@@ -21,7 +23,7 @@ enum State {
     Shared(u32),
     /// Given back, but not for others yet.
     Resting,
-    /// A forward's, or the gateway's own.
+    /// A forward's.
     Reserved,
 }
 
@@ -40,7 +42,7 @@ const WELL_KNOWN: u16 = 1024;
 
 /// The ports of one address and protocol.
 pub struct PortTable {
-    range: PortRange,
+    ranges: Vec<PortRange>,
     states: Vec<State>,
     /// Free ports by class, in no order.
     free: [Vec<u16>; CLASSES],
@@ -61,8 +63,8 @@ impl PortTable {
     /// All ports of `range` free. `quarantine` zero for protocols whose end is seen (TCP).
     pub fn new(range: PortRange, quarantine: Duration) -> Self {
         let mut table = Self {
-            range,
-            states: vec![State::Reserved; 65_536],
+            ranges: vec![range],
+            states: vec![State::Unused; 65_536],
             free: Default::default(),
             position: vec![0; 65_536],
             resting: VecDeque::new(),
@@ -76,17 +78,19 @@ impl PortTable {
         table
     }
 
-    /// Widens the table by ports of another rule that uses the same address.
-    pub fn include(&mut self, range: PortRange) {
+    /// Widens the table by ports of another rule that uses the same address. Returns whether it
+    /// had to be.
+    pub fn include(&mut self, range: PortRange) -> bool {
+        if self.ranges.contains(&range) {
+            return false;
+        }
+        self.ranges.push(range);
         for port in range.first..=range.last {
-            if (port < self.range.first || port > self.range.last)
-                && self.states[usize::from(port)] == State::Reserved
-            {
+            if self.states[usize::from(port)] == State::Unused {
                 self.make_free(port);
             }
         }
-        self.range.first = self.range.first.min(range.first);
-        self.range.last = self.range.last.max(range.last);
+        true
     }
 
     /// Takes a port out of what may be allocated, if it is free.
@@ -98,16 +102,11 @@ impl PortTable {
                 true
             }
             State::Reserved => true,
+            State::Unused => {
+                self.states[usize::from(port)] = State::Reserved;
+                true
+            }
             _ => false,
-        }
-    }
-
-    /// Gives a reserved port back to those that may be allocated.
-    pub fn unreserve(&mut self, port: u16) {
-        if self.states[usize::from(port)] == State::Reserved
-            && (self.range.first..=self.range.last).contains(&port)
-        {
-            self.make_free(port);
         }
     }
 

@@ -1,0 +1,25 @@
+//! The control interface: one request a connection on a Unix socket, JSON lines both ways.
+//!
+//! The client sends `{"version":1,"request":{"verb":"session-list","filter":{}}}`.
+//! The daemon answers with any number of `{"row":{…}}` and closes with `{"done":{…}}` or
+//! `{"error":{"message":"…","hint":"…"}}`.
+//! Rows are sent as they are found: neither side ever holds a whole listing.
+
+#![deny(unsafe_code)]
+
+mod client;
+mod filter;
+mod protocol;
+mod rules;
+mod server;
+#[cfg(test)]
+mod tests;
+
+pub use self::client::{Client, ClientError};
+pub use self::filter::{EndpointFilter, SessionFilter};
+pub use self::protocol::{
+    ApiError, Counted, Deleted, Direction, DropRow, InterfaceStatus, PacketTotals, PoolRow, Request, Row,
+    RuleCounts, RuleRow, SessionRow, StatusReport, VERSION,
+};
+pub use self::rules::rule_rows;
+pub use self::server::{Handler, Reply, Server, ServerError};

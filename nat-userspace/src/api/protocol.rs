@@ -1,0 +1,310 @@
+//! What goes over the control socket. Field names are a promise to programs that read `--json`.
+
+use std::borrow::Cow;
+use std::io;
+use std::net::{Ipv4Addr, SocketAddrV4};
+
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+use super::SessionFilter;
+
+/// The version of the protocol; a daemon refuses requests of another.
+pub const VERSION: u32 = 1;
+
+/// The line a client sends.
+#[derive(Deserialize, Serialize)]
+pub(super) struct Envelope<T> {
+    pub(super) version: u32,
+    pub(super) request: T,
+}
+
+/// A line the daemon sends.
+#[derive(Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Line<R, D> {
+    Row(R),
+    Done(D),
+    Error(ApiError),
+}
+
+/// A [`Line`] whose content is looked at later, by whoever knows its type.
+pub(super) type RawLine<'line> = Line<&'line RawValue, &'line RawValue>;
+
+/// What a client may ask for.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(tag = "verb", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Request {
+    /// Done is a [`StatusReport`].
+    Status,
+    /// Rows are [`SessionRow`]s, done is a [`Counted`].
+    SessionList {
+        /// Which sessions.
+        #[serde(default)]
+        filter: SessionFilter,
+    },
+    /// Done is a [`Counted`].
+    SessionCount {
+        /// Which sessions.
+        #[serde(default)]
+        filter: SessionFilter,
+    },
+    /// Done is a [`Deleted`]. A filter that names nothing is refused: that is `SessionFlush`.
+    SessionDelete {
+        /// Which sessions.
+        filter: SessionFilter,
+    },
+    /// Deletes all sessions; done is a [`Deleted`].
+    SessionFlush,
+    /// Rows are [`PoolRow`]s.
+    PoolList,
+    /// Rows are [`RuleRow`]s.
+    RuleList,
+}
+
+/// A row of a listing, as a handler hands it over.
+#[derive(Clone, Copy, Debug, Serialize)]
+#[serde(untagged)]
+pub enum Row<'row> {
+    /// Of [`Request::SessionList`].
+    Session(&'row SessionRow),
+    /// Of [`Request::PoolList`].
+    Pool(&'row PoolRow),
+    /// Of [`Request::RuleList`].
+    Rule(&'row RuleRow),
+}
+
+/// A session. For ICMP the identifier stands in the port's place; protocols without ports have 0.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+pub struct SessionRow {
+    /// `tcp`, `udp`, `icmp` or a number.
+    pub protocol: Cow<'static, str>,
+    /// The inside host's endpoint.
+    pub inside: SocketAddrV4,
+    /// What it looks like outside.
+    pub outside: SocketAddrV4,
+    /// The remote endpoint.
+    pub remote: SocketAddrV4,
+    /// The remote endpoint as the inside host sees it.
+    pub remote_inside: SocketAddrV4,
+    /// Who began.
+    pub direction: Direction,
+    /// For TCP `opening`, `established`, `closing`, `reset`; else `active`.
+    pub state: Cow<'static, str>,
+    /// Whole seconds until it ends if nothing more comes.
+    pub expires_in: u64,
+    /// Whole seconds since it began.
+    pub age: u64,
+    /// Packets from inside to outside.
+    pub packets_out: u64,
+    /// Bytes from inside to outside, IP headers included.
+    pub bytes_out: u64,
+    /// Packets from outside to inside.
+    pub packets_in: u64,
+    /// Bytes from outside to inside, IP headers included.
+    pub bytes_in: u64,
+    /// The name of the rule that made it.
+    pub rule: String,
+}
+
+/// Who began a session.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Direction {
+    /// The inside host.
+    Outbound,
+    /// The remote.
+    Inbound,
+}
+
+impl Direction {
+    /// The word of the listings.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Outbound => "outbound",
+            Self::Inbound => "inbound",
+        }
+    }
+}
+
+/// How many sessions matched.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
+pub struct Counted {
+    /// That many.
+    pub sessions: u64,
+}
+
+/// How many sessions were deleted.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
+pub struct Deleted {
+    /// That many.
+    pub deleted: u64,
+}
+
+/// The daemon as a whole.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+pub struct StatusReport {
+    /// Of the daemon's package.
+    pub version: String,
+    /// Of the daemon.
+    pub pid: u32,
+    /// Whole seconds since the daemon started.
+    pub uptime: u64,
+    /// All configured ones, attached or not.
+    pub interfaces: Vec<InterfaceStatus>,
+    /// How many rules of each kind.
+    pub rules: RuleCounts,
+    /// Sessions there are.
+    pub sessions: u64,
+    /// Sessions there may be.
+    pub sessions_limit: u64,
+    /// External ports in use: several sessions may hold one.
+    pub mappings: u64,
+    /// Ports of each external address.
+    pub pools: Vec<PoolRow>,
+    /// Packets by what became of them.
+    pub packets: PacketTotals,
+    /// Reasons that have dropped at least one packet.
+    pub drops: Vec<DropRow>,
+    /// What is wrong with the host or the configuration, one sentence each.
+    pub warnings: Vec<String>,
+}
+
+/// An interface of the configuration.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+pub struct InterfaceStatus {
+    /// Kernel name.
+    pub name: String,
+    /// `inside` or `outside`.
+    pub side: String,
+    /// Kernel index; 0 while there is no such interface.
+    pub index: u32,
+    /// How the XDP program is attached: `native` or `generic`.
+    pub mode: String,
+    /// Receive queues served.
+    pub queues: u32,
+    /// Its IPv4 addresses.
+    pub addresses: Vec<Ipv4Addr>,
+    /// `up`, `down` or `missing`.
+    pub state: String,
+}
+
+/// How many rules there are.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
+pub struct RuleCounts {
+    /// `[[snat]]`
+    pub snat: u64,
+    /// `[[static]]`
+    pub r#static: u64,
+    /// `[[forward]]`
+    pub forward: u64,
+}
+
+/// Packets since the fast path was attached.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
+pub struct PacketTotals {
+    /// Rewritten and sent on.
+    pub translated: u64,
+    /// Left to the kernel's stack.
+    pub passed: u64,
+    /// Sent up to the daemon for a decision.
+    pub punted: u64,
+    /// Dropped, with a reason.
+    pub dropped: u64,
+}
+
+/// Packets dropped for one reason.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+pub struct DropRow {
+    /// A stable name.
+    pub reason: String,
+    /// What it means.
+    pub description: String,
+    /// How many.
+    pub packets: u64,
+}
+
+/// The ports of one external address and protocol.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+pub struct PoolRow {
+    /// The external address.
+    pub address: Ipv4Addr,
+    /// The interface that has it, if one does.
+    pub interface: Option<String>,
+    /// `tcp`, `udp` or `icmp`.
+    pub protocol: Cow<'static, str>,
+    /// Ports held by a mapping.
+    pub used: u64,
+    /// Ports that a new mapping may take.
+    pub free: u64,
+    /// Ports that were freed and rest before they are used anew.
+    pub quarantined: u64,
+}
+
+/// A rule. What a kind does not have is absent.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
+pub struct RuleRow {
+    /// Counted from 1 in the order rules are tried.
+    pub id: u32,
+    /// `static`, `forward` or `snat`.
+    pub kind: String,
+    /// Given or made up.
+    pub name: String,
+    /// Sources it holds for; `any` for all.
+    pub source: String,
+    /// Destinations it holds for, as they are before translation.
+    pub destination: String,
+    /// `any` or names and numbers.
+    pub protocol: String,
+    /// The outside interface it is bound to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub out: Option<String>,
+    /// What the address becomes.
+    pub to: String,
+    /// External ports it may use.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ports: Option<String>,
+    /// As in the configuration.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mapping: Option<String>,
+    /// As in the configuration.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub filtering: Option<String>,
+    /// As in the configuration.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pooling: Option<String>,
+    /// As in the configuration.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hairpin: Option<bool>,
+    /// As in the configuration.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub masquerade_source: Option<bool>,
+    /// First packets that matched: sessions it has opened, ever.
+    pub packets: u64,
+    /// Sessions it has now.
+    pub sessions: u64,
+}
+
+/// Why a request failed.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize, thiserror::Error)]
+#[error("{message}")]
+pub struct ApiError {
+    /// What was tried, on what, why it failed.
+    pub message: String,
+    /// What to do.
+    pub hint: String,
+}
+
+impl ApiError {
+    /// An error with what to do about it.
+    pub fn new(message: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self { message: message.into(), hint: hint.into() }
+    }
+}
+
+/// The client went away or does not read: it will hardly see this, the log may.
+impl From<io::Error> for ApiError {
+    fn from(error: io::Error) -> Self {
+        Self::new(format!("send the answer: {error}"), "the client stopped reading; ask again")
+    }
+}

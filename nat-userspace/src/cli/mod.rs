@@ -1,0 +1,199 @@
+//! The `natgw` command: verbs, their arguments, and what becomes of their errors.
+
+#![deny(unsafe_code)]
+
+mod check;
+mod generate;
+mod output;
+mod pool;
+mod rule;
+mod run;
+mod session;
+mod status;
+mod table;
+
+use std::io;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+use serde::de::DeserializeOwned;
+
+use crate::api::{Client, ClientError, Request};
+use crate::config::{ConfigError, DEFAULT_PATH, DEFAULT_SOCKET};
+
+/// Translates addresses between inside and outside networks.
+///
+/// natgw is a NAT gateway. An XDP program rewrites the packets of known flows in the kernel; a
+/// daemon decides about the first packet of each. `natgw run` is that daemon, the other verbs
+/// look at it and change it.
+#[derive(Debug, Parser)]
+#[command(name = "natgw", version, arg_required_else_help = true, subcommand_required = true)]
+struct Cli {
+    /// The daemon's control socket [default: /run/natgw/natgw.sock]
+    ///
+    /// `natgw run` listens there instead of where its configuration says.
+    #[arg(long, global = true, value_name = "PATH", env = "NATGW_SOCKET", hide_env_values = true)]
+    socket: Option<PathBuf>,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Run the gateway in the foreground
+    ///
+    /// Attaches to the interfaces of the configuration, translates, and serves the control socket
+    /// until SIGTERM or SIGINT; then detaches, unless --keep is given.
+    Run(run::Run),
+    /// Say whether a configuration is valid
+    ///
+    /// Prints all that is wrong with its place in the file and what would be right, and exits
+    /// with 1; or one line and, perhaps, warnings. Needs neither root nor a daemon.
+    Check(check::Check),
+    /// Show interfaces, counts, ports in use, packets and drops
+    Status(Format),
+    /// List, count and delete sessions
+    #[command(subcommand)]
+    Session(session::Session),
+    /// External addresses and their ports
+    #[command(subcommand)]
+    Pool(pool::Pool),
+    /// Rules and what they have matched
+    #[command(subcommand)]
+    Rule(rule::Rule),
+    /// Print a completion script for a shell
+    ///
+    /// For bash: `natgw completions bash > /etc/bash_completion.d/natgw`.
+    Completions(generate::Completions),
+    /// Print the manual page
+    ///
+    /// To read it: `natgw man | man -l -`.
+    Man,
+}
+
+/// The configuration a verb reads.
+#[derive(Args, Debug)]
+struct ConfigFile {
+    /// The configuration
+    #[arg(long, short, value_name = "FILE", default_value = DEFAULT_PATH)]
+    config: PathBuf,
+}
+
+/// How a listing is written.
+#[derive(Args, Clone, Copy, Debug)]
+struct Format {
+    /// Write JSON for programs instead of a table for people
+    #[arg(long)]
+    json: bool,
+}
+
+/// Carries out the command line. Exit codes: 0 fine, 1 failed, 2 usage.
+pub fn main() -> ExitCode {
+    let Cli { socket, verb } = Cli::parse();
+    let daemon = Daemon { socket: socket.clone().unwrap_or_else(|| DEFAULT_SOCKET.into()) };
+    let result = match verb {
+        Verb::Run(run) => run.carry_out(socket),
+        Verb::Check(check) => check.carry_out(),
+        Verb::Status(format) => status::carry_out(format, &daemon),
+        Verb::Session(session) => session.carry_out(&daemon),
+        Verb::Pool(pool) => pool.carry_out(&daemon),
+        Verb::Rule(rule) => rule.carry_out(&daemon),
+        Verb::Completions(completions) => completions.carry_out(),
+        Verb::Man => generate::man(),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.report(),
+    }
+}
+
+/// Where the daemon is.
+struct Daemon {
+    socket: PathBuf,
+}
+
+impl Daemon {
+    /// Asks for a listing, row by row.
+    fn list<R: DeserializeOwned, D: DeserializeOwned>(
+        &self,
+        request: &Request,
+        row: impl FnMut(R) -> io::Result<()>,
+    ) -> Result<D, ClientError> {
+        Client::connect(&self.socket)?.request(request, row)
+    }
+
+    /// Asks for something that has no rows.
+    fn ask<D: DeserializeOwned>(&self, request: &Request) -> Result<D, ClientError> {
+        self.list(request, |_: serde::de::IgnoredAny| Ok(()))
+    }
+}
+
+/// Why a verb failed.
+#[derive(Debug)]
+enum Failure {
+    /// Whoever read standard output has seen enough: `natgw session list | head`.
+    Quiet,
+    /// The arguments do not make sense together.
+    Usage { message: String, hint: String },
+    /// The rest.
+    Said { message: String, hint: Option<String> },
+}
+
+impl Failure {
+    fn report(self) -> ExitCode {
+        let (message, hint, code) = match self {
+            Self::Quiet => return ExitCode::SUCCESS,
+            Self::Usage { message, hint } => (message, Some(hint), 2),
+            Self::Said { message, hint } => (message, hint, 1),
+        };
+        // Nothing is left to do if standard error is gone, too.
+        let mut stderr = io::stderr().lock();
+        let _ = io::Write::write_fmt(&mut stderr, format_args!("error: {message}\n"));
+        if let Some(hint) = hint {
+            let _ = io::Write::write_fmt(&mut stderr, format_args!("  hint: {hint}\n"));
+        }
+        ExitCode::from(code)
+    }
+}
+
+/// Of standard output: all other files and sockets have errors of their own.
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        ClientError::Output(error).into()
+    }
+}
+
+impl From<ClientError> for Failure {
+    fn from(error: ClientError) -> Self {
+        match &error {
+            ClientError::Output(source) if source.kind() == io::ErrorKind::BrokenPipe => Self::Quiet,
+            _ => Self::Said { message: error.to_string(), hint: Some(error.hint().to_owned()) },
+        }
+    }
+}
+
+/// Its message has the hints in it, each with its problem.
+impl From<ConfigError> for Failure {
+    fn from(error: ConfigError) -> Self {
+        Self::Said { message: error.to_string(), hint: None }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn arguments_are_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_help_names_the_default_socket() {
+        let help = Cli::command().render_help().to_string();
+        assert!(help.contains(&format!("[default: {DEFAULT_SOCKET}]")), "{help}");
+    }
+}

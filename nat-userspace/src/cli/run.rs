@@ -1,0 +1,48 @@
+//! `natgw run`
+
+use std::io::{self, IsTerminal as _};
+use std::path::PathBuf;
+
+use clap::Args;
+use tracing_subscriber::EnvFilter;
+
+use super::{ConfigFile, Failure, output};
+use crate::api::ServerError;
+use crate::config::Config;
+use crate::daemon::{self, RunOptions};
+
+#[derive(Args, Debug)]
+pub(super) struct Run {
+    #[command(flatten)]
+    file: ConfigFile,
+    /// Leave the fast path in place at the end
+    ///
+    /// Established sessions go on being translated, and the next `natgw run` takes them over.
+    #[arg(long)]
+    keep: bool,
+}
+
+impl Run {
+    pub(super) fn carry_out(self, socket: Option<PathBuf>) -> Result<(), Failure> {
+        let mut config = Config::load(&self.file.config)?;
+        if let Some(socket) = socket {
+            config.control.socket = socket;
+        }
+        tracing_subscriber::fmt()
+            .with_env_filter(EnvFilter::try_from_env(LOG_VARIABLE).unwrap_or_else(|_| EnvFilter::new("info")))
+            .with_ansi(io::stderr().is_terminal() && !output::plain_wanted())
+            .with_writer(io::stderr)
+            .init();
+        for warning in &config.warnings {
+            tracing::warn!("{warning}");
+        }
+        let options = RunOptions { keep: self.keep, config_path: self.file.config };
+        daemon::run(config, options).map_err(|error| {
+            let hint = error.downcast_ref::<ServerError>().map(|error| error.hint().to_owned());
+            Failure::Said { message: format!("{error:#}"), hint }
+        })
+    }
+}
+
+/// What is logged, in the words of tracing's `EnvFilter`: `debug`, `natgw::host=trace`, …
+const LOG_VARIABLE: &str = "NATGW_LOG";

@@ -1,0 +1,198 @@
+//! The configuration: a TOML file in, a [`Config`] whose every value is already judged out.
+//!
+//! `file` is the shape of the file, `validate` and `rules` turn it into the types below,
+//! `conflicts` looks at rules against each other.
+//! What is wrong is gathered as a whole, so that one look at the answer mends the file.
+
+#![deny(unsafe_code)]
+
+mod address;
+mod conflicts;
+mod error;
+mod file;
+mod rules;
+mod selector;
+#[cfg(test)]
+mod tests;
+mod timeouts;
+mod validate;
+mod words;
+
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+
+use ipnet::Ipv4Net;
+
+pub use self::address::{AddressPool, AddressRange, PortRange, show_prefix};
+pub use self::error::{ConfigError, Problem};
+pub use self::selector::{ProtocolSet, Selector, protocol_name, protocol_number};
+pub use self::timeouts::Timeouts;
+pub use self::words::{AttachMode, Filtering, Mapping, Pooling, Side, Unmatched};
+
+/// Where `natgw run` and `natgw check` look for the configuration.
+pub const DEFAULT_PATH: &str = "/etc/natgw/natgw.toml";
+
+/// Where the daemon's control socket lies unless the configuration says otherwise.
+pub const DEFAULT_SOCKET: &str = "/run/natgw/natgw.sock";
+
+/// Where maps and links are pinned unless the configuration says otherwise.
+pub const DEFAULT_BPFFS: &str = "/sys/fs/bpf/natgw";
+
+/// A valid configuration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// At least one inside and one outside interface, names unique.
+    pub interfaces: Vec<InterfaceConfig>,
+    /// Source translation in file order; the first match wins.
+    pub snat: Vec<SnatRule>,
+    /// One-to-one translation; neither side of one overlaps that of another.
+    pub statics: Vec<StaticRule>,
+    /// Port forwards in file order; the first match wins.
+    pub forwards: Vec<ForwardRule>,
+    /// How long idle state is kept.
+    pub timeouts: Timeouts,
+    /// How much state is kept.
+    pub limits: Limits,
+    /// What becomes of a packet from outside that matches no session and no rule.
+    pub unmatched_outside: Unmatched,
+    /// Where the daemon is reached and what it leaves in the file system.
+    pub control: Control,
+    /// What is allowed but hardly wanted, one sentence each, for `check` and `run` to show.
+    pub warnings: Vec<String>,
+}
+
+impl Config {
+    /// Reads and judges a configuration file.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::read(path, source))?;
+        Self::parse(&text, &path.display().to_string())
+    }
+
+    /// Judges the text of a configuration; `origin` names it in errors.
+    pub fn parse(text: &str, origin: &str) -> Result<Self, ConfigError> {
+        validate::config(text)
+            .map_err(|problems| ConfigError::Invalid { origin: origin.to_owned(), problems })
+    }
+}
+
+/// An interface natgw attaches to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InterfaceConfig {
+    /// Kernel name, at most 15 bytes.
+    pub name: String,
+    /// Which side of the translation it is on.
+    pub side: Side,
+    /// How the XDP program is attached.
+    pub mode: AttachMode,
+}
+
+/// Translates the source of what goes from inside to outside.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SnatRule {
+    /// Unique among all rules; `snat-1`, `snat-2`, … by place in the file if not given.
+    pub name: String,
+    /// Inside sources it holds for.
+    pub source: Selector,
+    /// Destinations it holds for.
+    pub destination: Selector,
+    /// IP protocols it holds for.
+    pub protocols: ProtocolSet,
+    /// Only what leaves by this outside interface.
+    pub out: Option<String>,
+    /// Which external addresses are used.
+    pub to: SnatTarget,
+    /// External ports and ICMP identifiers that may be used.
+    pub ports: PortRange,
+    /// How widely one external port is reused (RFC 4787 section 4.1).
+    pub mapping: Mapping,
+    /// Who may answer (RFC 4787 section 5); never looser than `mapping` can tell apart.
+    pub filtering: Filtering,
+    /// How an external address is chosen for a host.
+    pub pooling: Pooling,
+    /// Whether inside hosts reach each other by their external endpoints.
+    pub hairpin: bool,
+}
+
+/// External addresses of a [`SnatRule`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SnatTarget {
+    /// The egress interface's address, whatever it is.
+    Masquerade,
+    /// Addresses given in the file.
+    Pool(AddressPool),
+    /// No translation: an exemption from later rules.
+    None,
+}
+
+/// Maps a prefix to another of the same length, address by address, without state.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StaticRule {
+    /// Unique among all rules; `static-1`, … if not given.
+    pub name: String,
+    /// What the outside sees; a single address is a /32.
+    pub external: Ipv4Net,
+    /// What is inside; as long as `external`.
+    pub internal: Ipv4Net,
+}
+
+/// Sends what comes to an external endpoint to an inside host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ForwardRule {
+    /// Unique among all rules; `forward-1`, … if not given.
+    pub name: String,
+    /// TCP, UDP or both.
+    pub protocols: ProtocolSet,
+    /// Where the packets come in.
+    pub external: ForwardAddress,
+    /// At which ports.
+    pub external_ports: PortRange,
+    /// The host that gets them.
+    pub internal: Ipv4Addr,
+    /// Its ports, as many as the external ones: port n of the one is port n of the other.
+    pub internal_ports: PortRange,
+    /// Remotes it holds for.
+    pub source: Selector,
+    /// Whether the remote appears inside as the gateway's own inside address.
+    pub masquerade_source: bool,
+}
+
+/// The external address of a [`ForwardRule`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ForwardAddress {
+    /// A fixed one.
+    Address(Ipv4Addr),
+    /// Whatever address this outside interface has.
+    Interface(String),
+}
+
+/// Bounds on state. Zero means no bound, except for `sessions`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Sessions altogether, 1 to 67 108 864.
+    pub sessions: u32,
+    /// Sessions of one inside address.
+    pub sessions_per_source: u32,
+    /// New sessions of one inside address in a second.
+    pub new_per_second_per_source: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { sessions: 1_048_576, sessions_per_source: 0, new_per_second_per_source: 0 }
+    }
+}
+
+/// Where the daemon is reached and where it pins its maps and links. Both paths are absolute.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Control {
+    /// The Unix socket of the control interface, at most 107 bytes.
+    pub socket: PathBuf,
+    /// A directory on a BPF file system.
+    pub bpffs: PathBuf,
+}
+
+impl Default for Control {
+    fn default() -> Self {
+        Self { socket: DEFAULT_SOCKET.into(), bpffs: DEFAULT_BPFFS.into() }
+    }
+}

@@ -1,0 +1,263 @@
+//! Each message with its place and hint, and the examples that are shipped.
+
+use std::path::Path;
+use std::time::Duration;
+
+use super::*;
+
+const INTERFACES: &str = r#"[[interface]]
+name = "lan"
+side = "inside"
+[[interface]]
+name = "wan"
+side = "outside"
+"#;
+
+/// The lines of `INTERFACES`: what a test adds begins at the next.
+const BEFORE: usize = 6;
+
+fn valid(rest: &str) -> Config {
+    Config::parse(&format!("{INTERFACES}{rest}"), "test.toml").unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// Asserts that the only problem is in this line of `rest`, and has these words in its message
+/// and hint.
+#[track_caller]
+fn refused(rest: &str, line: usize, message: &str, hint: &str) {
+    let error = Config::parse(&format!("{INTERFACES}{rest}"), "test.toml").expect_err("must be refused");
+    let [problem] = error.problems() else { panic!("one problem expected: {error}") };
+    assert_eq!(problem.line, BEFORE + line, "{error}");
+    assert!(problem.message.contains(message), "{message} not in: {error}");
+    assert!(problem.hint.contains(hint), "{hint} not in: {error}");
+}
+
+fn snat(line: &str) -> String {
+    format!("[[snat]]\nto = \"masquerade\"\n{line}\n")
+}
+
+fn forward(external: &str, internal: &str) -> String {
+    format!("[[forward]]\nexternal = \"{external}\"\ninternal = \"{internal}\"\n")
+}
+
+fn pair(external: &str, internal: &str) -> String {
+    format!("[[static]]\nexternal = \"{external}\"\ninternal = \"{internal}\"\n")
+}
+
+#[test]
+fn minimal() {
+    let config = valid("[[snat]]\nto = \"masquerade\"\n");
+    assert_eq!(config.interfaces[0].side, Side::Inside);
+    assert_eq!(config.interfaces[1].mode, AttachMode::Auto);
+    let rule = &config.snat[0];
+    assert_eq!((rule.name.as_str(), &rule.to), ("snat-1", &SnatTarget::Masquerade));
+    assert_eq!(rule.ports, PortRange { first: 1024, last: 65535 });
+    assert_eq!(rule.mapping, Mapping::EndpointIndependent);
+    assert_eq!(rule.filtering, Filtering::AddressDependent);
+    assert_eq!(rule.pooling, Pooling::Paired);
+    assert!(rule.hairpin && rule.source.is_any() && rule.protocols.contains(47));
+    assert_eq!(config.timeouts, Timeouts::default());
+    assert_eq!(config.control, Control::default());
+    assert_eq!(config.limits, Limits::default());
+    assert!(config.warnings.is_empty());
+    assert!(valid("").snat.is_empty());
+}
+
+#[test]
+fn examples_are_valid() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples");
+    let load = |name: &str| Config::load(&folder.join(name)).unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(load("home.toml").snat.len(), 1);
+    assert_eq!(load("one-to-one.toml").statics[1].external.prefix_len(), 28);
+
+    let office = load("office.toml");
+    let SnatTarget::Pool(pool) = &office.snat[1].to else { panic!("a pool expected") };
+    assert_eq!((pool.len(), pool.iter().count()), (11, 11));
+    assert!(pool.contains(Ipv4Addr::new(198, 51, 100, 7)) && !pool.contains(Ipv4Addr::new(203, 0, 113, 13)));
+    assert!(office.snat[1].source.matches(Ipv4Addr::new(10, 1, 8, 1)));
+    assert!(!office.snat[1].source.matches(Ipv4Addr::new(10, 1, 9, 1)));
+    assert_eq!(office.unmatched_outside, Unmatched::Drop);
+
+    let forwards = load("port-forwards.toml").forwards;
+    assert_eq!(forwards[0].external, ForwardAddress::Interface("wan".to_owned()));
+    assert_eq!(forwards[1].internal_ports, PortRange { first: 7000, last: 7009 });
+    assert!(forwards[2].masquerade_source);
+    for entry in std::fs::read_dir(&folder).expect("examples") {
+        let path = entry.expect("entry").path();
+        if path.extension().is_some_and(|extension| extension == "toml") {
+            let config = Config::load(&path).unwrap_or_else(|error| panic!("{error}"));
+            assert!(config.warnings.is_empty(), "{}: {:?}", path.display(), config.warnings);
+        }
+    }
+}
+
+#[test]
+fn file_and_toml() {
+    let missing = Config::load(Path::new("/nonexistent/natgw.toml")).expect_err("no such file").to_string();
+    assert!(missing.contains("/nonexistent/natgw.toml") && missing.contains("--config FILE"), "{missing}");
+    refused("[[snat]]\nto = masquerade\n", 2, "", "double quotes");
+    refused(&snat("prots = \"1-2\""), 3, "unknown key `prots`", "did you mean `ports`?");
+    refused("[zebra]\n", 1, "unknown key `zebra`", "known here: interface, snat");
+    refused(&snat("hairpin = \"yes\""), 3, "invalid type: string \"yes\"", "double quotes");
+    refused(&snat("source = 4.5"), 3, "invalid type: floating point", "lists in [ ]");
+}
+
+#[test]
+fn interfaces() {
+    refused("[[interface]]\nside = \"inside\"\n", 1, "`name` is missing", "ip link");
+    refused("[[interface]]\nname = \"x\"\n", 1, "`side` is missing", "inside");
+    refused(
+        "[[interface]]\nname = \"x\"\nside = \"in\"\n",
+        3,
+        "`in` is not known",
+        "\"inside\", \"outside\"",
+    );
+    refused("[[interface]]\nname = \"a/b\"\nside = \"inside\"\n", 2, "cannot be an interface's", "15 bytes");
+    refused("[[interface]]\nname = \"lan\"\nside = \"inside\"\n", 2, "a second interface", "unique");
+    refused("[[interface]]\nname = \"x\"\nside = \"inside\"\nmode = \"fast\"\n", 4, "`fast`", "\"generic\"");
+    let error = Config::parse("", "empty.toml").expect_err("no interfaces").to_string();
+    assert!(error.contains("no inside interface") && error.contains("no outside interface"), "{error}");
+    assert!(error.contains("empty.toml:1:1: "), "{error}");
+}
+
+#[test]
+fn snat_rules() {
+    refused("[[snat]]\n", 1, "`to` is missing", "masquerade");
+    refused("[[snat]]\nto = \"masqurade\"\n", 2, "`masqurade` is not an IPv4 address", "10.1.1.7");
+    refused("[[snat]]\nto = []\n", 2, "a pool of 0 addresses", "masquerade");
+    refused("[[snat]]\nto = [\"10.0.0.0/8\"]\n", 2, "16777216 addresses", "masquerade");
+    refused("[[snat]]\nto = [\"203.0.113.9-203.0.113.1\"]\n", 2, "ends before", "203.0.113.1-203.0.113.9");
+    refused("[[snat]]\nto = [\"203.0.113.1\",\n\"203.0.113.0/29\"]\n", 3, "once more", "once");
+    refused("[[snat]]\nto = \"224.0.0.1\"\n", 2, "multicast", "routed");
+    refused(&snat("source = [\"10.1.1.1/24\"]"), 3, "behind its prefix", "10.1.1.0/24");
+    refused(&snat("destination = [\"!ten\"]"), 3, "`ten` is not an IPv4", "10.1.1.0/24");
+    refused(&snat("protocol = [\"tcq\"]"), 3, "`tcq` is not a protocol", "number");
+    refused(&snat("out = \"lan\""), 3, "`lan` is not an outside", "outside are: wan");
+    refused(&snat("ports = \"9-8\""), 3, "ends before", "8-9");
+    refused(&snat("ports = \"0-8\""), 3, "not a port", "1 to 65535");
+    refused(&snat("mapping = \"cone\""), 3, "`cone`", "\"endpoint-dependent\"");
+    refused(&snat("filtering = \"none\""), 3, "`none`", "\"address-and-port-dependent\"");
+    refused(&snat("pooling = \"any\""), 3, "`any`", "\"arbitrary\"");
+    refused(&snat("name = \"a b\""), 3, "cannot be a rule's name", "letters");
+    refused(&(snat("name = \"x\"") + &snat("name = \"x\"")), 6, "a second rule", "unique");
+    refused(&snat("").repeat(257), 256 * 3 + 1, "257 [[snat]]", "many prefixes");
+}
+
+#[test]
+fn snat_values() {
+    let config = valid(&snat("protocol = [\"tcp\", 47]\nports = 2000"));
+    assert_eq!(config.snat[0].protocols, ProtocolSet::of(&[6, 47]));
+    assert_eq!(config.snat[0].protocols.to_string(), "tcp,47");
+    assert_eq!(config.snat[0].ports.to_string(), "2000");
+
+    let quiet = valid(&snat("mapping = \"endpoint-dependent\""));
+    assert_eq!(quiet.snat[0].filtering, Filtering::AddressAndPortDependent);
+    assert!(quiet.warnings.is_empty());
+    let told = valid(&snat("mapping = \"endpoint-dependent\"\nfiltering = \"endpoint-independent\""));
+    assert_eq!(told.snat[0].filtering, Filtering::AddressAndPortDependent);
+    assert!(told.warnings[0].contains("filtering is address-and-port-dependent"));
+}
+
+#[test]
+fn statics() {
+    refused(&pair("203.0.113.0/28", "10.1.1.0/29"), 1, "not of the same size", "both a /28");
+    refused("[[static]]\nexternal = \"203.0.113.1\"\n", 1, "`internal` is missing", "203.0.113.50");
+    refused(&pair("203.0.113.256", "10.1.1.1"), 2, "`203.0.113.256`", "10.1.1.7");
+    refused(
+        &(pair("203.0.113.0/28", "10.1.1.0/28") + &pair("203.0.113.9", "10.1.2.1")),
+        4,
+        "external 203.0.113.9 of static `static-2` overlaps 203.0.113.0/28",
+        "one [[static]]",
+    );
+    refused(
+        &(pair("203.0.113.8", "10.1.1.1") + &pair("203.0.113.9", "10.1.1.1")),
+        4,
+        "internal 10.1.1.1",
+        "one",
+    );
+    let shared = valid(&(pair("203.0.113.8", "10.1.1.1") + "[[snat]]\nto = \"203.0.113.0/28\"\n"));
+    assert!(shared.warnings[0].contains("share addresses of 203.0.113.8"), "{:?}", shared.warnings);
+}
+
+#[test]
+fn forwards() {
+    refused("[[forward]]\ninternal = \"10.1.1.1:1\"\n", 1, "`external` is missing", "wan:8080");
+    refused(&forward("203.0.113.1", "10.1.1.1:1"), 2, "has no port", "[[static]]");
+    refused(&forward("203.0.113.1:http", "10.1.1.1:1"), 2, "`http` is not a port", "8080");
+    refused(&forward("lan:80", "10.1.1.1:1"), 2, "`lan` is not an outside", "wan");
+    refused(&forward("203.0.113.1:80", "web:80"), 3, "`web` is not an IPv4", "10.1.1.7");
+    refused(
+        &forward("wan:80-89", "10.1.1.1:80-85"),
+        3,
+        "10 external ports (80-89) and 6",
+        "only the first: 80",
+    );
+    refused(&forward("wan:80-89", "10.1.1.1:65530"), 3, "beyond 65535", "65526 or lower");
+    refused(&(forward("wan:80", "10.1.1.1:80") + "protocol = [\"icmp\"]\n"), 4, "protocol 1", "[[static]]");
+    refused(
+        &(forward("wan:80-90", "10.1.1.1:80") + &forward("wan:85", "10.1.1.2:80")),
+        4,
+        "overlaps forward `forward-1`",
+        "separate",
+    );
+    refused(
+        &(pair("203.0.113.0/28", "10.1.1.0/28") + &forward("203.0.113.1:80", "10.1.1.1:80")),
+        4,
+        "never matches: static `static-1`",
+        "another external",
+    );
+}
+
+#[test]
+fn forwards_told_apart_by_source_share_ports() {
+    let first = forward("wan:80", "10.1.1.1:80") + "source = [\"198.51.100.0/24\"]\n";
+    let config = valid(&(first + &forward("wan:80", "10.1.1.2:80")));
+    assert_eq!(config.forwards.len(), 2);
+    assert_eq!(config.forwards[0].protocols.to_string(), "tcp,udp");
+}
+
+#[test]
+fn timeouts() {
+    let config = valid("[timeouts]\ntcp_established = \"2h4m\"\nudp = \"500ms\"\nquarantine = \"0s\"\n");
+    assert_eq!(config.timeouts.tcp_established, Duration::from_mins(124));
+    assert_eq!(config.timeouts.udp, Duration::from_millis(500));
+    assert_eq!(
+        config.warnings,
+        [
+            "[timeouts] udp = 500ms is below the 2m of RFC 4787 REQ-5",
+            "[timeouts] quarantine = 0s is below the 2m of RFC 6888 REQ-8",
+        ]
+    );
+    refused("[timeouts]\nudp = 300\n", 2, "`300` is not a duration", "60s");
+    refused("[timeouts]\nudp = \"0s\"\n", 2, "0 s", "60s");
+    refused("[timeouts]\nudp = \"2years\"\n", 2, "more than a year", "365days");
+    refused("[timeouts]\ntcp = \"1s\"\n", 2, "unknown key `tcp`", "");
+}
+
+#[test]
+fn other_sections() {
+    refused("[limits]\nsessions = 0\n", 2, "0 is not from 1 to 67108864", "memory");
+    refused("[limits]\nsessions_per_source = -1\n", 2, "-1 is not from 0", "no limit");
+    refused("[unmatched]\noutside = \"reject\"\n", 2, "`reject`", "\"pass\", \"drop\"");
+    refused("[control]\nsocket = \"natgw.sock\"\n", 2, "not an absolute path", "/run/natgw");
+    refused(&format!("[control]\nsocket = \"/{}\"\n", "x".repeat(107)), 2, "more than 107", "shorter");
+    refused("[[service]]\nprotocol = \"tcp\"\n", 1, "no virtual servers", "[[forward]]");
+    refused("[log]\nsessions = \"json\"\n", 2, "no session log", "none");
+    refused("[metrics]\nlisten = \"127.0.0.1:9477\"\n", 2, "no metrics", "listen = \"\"");
+    assert!(valid("[log]\nsessions = \"none\"\n[metrics]\nlisten = \"\"\n").warnings.is_empty());
+}
+
+#[test]
+fn everything_wrong_is_said_at_once() {
+    let text = format!("{INTERFACES}[[snat]]\nports = \"x\"\n{}", pair("203.0.113.1", "no"));
+    let error = Config::parse(&text, "natgw.toml").expect_err("must be refused");
+    assert_eq!(
+        error.to_string(),
+        "configuration natgw.toml is not valid\n  \
+         natgw.toml:7:1: `to` is missing\n    \
+         hint: to = \"masquerade\", \"none\" or a list of addresses\n  \
+         natgw.toml:8:9: `x` is not a port or a range of ports\n    \
+         hint: such as 8080 or 6000-6009, each from 1 to 65535\n  \
+         natgw.toml:11:12: `no` is not an IPv4 address or prefix\n    \
+         hint: such as 10.1.1.7 or 10.1.1.0/24"
+    );
+}

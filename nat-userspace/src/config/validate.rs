@@ -1,0 +1,252 @@
+//! From the shape of the file to a [`Config`]: all but the rules.
+
+use std::collections::HashSet;
+use std::ops::Range;
+use std::path::PathBuf;
+
+use serde_spanned::Spanned;
+
+use super::error::{Fault, Problem, Problems};
+use super::{AttachMode, Config, Control, InterfaceConfig, Limits, Side, Unmatched};
+use super::{conflicts, file, rules, timeouts};
+
+/// Judges a whole configuration.
+pub(super) fn config(text: &str) -> Result<Config, Vec<Problem>> {
+    let raw = file::read(text)?;
+    let mut problems = Problems::new(text);
+    let mut warnings = Vec::new();
+
+    refuse_what_is_not_there(&raw, &mut problems);
+    let interfaces = interfaces(&raw.interface, &mut problems);
+    let mut judge = rules::Judge::new(&interfaces, &mut problems, &mut warnings);
+    let snat = judge.snat(&raw.snat);
+    let statics = judge.statics(&raw.statics);
+    let forwards = judge.forwards(&raw.forward);
+    conflicts::find(&snat, &statics, &forwards, &mut problems, &mut warnings);
+    let config = Config {
+        snat: rules::unplaced(snat),
+        statics: rules::unplaced(statics),
+        forwards: rules::unplaced(forwards),
+        timeouts: timeouts::timeouts(&raw.timeouts, &mut problems, &mut warnings),
+        limits: limits(&raw.limits, &mut problems),
+        unmatched_outside: choose(raw.unmatched.outside.as_ref(), &Unmatched::WORDS, &mut problems),
+        control: control(&raw.control, &mut problems),
+        interfaces,
+        warnings,
+    };
+    let found = problems.into_found();
+    if found.is_empty() { Ok(config) } else { Err(found) }
+}
+
+/// Sections whose names are taken but which this version does not carry out: accepting them
+/// would be a promise that nothing keeps.
+fn refuse_what_is_not_there(raw: &file::File, problems: &mut Problems<'_>) {
+    for service in &raw.service {
+        problems.add(
+            &service.span(),
+            Fault::new(
+                "this version has no virtual servers ([[service]])",
+                "take the section out; a [[forward]] reaches one server",
+            ),
+        );
+    }
+    if let Some(sessions) = raw.log.sessions.as_ref().filter(|word| word.get_ref() != "none") {
+        problems.add(
+            &sessions.span(),
+            Fault::new(
+                format!("this version has no session log (`{}`)", sessions.get_ref()),
+                "write sessions = \"none\"; `natgw session list --json` shows the sessions there are",
+            ),
+        );
+    }
+    if let Some(listen) = raw.metrics.listen.as_ref().filter(|word| !word.get_ref().is_empty()) {
+        problems.add(
+            &listen.span(),
+            Fault::new(
+                format!("this version serves no metrics (`{}`)", listen.get_ref()),
+                "write listen = \"\"; `natgw status --json` has the counters",
+            ),
+        );
+    }
+}
+
+fn interfaces(raw: &[Spanned<file::Interface>], problems: &mut Problems<'_>) -> Vec<InterfaceConfig> {
+    let mut names = Names::new("interface");
+    let mut interfaces = Vec::new();
+    let mut sides_known = true;
+    for section in raw {
+        let interface = section.get_ref();
+        let name = required(
+            interface.name.as_ref(),
+            section,
+            "name",
+            "the interface as `ip link` shows it",
+            problems,
+        )
+        .and_then(|name| problems.check(&name.span(), interface_name(name.get_ref())).map(|()| name));
+        let side =
+            required(interface.side.as_ref(), section, "side", "side = \"inside\" or \"outside\"", problems)
+                .and_then(|side| problems.check(&side.span(), choice(side.get_ref(), &Side::WORDS)));
+        let mode = choose(interface.mode.as_ref(), &AttachMode::WORDS, problems);
+        sides_known &= side.is_some();
+        let (Some(name), Some(side)) = (name, side) else { continue };
+        names.add(name.get_ref(), &name.span(), problems);
+        interfaces.push(InterfaceConfig { name: name.get_ref().clone(), side, mode });
+    }
+    // With a side misspelt it is not known what is missing; that is complained about already.
+    for (side, word) in [(Side::Inside, "inside"), (Side::Outside, "outside")] {
+        if sides_known && !interfaces.iter().any(|interface| interface.side == side) {
+            problems.add(
+                &(0..0),
+                Fault::new(
+                    format!("no {word} interface"),
+                    format!("add [[interface]] with a name and side = \"{word}\""),
+                ),
+            );
+        }
+    }
+    interfaces
+}
+
+fn interface_name(name: &str) -> Result<(), Fault> {
+    // What the kernel's dev_valid_name() takes.
+    let fits = (1..=15).contains(&name.len()) && name != "." && name != "..";
+    if fits && !name.contains(|c: char| c == '/' || c == ':' || c.is_whitespace()) {
+        return Ok(());
+    }
+    Err(Fault::new(
+        format!("`{name}` cannot be an interface's name"),
+        "1 to 15 bytes without `/`, `:` and spaces, as `ip link` shows it",
+    ))
+}
+
+fn limits(raw: &file::Limits, problems: &mut Problems<'_>) -> Limits {
+    let default = Limits::default();
+    let mut one = |value: Option<&Spanned<i64>>, default: u32, least: u32, most: u32, hint: &str| {
+        let Some(value) = value else { return default };
+        let number = u32::try_from(*value.get_ref()).ok().filter(|number| (least..=most).contains(number));
+        problems
+            .check(
+                &value.span(),
+                number.ok_or_else(|| {
+                    Fault::new(format!("{} is not from {least} to {most}", value.get_ref()), hint)
+                }),
+            )
+            .unwrap_or(default)
+    };
+    let none = "0 means no limit";
+    Limits {
+        sessions: one(
+            raw.sessions.as_ref(),
+            default.sessions,
+            1,
+            MOST_SESSIONS,
+            "memory is set aside for this many sessions",
+        ),
+        sessions_per_source: one(
+            raw.sessions_per_source.as_ref(),
+            default.sessions_per_source,
+            0,
+            u32::MAX,
+            none,
+        ),
+        new_per_second_per_source: one(
+            raw.new_per_second_per_source.as_ref(),
+            default.new_per_second_per_source,
+            0,
+            u32::MAX,
+            none,
+        ),
+    }
+}
+
+fn control(raw: &file::Control, problems: &mut Problems<'_>) -> Control {
+    let default = Control::default();
+    let mut one = |value: Option<&Spanned<String>>, default: PathBuf, longest: usize| {
+        let Some(value) = value else { return default };
+        let path = PathBuf::from(value.get_ref());
+        if !path.is_absolute() {
+            let hint = format!("a full path such as {}", default.display());
+            problems.add(
+                &value.span(),
+                Fault::new(format!("`{}` is not an absolute path", path.display()), hint),
+            );
+        } else if value.get_ref().len() > longest {
+            problems.add(
+                &value.span(),
+                Fault::new(
+                    format!("`{}` has more than {longest} bytes", path.display()),
+                    "take a shorter path: the kernel's limit for sockets",
+                ),
+            );
+        }
+        path
+    };
+    Control {
+        socket: one(raw.socket.as_ref(), default.socket, LONGEST_SOCKET_PATH),
+        bpffs: one(raw.bpffs.as_ref(), default.bpffs, usize::MAX),
+    }
+}
+
+/// The value of a key that has to be there.
+pub(super) fn required<'raw, T, S>(
+    value: Option<&'raw Spanned<T>>,
+    section: &Spanned<S>,
+    key: &str,
+    hint: &str,
+    problems: &mut Problems<'_>,
+) -> Option<&'raw Spanned<T>> {
+    if value.is_none() {
+        problems.add(&section.span(), Fault::new(format!("`{key}` is missing"), hint));
+    }
+    value
+}
+
+/// The value of a word from a fixed set, the default if the key is absent.
+pub(super) fn choose<T: Copy + Default>(
+    value: Option<&Spanned<String>>,
+    choices: &[(&str, T)],
+    problems: &mut Problems<'_>,
+) -> T {
+    value
+        .and_then(|value| problems.check(&value.span(), choice(value.get_ref(), choices)))
+        .unwrap_or_default()
+}
+
+fn choice<T: Copy>(word: &str, choices: &[(&str, T)]) -> Result<T, Fault> {
+    choices.iter().find(|(name, _)| *name == word).map(|(_, value)| *value).ok_or_else(|| {
+        let names: Vec<String> = choices.iter().map(|(name, _)| format!("\"{name}\"")).collect();
+        Fault::new(format!("`{word}` is not known here"), format!("one of {}", names.join(", ")))
+    })
+}
+
+/// Names that may be given only once.
+pub(super) struct Names {
+    what: &'static str,
+    taken: HashSet<String>,
+}
+
+impl Names {
+    pub(super) fn new(what: &'static str) -> Self {
+        Self { what, taken: HashSet::new() }
+    }
+
+    /// Takes the name that is given at `span`.
+    pub(super) fn add(&mut self, name: &str, span: &Range<usize>, problems: &mut Problems<'_>) {
+        if !self.taken.insert(name.to_owned()) {
+            problems.add(
+                span,
+                Fault::new(
+                    format!("a second {} has the name `{name}`", self.what),
+                    "names are unique, so that listings and filters are clear",
+                ),
+            );
+        }
+    }
+}
+
+/// Two entries a session keep the kernel's hash table within its size limit.
+const MOST_SESSIONS: u32 = 1 << 26;
+
+/// `sun_path` without its final zero.
+const LONGEST_SOCKET_PATH: usize = 107;

@@ -1,0 +1,186 @@
+//! Attaching: XDP natively where the driver can, on skbs where it cannot; the tc program beside it.
+//! Links are pinned, so that the fast path goes on when the daemon is gone, and replaced in place,
+//! so that a new daemon's programs take over between two packets.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use aya::programs::links::{FdLink, LinkError, PinnedLink};
+use aya::programs::tc::{SchedClassifierLink, TcAttachType};
+use aya::programs::xdp::XdpLink;
+use aya::programs::{ProgramError, SchedClassifier, Xdp, XdpMode};
+use nat_common::abi;
+
+use super::object::{Datapath, LoadError, program};
+use crate::config::AttachMode;
+
+/// `f_type` of a bpffs.
+const BPF_FS_MAGIC: u64 = 0xcafe_4a11;
+
+/// How an interface was attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Attached {
+    /// In the driver.
+    Native,
+    /// On skbs.
+    Generic,
+}
+
+/// Why an interface could not be attached.
+#[derive(Debug, thiserror::Error)]
+#[error("attach {what} to {interface}: {source}")]
+pub struct AttachError {
+    what: &'static str,
+    interface: String,
+    source: Cause,
+}
+
+/// What the kernel or aya said.
+#[derive(Debug, thiserror::Error)]
+enum Cause {
+    #[error(transparent)]
+    Program(#[from] ProgramError),
+    #[error(transparent)]
+    Link(#[from] LinkError),
+    #[error(transparent)]
+    Pin(#[from] aya::pin::PinError),
+    #[error(transparent)]
+    Load(#[from] LoadError),
+}
+
+impl AttachError {
+    /// Whether another XDP program is attached already.
+    pub fn is_busy(&self) -> bool {
+        matches!(&self.source, Cause::Program(ProgramError::SyscallError(error))
+            if error.io_error.raw_os_error() == Some(libc::EBUSY))
+    }
+}
+
+impl Datapath {
+    /// Attaches both programs to an interface, in place of those of an earlier daemon.
+    pub fn attach(&mut self, name: &str, ifindex: u32, mode: AttachMode) -> Result<Attached, AttachError> {
+        let at = |what| {
+            move |source: Cause| AttachError { what, interface: name.to_owned(), source }
+        };
+        // The tc program first: what XDP leaves to it must not find the hook empty.
+        self.attach_tc(ifindex).map_err(at("the tc program"))?;
+        match mode {
+            AttachMode::Native => {
+                self.attach_xdp(ifindex, XdpMode::Driver).map_err(at("XDP natively (mode = \"native\")"))?;
+                Ok(Attached::Native)
+            }
+            AttachMode::Generic => {
+                self.attach_xdp(ifindex, XdpMode::Skb).map_err(at("XDP on skbs (mode = \"generic\")"))?;
+                Ok(Attached::Generic)
+            }
+            AttachMode::Auto => match self.attach_xdp(ifindex, XdpMode::Driver) {
+                Ok(()) => Ok(Attached::Native),
+                Err(error) => {
+                    let error = at("XDP natively")(error);
+                    if error.is_busy() {
+                        return Err(error);
+                    }
+                    tracing::warn!(
+                        interface = name,
+                        %error,
+                        "no native XDP here: attached on skbs instead, which costs about four times as much a packet"
+                    );
+                    self.attach_xdp(ifindex, XdpMode::Skb).map_err(at("XDP on skbs"))?;
+                    Ok(Attached::Generic)
+                }
+            },
+        }
+    }
+
+    fn attach_xdp(&mut self, ifindex: u32, mode: XdpMode) -> Result<(), Cause> {
+        let kind = if matches!(mode, XdpMode::Skb) { "xdp-generic" } else { "xdp" };
+        let pin = self.link_pin(kind, ifindex);
+        let xdp: &mut Xdp = program(&mut self.ebpf, abi::PROGRAM_XDP)?;
+        if let Ok(pinned) = PinnedLink::from_pin(&pin) {
+            // A pin whose interface is gone gives a link that cannot be updated.
+            let link = XdpLink::try_from(FdLink::from(pinned))?;
+            if xdp.attach_to_link(link).is_ok() {
+                return Ok(());
+            }
+            let _ = std::fs::remove_file(&pin);
+        }
+        let id = xdp.attach(ifindex, mode)?;
+        let link = FdLink::try_from(xdp.take_link(id)?)?;
+        link.pin(&pin)?;
+        Ok(())
+    }
+
+    fn attach_tc(&mut self, ifindex: u32) -> Result<(), Cause> {
+        let pin = self.link_pin("tc", ifindex);
+        let tc: &mut SchedClassifier = program(&mut self.ebpf, abi::PROGRAM_TC)?;
+        if let Ok(pinned) = PinnedLink::from_pin(&pin) {
+            let link = SchedClassifierLink::try_from(FdLink::from(pinned))?;
+            if tc.attach_to_link(link).is_ok() {
+                return Ok(());
+            }
+            let _ = std::fs::remove_file(&pin);
+        }
+        let id = tc.attach(ifindex, TcAttachType::Ingress)?;
+        // Below 6.6 there is no tcx: the filter stays by itself, and is found again by its name.
+        if let Ok(link) = FdLink::try_from(tc.take_link(id)?) {
+            link.pin(&pin)?;
+        }
+        Ok(())
+    }
+
+    fn link_pin(&self, kind: &str, ifindex: u32) -> PathBuf {
+        self.pins.join(format!("link-{kind}-{ifindex}"))
+    }
+
+    /// Takes the programs off an interface.
+    pub fn detach(&self, ifindex: u32) {
+        for kind in ["xdp", "xdp-generic", "tc"] {
+            let _ = std::fs::remove_file(self.link_pin(kind, ifindex));
+        }
+    }
+
+    /// Takes every program off and every map away.
+    pub fn remove(self) {
+        remove_pins(&self.pins);
+        let _ = std::fs::remove_dir(&self.pins);
+    }
+}
+
+/// The folder for this layout's pins, on a bpffs that is mounted if it is not yet.
+pub(super) fn prepare_pins(bpffs: &Path) -> Result<PathBuf, LoadError> {
+    let failed = |path: &Path| {
+        let path = path.to_owned();
+        move |source: io::Error| LoadError::Pins { path, source }
+    };
+    if !is_bpffs(bpffs) {
+        // Below an existing bpffs a folder will do; elsewhere it has to be mounted.
+        std::fs::create_dir_all(bpffs).map_err(failed(bpffs))?;
+        if !is_bpffs(bpffs) {
+            mount(bpffs).map_err(failed(bpffs))?;
+        }
+    }
+    let pins = bpffs.join(format!("v{}", abi::VERSION));
+    std::fs::create_dir_all(&pins).map_err(failed(&pins))?;
+    Ok(pins)
+}
+
+fn is_bpffs(path: &Path) -> bool {
+    rustix::fs::statfs(path).is_ok_and(|stat| u64::try_from(stat.f_type).is_ok_and(|kind| kind == BPF_FS_MAGIC))
+}
+
+fn mount(path: &Path) -> io::Result<()> {
+    rustix::mount::mount("bpf", path, "bpf", rustix::mount::MountFlags::empty(), c"mode=0700")?;
+    Ok(())
+}
+
+/// Removes what is pinned: links first, so that no program runs on maps that are gone.
+pub(super) fn remove_pins(pins: &Path) {
+    let Ok(entries) = std::fs::read_dir(pins) else { return };
+    let mut paths: Vec<PathBuf> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
+    paths.sort_by_key(|path| {
+        !path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("link-"))
+    });
+    for path in paths {
+        let _ = std::fs::remove_file(path);
+    }
+}

@@ -1,0 +1,15 @@
+//! The kernel side as the daemon sees it: the loaded programs, their maps, and where they are
+//! pinned so that they outlive the daemon.
+
+mod batch;
+mod mapped;
+mod object;
+mod attach;
+mod flows;
+mod sets;
+
+pub use self::attach::{Attached, AttachError};
+pub use self::flows::FlowTable;
+pub use self::mapped::Mapped;
+pub use self::object::{Datapath, LoadError};
+pub use self::sets::publish_rules;

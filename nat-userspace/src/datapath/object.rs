@@ -1,0 +1,225 @@
+//! Loading: the object, its maps at the configured size, and the pins that let both outlive the
+//! daemon.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use aya::maps::{Array, DevMap, HashMap, Map, MapData, MapError, PerCpuArray, RingBuf, XskMap};
+use aya::programs::{ProgramError, TestRun as _, TestRunAttrs, TestRunOptions, Xdp};
+use aya::{Ebpf, EbpfError, EbpfLoader};
+use nat_common::abi::{self, Interface, LocalAddress, Settings};
+use nat_common::activity::{Activity, TICK_SHIFT};
+use nat_common::next_hop::NextHop;
+
+use super::flows::FlowTable;
+use super::mapped::Mapped;
+
+/// The object that the build script made from nat-ebpf.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/natgw-ebpf"));
+
+/// Maps that outlive the daemon: all but those that only it uses.
+const PINNED: [&str; 14] = [
+    "FLOWS", "ACTIVITY", "HOPS", "INTERFACE", "DEVICES", "SOCKETS", "LOCALS", "SETTINGS", "SOURCES",
+    "DESTINATIONS", "ONE_TO_ONE", "COUNTERS", "EVENTS", "INJECTED",
+];
+
+/// What can go wrong while loading.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// The verifier, a missing privilege, or a missing kernel feature.
+    #[error("load the eBPF program: {0}")]
+    Program(#[from] ProgramError),
+    /// The object or its maps.
+    #[error("load the eBPF object: {0}")]
+    Object(#[from] EbpfError),
+    /// A map that the object should have.
+    #[error("map {0} is not in the eBPF object")]
+    MissingMap(&'static str),
+    /// A map that is there but cannot be used.
+    #[error("use map {name}: {source}")]
+    Map {
+        /// Its name.
+        name: &'static str,
+        /// Why.
+        source: MapError,
+    },
+    /// Memory of a map.
+    #[error("map the memory of {name}: {source}")]
+    Memory {
+        /// Its name.
+        name: &'static str,
+        /// Why.
+        source: io::Error,
+    },
+    /// The place for pins.
+    #[error("prepare {path} for pins: {source}")]
+    Pins {
+        /// The folder.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// The loaded programs and their maps.
+pub struct Datapath {
+    pub(super) ebpf: Ebpf,
+    pub(super) pins: PathBuf,
+    /// Whether the maps were another daemon's.
+    pub taken_over: bool,
+    /// The flow table.
+    pub flows: FlowTable,
+    /// What the fast path noted of sessions.
+    pub activity: Mapped<Activity>,
+    /// Next hops.
+    pub hops: Array<MapData, NextHop>,
+    /// Interfaces by slot.
+    pub interfaces: Array<MapData, Interface>,
+    /// Devices to redirect to.
+    pub devices: DevMap<MapData>,
+    /// AF_XDP sockets by interface and queue.
+    pub sockets: XskMap<MapData>,
+    /// The gateway's addresses.
+    pub locals: HashMap<MapData, u32, LocalAddress>,
+    /// The rule set in force.
+    pub settings: Array<MapData, Settings>,
+    /// What the fast path counted.
+    pub counters: PerCpuArray<MapData, u64>,
+    /// TCP sessions whose timer changed.
+    pub events: RingBuf<MapData>,
+    clock: Mapped<u64>,
+}
+
+/// Takes a map out of the object.
+fn take(ebpf: &mut Ebpf, name: &'static str) -> Result<Map, LoadError> {
+    ebpf.take_map(name).ok_or(LoadError::MissingMap(name))
+}
+
+/// Takes a typed map out of the object.
+fn typed<T: TryFrom<Map, Error = MapError>>(ebpf: &mut Ebpf, name: &'static str) -> Result<T, LoadError> {
+    take(ebpf, name)?.try_into().map_err(|source| LoadError::Map { name, source })
+}
+
+/// The untyped data of a hash or array map.
+fn data(map: Map, name: &'static str) -> Result<MapData, LoadError> {
+    match map {
+        Map::HashMap(data) | Map::Array(data) => Ok(data),
+        _ => Err(LoadError::MissingMap(name)),
+    }
+}
+
+impl Datapath {
+    /// Loads everything for at most `sessions` sessions, with pins below `bpffs`. Maps pinned
+    /// there by a daemon of the same layout and size are taken over; others are put away first.
+    pub fn load(bpffs: &Path, sessions: u32) -> Result<Self, LoadError> {
+        let pins = super::attach::prepare_pins(bpffs)?;
+        let flows = sessions.saturating_mul(2);
+        let mut taken_over = fits(&pins.join("FLOWS"), flows) && fits(&pins.join("ACTIVITY"), sessions);
+        if !taken_over {
+            taken_over = false;
+            super::attach::remove_pins(&pins);
+        }
+        let mut loader = EbpfLoader::new();
+        loader.map_max_entries("FLOWS", flows).map_max_entries("ACTIVITY", sessions);
+        for name in PINNED {
+            loader.map_pin_path(name, pins.join(name));
+        }
+        let mut ebpf = loader.load(OBJECT)?;
+        for name in [abi::PROGRAM_XDP, abi::PROGRAM_CLOCK, abi::PROGRAM_INJECT] {
+            program::<Xdp>(&mut ebpf, name)?.load()?;
+        }
+        program::<aya::programs::SchedClassifier>(&mut ebpf, abi::PROGRAM_TC)?.load()?;
+        let activity = data(take(&mut ebpf, "ACTIVITY")?, "ACTIVITY")?;
+        let clock = data(take(&mut ebpf, "CLOCK")?, "CLOCK")?;
+        Ok(Self {
+            flows: FlowTable::new(data(take(&mut ebpf, "FLOWS")?, "FLOWS")?),
+            activity: Mapped::new(activity.fd(), sessions)
+                .map_err(|source| LoadError::Memory { name: "ACTIVITY", source })?,
+            hops: typed(&mut ebpf, "HOPS")?,
+            interfaces: typed(&mut ebpf, "INTERFACE")?,
+            devices: typed(&mut ebpf, "DEVICES")?,
+            sockets: typed(&mut ebpf, "SOCKETS")?,
+            locals: typed(&mut ebpf, "LOCALS")?,
+            settings: typed(&mut ebpf, "SETTINGS")?,
+            counters: typed(&mut ebpf, "COUNTERS")?,
+            events: typed(&mut ebpf, "EVENTS")?,
+            clock: Mapped::new(clock.fd(), 1).map_err(|source| LoadError::Memory { name: "CLOCK", source })?,
+            ebpf,
+            pins,
+            taken_over,
+        })
+    }
+
+    /// Jiffies now.
+    pub fn jiffies(&self) -> Result<u64, LoadError> {
+        let program: &Xdp = self
+            .ebpf
+            .program(abi::PROGRAM_CLOCK)
+            .ok_or(LoadError::MissingMap(abi::PROGRAM_CLOCK))?
+            .try_into()?;
+        program.test_run(TestRunOptions { data_in: Some(&[0; 64]), ..TestRunOptions::new() })?;
+        Ok(self.clock.read(0).unwrap_or(0))
+    }
+
+    /// Hands a frame to the gateway's own stack, as if just received on `ifindex`.
+    pub fn inject(&self, ifindex: u32, frame: &[u8]) -> Result<(), LoadError> {
+        /// `struct xdp_md`, whose data pointers are offsets here.
+        #[repr(C)]
+        #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+        struct XdpMd {
+            data: u32,
+            data_end: u32,
+            data_meta: u32,
+            ingress_ifindex: u32,
+            rx_queue_index: u32,
+            egress_ifindex: u32,
+        }
+        let program: &Xdp = self
+            .ebpf
+            .program(abi::PROGRAM_INJECT)
+            .ok_or(LoadError::MissingMap(abi::PROGRAM_INJECT))?
+            .try_into()?;
+        let context = XdpMd {
+            data: 0,
+            data_end: u32::try_from(frame.len()).unwrap_or(0),
+            data_meta: 0,
+            ingress_ifindex: ifindex,
+            rx_queue_index: 0,
+            egress_ifindex: 0,
+        };
+        program.test_run(TestRunOptions {
+            data_in: Some(frame),
+            ctx_in: Some(bytemuck::bytes_of(&context)),
+            repeat: 1,
+            attrs: TestRunAttrs::new().xdp_live_frames(1),
+            ..TestRunOptions::new()
+        })?;
+        Ok(())
+    }
+
+    /// The verified instruction count of the XDP program.
+    pub fn verified_instructions(&self) -> Option<u32> {
+        self.ebpf.program(abi::PROGRAM_XDP)?.info().ok()?.verified_instruction_count()
+    }
+}
+
+/// Ticks of [`nat_common::activity`] in so many jiffies.
+#[expect(clippy::cast_possible_truncation, reason = "ticks wrap after eight years and more")]
+pub const fn ticks(jiffies: u64) -> u32 {
+    (jiffies >> TICK_SHIFT) as u32
+}
+
+/// A typed program of the object.
+pub(super) fn program<'a, T>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut T, LoadError>
+where
+    &'a mut T: TryFrom<&'a mut aya::programs::Program, Error = ProgramError>,
+{
+    Ok(ebpf.program_mut(name).ok_or(LoadError::MissingMap(name))?.try_into()?)
+}
+
+/// Whether a pinned map has the size wanted; its layout is told by the version in its path.
+fn fits(pin: &Path, entries: u32) -> bool {
+    MapData::from_pin(pin)
+        .and_then(|map| map.info())
+        .is_ok_and(|info| info.max_entries() == entries)
+}

@@ -1,0 +1,202 @@
+//! The host changes under the gateway: interfaces, addresses, neighbours, routes. Flows follow at
+//! once, and none keeps an address or a MAC that is no longer right.
+
+use std::net::Ipv4Addr;
+use std::time::Instant;
+
+use nat_common::Direction;
+
+use super::sessions::{NO_MAPPING, Origin};
+use super::world::{RouteKind, RouteQuery, World};
+use super::{Gateway, Interface, address, network, next_hops};
+use crate::config::Config;
+
+/// What a reload did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Reloaded {
+    /// Sessions that live on.
+    pub kept: u32,
+    /// Sessions the new rules do not allow.
+    pub ended: u32,
+}
+
+impl Gateway {
+    /// An interface is new or changed.
+    pub fn set_interface(&mut self, world: &mut dyn World, now: Instant, interface: Interface) {
+        let ifindex = interface.ifindex;
+        let before = self.interfaces.insert(ifindex, interface.clone());
+        let gone: Vec<Ipv4Addr> = before
+            .map(|before| before.addresses.into_iter().filter(|own| !interface.addresses.contains(own)).collect())
+            .unwrap_or_default();
+        for own in gone {
+            self.address_gone(world, now, own);
+        }
+        for neighbour in self.next_hops.behind(ifindex) {
+            self.next_hops.refresh(world, &interface, neighbour);
+        }
+        self.reserve_forwards();
+    }
+
+    /// An interface is gone.
+    pub fn remove_interface(&mut self, world: &mut dyn World, now: Instant, ifindex: u32) {
+        if let Some(interface) = self.interfaces.remove(&ifindex) {
+            let down = Interface { up: false, ..interface };
+            for neighbour in self.next_hops.behind(ifindex) {
+                self.next_hops.refresh(world, &down, neighbour);
+            }
+            for own in down.addresses {
+                self.address_gone(world, now, own);
+            }
+        }
+    }
+
+    /// An address is the gateway's no more: mappings on it end at once (design: never a packet
+    /// with an address that belongs to someone else).
+    fn address_gone(&mut self, world: &mut dyn World, now: Instant, own: Ipv4Addr) {
+        let own = network(own);
+        let slots: Vec<u32> = self
+            .sessions
+            .iter()
+            .filter(|(_, session)| {
+                session.origin != Origin::Bypass
+                    && (session.reply.destination == own || session.original.destination == own)
+            })
+            .map(|(slot, _)| slot)
+            .collect();
+        for slot in slots {
+            self.end(world, now, slot);
+        }
+        let permanent: Vec<u32> = self
+            .mappings
+            .iter()
+            .filter(|(_, mapping)| mapping.external == own)
+            .map(|(slot, _)| slot)
+            .collect();
+        for slot in permanent {
+            self.mappings.remove(slot);
+        }
+        self.externals.forget(own);
+    }
+
+    /// A neighbour answered, moved or is gone.
+    pub fn neighbour_changed(&mut self, world: &mut dyn World, now: Instant, ifindex: u32, neighbour: Ipv4Addr) {
+        let Some(interface) = self.interfaces.get(&ifindex).cloned() else { return };
+        if self.next_hops.refresh(world, &interface, neighbour) {
+            self.release(world, now, (ifindex, neighbour));
+        }
+    }
+
+    /// Neighbours that flows go to: to be kept confirmed, since the kernel does not see the
+    /// traffic that shows they live.
+    pub fn neighbours(&self) -> Vec<(u32, Ipv4Addr)> {
+        self.next_hops.iter().collect()
+    }
+
+    /// Routes changed: every session's way is looked up again, and changed where it is another.
+    pub fn routes_changed(&mut self, world: &mut dyn World) {
+        let slots: Vec<u32> = self
+            .sessions
+            .iter()
+            .filter(|(_, session)| session.origin != Origin::Bypass)
+            .map(|(slot, _)| slot)
+            .collect();
+        for slot in slots {
+            for direction in [Direction::Original, Direction::Reply] {
+                self.renew_way(world, slot, direction);
+            }
+        }
+    }
+
+    fn renew_way(&mut self, world: &mut dyn World, slot: u32, direction: Direction) {
+        let Some(session) = self.sessions.get(slot) else { return };
+        let to = session.rewritten(direction).destination;
+        let opposite = match direction {
+            Direction::Original => Direction::Reply,
+            Direction::Reply => Direction::Original,
+        };
+        let ingress = self.next_hops.neighbour(session.next_hops[opposite as usize]).map_or(0, |(ifindex, _)| ifindex);
+        let query = RouteQuery {
+            source: address(session.key(direction).source),
+            destination: address(to),
+            ingress: if direction == Direction::Original { ingress } else { 0 },
+        };
+        let hop = match world.route(query) {
+            Ok(route) if route.kind == RouteKind::Unicast => match self.interfaces.get(&route.ifindex).cloned() {
+                // A session stays on the side where it began, so also on its external address.
+                Some(egress) => self.next_hops.slot(world, &egress, route.gateway.unwrap_or(address(to))),
+                None => next_hops::UNKNOWN,
+            },
+            _ => next_hops::UNKNOWN,
+        };
+        if session_hop(self, slot, direction) == hop {
+            return;
+        }
+        if let Some(session) = self.sessions.get_mut(slot) {
+            session.next_hops[direction as usize] = hop;
+            let (key, value) = (*session.key(direction), session.value(slot, direction));
+            world.replace(key, value);
+        }
+    }
+
+    /// Takes new rules: sessions that they would open the same way live on.
+    pub fn reload(&mut self, world: &mut dyn World, now: Instant, config: &Config) -> Reloaded {
+        let permanent: Vec<u32> =
+            self.mappings.iter().filter(|(_, mapping)| mapping.permanent).map(|(slot, _)| slot).collect();
+        for slot in permanent {
+            self.mappings.remove(slot);
+        }
+        self.rules = super::Rules::new(config);
+        self.timeouts = config.timeouts.clone();
+        self.reserve_forwards();
+        let mut reloaded = Reloaded::default();
+        let slots: Vec<u32> = self.sessions.iter().map(|(slot, _)| slot).collect();
+        for slot in slots {
+            if self.still_allowed(slot) {
+                reloaded.kept += 1;
+            } else {
+                reloaded.ended += 1;
+                self.end(world, now, slot);
+            }
+        }
+        reloaded
+    }
+
+    /// Whether the rules in force would open a session as it is.
+    fn still_allowed(&self, slot: u32) -> bool {
+        let Some(session) = self.sessions.get(slot) else { return false };
+        let by_rule = |key: &nat_common::FlowKey, external: u32| {
+            self.rules.snat.iter().any(|rule| {
+                rule.protocols.contains(key.protocol)
+                    && rule.source.matches(address(key.source))
+                    && rule.destination.matches(address(key.destination))
+                    && match &rule.to {
+                        crate::config::SnatTarget::Pool(pool) => pool.contains(address(external)),
+                        crate::config::SnatTarget::Masquerade => {
+                            self.interfaces.values().any(|own| own.addresses.contains(&address(external)))
+                        }
+                        crate::config::SnatTarget::None => false,
+                    }
+            })
+        };
+        match session.origin {
+            // Judged anew by its next packet.
+            Origin::Bypass => false,
+            Origin::Snat(_) => by_rule(&session.original, session.rewrite.source),
+            Origin::Inbound(_) => session.mapping != NO_MAPPING && by_rule(&session.reply, session.original.destination),
+            Origin::Forward(_) => self
+                .rules
+                .forward(&session.original, |name, wanted| {
+                    self.interfaces.values().any(|own| own.name == name && own.addresses.contains(&wanted))
+                })
+                .is_some_and(|(_, rule)| network(rule.internal) == session.rewrite.destination),
+            Origin::Static(_) => self
+                .rules
+                .static_inbound(address(session.original.destination))
+                .is_some_and(|(_, inside)| network(inside) == session.rewrite.destination),
+        }
+    }
+}
+
+fn session_hop(gateway: &Gateway, slot: u32, direction: Direction) -> u32 {
+    gateway.sessions.get(slot).map_or(next_hops::UNKNOWN, |session| session.next_hops[direction as usize])
+}

@@ -1,0 +1,277 @@
+//! ICMP errors that pass through (RFC 5508 section 4): the quoted packet tells the session, and
+//! both the error and its quote are turned as if the session had never been translated.
+
+use std::time::Instant;
+
+use nat_common::checksum::{Delta, Sum};
+use nat_common::flow::{FlowKey, FlowValue, Query};
+use nat_common::frame::{Frame as _, SliceFrame};
+use nat_common::wire::{self, Ipv4};
+use nat_common::{Direction, Parsed, Realm, Reason, translate};
+
+use super::known::header;
+use super::world::World;
+use super::{Gateway, Interface, Outcome, address};
+
+/// Bytes of an ICMP header before the quote.
+const ICMP_HEADER: usize = 8;
+/// Bytes of the quoted transport header every error has (RFC 792).
+const QUOTED: usize = 8;
+
+/// The packet an error quotes.
+struct Quote {
+    /// Offset of its IPv4 header in the frame.
+    network: usize,
+    /// Offset of its transport header.
+    transport: usize,
+    /// Its flow, as the quote has it.
+    key: FlowKey,
+}
+
+impl Gateway {
+    /// Sends an ICMP error on to who it concerns, if it is about a session.
+    pub(super) fn icmp_error(
+        &mut self,
+        world: &mut dyn World,
+        now: Instant,
+        ingress: &Interface,
+        frame: &mut [u8],
+        parsed: &Parsed,
+    ) -> Outcome {
+        let is_own = world.is_local(address(parsed.key.destination));
+        let nobodys = if is_own { Outcome::ToStack } else { Outcome::Drop(Reason::DropIcmpError) };
+        let end = parsed.network + usize::from(parsed.total_length);
+        let Some(message) = frame.get(parsed.transport..end) else { return nobodys };
+        let is_error = matches!(
+            message.first(),
+            Some(&(wire::ICMP_UNREACHABLE | wire::ICMP_TIME_EXCEEDED | wire::ICMP_PARAMETER_PROBLEM))
+        );
+        if !is_error {
+            return nobodys;
+        }
+        if Sum::ZERO.add_bytes(message).fold() != 0xffff {
+            return Outcome::Drop(Reason::DropIcmpError);
+        }
+        let Some(quote) = read_quote(frame, parsed, end, ingress.realm()) else { return nobodys };
+        // Packets the other way arrive on this side with the quote's endpoints exchanged.
+        let opposite = quote.key.reversed(ingress.realm());
+        let Some((slot, direction)) = self.sessions.find(&opposite) else {
+            return self.stateless_error(world, now, ingress, frame, parsed).unwrap_or(nobodys);
+        };
+        let Some(session) = self.sessions.get(slot) else { return nobodys };
+        if session.origin == super::Origin::Bypass {
+            return Outcome::ToStack;
+        }
+        if parsed.ttl <= 1 {
+            return Outcome::Drop(Reason::DropTtl);
+        }
+        let caused_by = if direction == Direction::Original { Direction::Reply } else { Direction::Original };
+        let before = *session.key(caused_by);
+        let rewritten = session.rewritten(direction);
+        // Errors about an outside remote must come from the side they claim to be about; errors
+        // from inside are hidden behind the session's external address (RFC 5508 REQ-5).
+        let outer_source = if ingress.realm() == Realm::Inside || parsed.key.source == opposite.source {
+            rewritten.source
+        } else {
+            parsed.key.source
+        };
+        let hop_index = session.next_hops[direction as usize];
+        if parsed.key.destination != opposite.destination {
+            return Outcome::Drop(Reason::DropIcmpError);
+        }
+        let hop = match self.passable(world, now, ingress, frame, parsed, hop_index) {
+            Ok(hop) => hop,
+            Err(outcome) => return outcome,
+        };
+        match rewrite(frame, parsed, end, &quote, &before, outer_source, rewritten.destination) {
+            Some(()) => {
+                let Some(view) = SliceFrame::new(frame) else { return Outcome::Drop(Reason::DropTruncated) };
+                let done = translate::decrement_ttl(&view, parsed.network)
+                    .and_then(|()| translate::address_frame(&view, &hop));
+                match done {
+                    Some(()) => Outcome::Send { ifindex: hop.ifindex, session: None },
+                    None => Outcome::Drop(Reason::DropTruncated),
+                }
+            }
+            None => Outcome::Drop(Reason::DropIcmpError),
+        }
+    }
+}
+
+/// Reads the packet an error quotes. `None` if it is too short, contradicts itself, is a later
+/// fragment or an error itself.
+fn read_quote(frame: &mut [u8], parsed: &Parsed, end: usize, realm: Realm) -> Option<Quote> {
+    let network = parsed.transport + ICMP_HEADER;
+    let bytes = frame.get(network..end)?;
+    let first = *bytes.first()?;
+    let header_length = usize::from(first & 0x0f) * 4;
+    if first >> 4 != 4 || header_length < 20 || bytes.len() < header_length + QUOTED {
+        return None;
+    }
+    // RFC 5508 REQ-3a: a quote whose header checksum is wrong is not believed.
+    if Sum::ZERO.add_bytes(&bytes[..header_length]).fold() != 0xffff {
+        return None;
+    }
+    let inner = header(frame, &Parsed { network, ..*parsed })?;
+    if u16::from_be(inner.fragment) & wire::FRAGMENT_OFFSET != 0 {
+        return None;
+    }
+    let transport = network + header_length;
+    let word = |at: usize| Some(u16::from_ne_bytes([*frame.get(at)?, *frame.get(at + 1)?]));
+    let mut key = FlowKey {
+        source: inner.source,
+        destination: inner.destination,
+        source_port: 0,
+        destination_port: 0,
+        protocol: inner.protocol,
+        query: 0,
+        realm: realm as u16,
+    };
+    match inner.protocol {
+        wire::TCP | wire::UDP | wire::UDPLITE => {
+            key.source_port = word(transport)?;
+            key.destination_port = word(transport + 2)?;
+        }
+        wire::ICMP => match frame.get(transport)? {
+            &(wire::ICMP_ECHO_REQUEST | wire::ICMP_TIMESTAMP_REQUEST) => {
+                key.source_port = word(transport + 4)?;
+                key.query = Query::Request as u8;
+            }
+            &(wire::ICMP_ECHO_REPLY | wire::ICMP_TIMESTAMP_REPLY) => {
+                key.destination_port = word(transport + 4)?;
+                key.query = Query::Reply as u8;
+            }
+            // An error about an error, or about what is no query (RFC 1812 section 4.3.2.7).
+            _ => return None,
+        },
+        _ => {}
+    }
+    Some(Quote { network, transport, key })
+}
+
+/// Writes the quote as its sender had sent it (`before`), and the error between its new ends. The
+/// ICMP checksum covers the quote: it is brought after by what changed there.
+fn rewrite(
+    frame: &mut [u8],
+    parsed: &Parsed,
+    end: usize,
+    quote: &Quote,
+    before: &FlowKey,
+    outer_source: u32,
+    outer_destination: u32,
+) -> Option<()> {
+    let inner_rewrite = nat_common::flow::Rewrite {
+        source: before.source,
+        destination: before.destination,
+        source_port: before.source_port,
+        destination_port: before.destination_port,
+    };
+    let value = FlowValue::translate(&quote.key, &inner_rewrite, Direction::Original, 0, 0);
+    write_quote(frame, end, quote, &value)?;
+    // The whole message is at hand and was right: summing it anew is simplest, and cannot drift.
+    let message = frame.get_mut(parsed.transport..end)?;
+    message[2..4].fill(0);
+    let checksum = Sum::ZERO.add_bytes(message).checksum();
+    message[2..4].copy_from_slice(&checksum.to_ne_bytes());
+    let view = SliceFrame::new(frame)?;
+    let outer = view.at::<Ipv4>(parsed.network)?;
+    // SAFETY: `at` answered for the whole header, which nothing else borrows.
+    unsafe {
+        let sum = Sum::ZERO
+            .subtract_u32((*outer).source)
+            .subtract_u32((*outer).destination)
+            .add_u32(outer_source)
+            .add_u32(outer_destination);
+        (*outer).source = outer_source;
+        (*outer).destination = outer_destination;
+        (*outer).checksum = Delta::of(sum).apply((*outer).checksum);
+    }
+    Some(())
+}
+
+/// Writes addresses, ports and checksums of the quoted packet, as far as it is quoted. A wrong
+/// transport checksum stays wrong (RFC 5508 REQ-3c).
+fn write_quote(frame: &mut [u8], end: usize, quote: &Quote, value: &FlowValue) -> Option<()> {
+    let view = SliceFrame::new(frame)?;
+    translate::rewrite_addresses(&view, quote.network, value)?;
+    let delta = Delta(value.transport_delta);
+    let field = match quote.key.protocol {
+        wire::TCP => 16,
+        wire::UDP | wire::UDPLITE => 6,
+        wire::ICMP => 2,
+        _ => return Some(()),
+    };
+    let mut write = |at: usize, word: u16| {
+        frame.get_mut(at..at + 2).map(|bytes| bytes.copy_from_slice(&word.to_ne_bytes()))
+    };
+    match quote.key.protocol {
+        wire::ICMP => {
+            let is_reply = quote.key.query == Query::Reply as u8;
+            write(quote.transport + 4, if is_reply { value.destination_port } else { value.source_port })?;
+        }
+        _ => {
+            write(quote.transport, value.source_port)?;
+            write(quote.transport + 2, value.destination_port)?;
+        }
+    }
+    let at = quote.transport + field;
+    if at + 2 <= end {
+        let bytes = frame.get_mut(at..at + 2)?;
+        let checksum = u16::from_ne_bytes([bytes[0], bytes[1]]);
+        let mended = if quote.key.protocol == wire::UDP || quote.key.protocol == wire::UDPLITE {
+            delta.apply_udp(checksum)
+        } else {
+            delta.apply(checksum)
+        };
+        bytes.copy_from_slice(&mended.to_ne_bytes());
+    }
+    Some(())
+}
+
+impl Gateway {
+    /// Turns a one-to-one error: the host inside the quote and the error's own end. `None` if no
+    /// one-to-one rule concerns it.
+    pub(super) fn stateless_error(
+        &mut self,
+        world: &mut dyn World,
+        now: Instant,
+        ingress: &Interface,
+        frame: &mut [u8],
+        parsed: &Parsed,
+    ) -> Option<Outcome> {
+        let end = parsed.network + usize::from(parsed.total_length);
+        let quote = read_quote(frame, parsed, end, ingress.realm())?;
+        let inbound = ingress.realm() == Realm::Outside;
+        let mut before = quote.key;
+        let (mut source, mut destination) = (parsed.key.source, parsed.key.destination);
+        if inbound {
+            let (_, inside) = self.rules.static_inbound(address(destination))?;
+            if quote.key.source != destination {
+                return Some(Outcome::Drop(Reason::DropIcmpError));
+            }
+            destination = super::network(inside);
+            before.source = destination;
+        } else {
+            let (_, external) = self.rules.static_outbound(address(quote.key.destination))?;
+            before.destination = super::network(external);
+            // A router behind the host hides behind it, unless it has an address of its own.
+            source = self
+                .rules
+                .static_outbound(address(source))
+                .map_or(before.destination, |(_, own)| super::network(own));
+        }
+        let hop = match self.stateless_way(world, now, ingress, frame, parsed, destination) {
+            Ok((hop, _)) => hop,
+            Err(outcome) => return Some(outcome),
+        };
+        let done = rewrite(frame, parsed, end, &quote, &before, source, destination).and_then(|()| {
+            let view = SliceFrame::new(frame)?;
+            translate::decrement_ttl(&view, parsed.network)?;
+            translate::address_frame(&view, &hop)
+        });
+        Some(match done {
+            Some(()) => Outcome::Send { ifindex: hop.ifindex, session: None },
+            None => Outcome::Drop(Reason::DropIcmpError),
+        })
+    }
+}

@@ -1,0 +1,199 @@
+//! The end of things: timers that are due, what the fast path reported, what was deleted.
+
+use std::time::{Duration, Instant};
+
+use nat_common::abi::SessionEvent;
+use nat_common::activity::Activity;
+use nat_common::{Direction, Reason, tcp, wire};
+
+use super::hold::Held;
+use super::icmp::Error;
+use super::mappings::Mapping;
+use super::open::session_remote;
+use super::sessions::{NO_MAPPING, Origin, Session};
+use super::world::World;
+use super::{Gateway, Outcome, Released};
+
+/// Sessions looked at in one go: packets wait no longer than that takes.
+const BATCH: usize = 4096;
+
+impl Gateway {
+    /// Looks at what is due, a bounded part of it. Returns how long nothing else is.
+    pub fn tick(&mut self, world: &mut dyn World, now: Instant) -> Duration {
+        let mut due = Vec::new();
+        self.wheel.due(now, BATCH, &mut due);
+        let more = due.len() >= BATCH;
+        for (slot, tick) in due {
+            self.look_at(world, now, slot, tick);
+        }
+        for neighbour in self.holds.expired(now) {
+            for Held { ingress, frame } in self.holds.release(neighbour) {
+                self.give_up(now, ingress, frame);
+            }
+        }
+        self.expire_fragments(now);
+        self.sources.sweep(now);
+        if more {
+            return Duration::ZERO;
+        }
+        let next = [self.holds.next(), self.fragments.next()].into_iter().flatten().min();
+        let wait = self.wheel.wait(now);
+        next.map_or(wait, |next| wait.min(next.saturating_duration_since(now)))
+    }
+
+    /// A session's timer rang: over, or armed again for when it would be.
+    fn look_at(&mut self, world: &mut dyn World, now: Instant, slot: u32, tick: u64) {
+        let Some(session) = self.sessions.get(slot) else { return };
+        if session.armed != tick {
+            return;
+        }
+        let left = self.time_left(world, session, &world.activity(slot));
+        if left.is_zero() {
+            self.end(world, now, slot);
+        } else {
+            self.arm(now + left, slot);
+        }
+    }
+
+    fn arm(&mut self, due: Instant, slot: u32) {
+        let armed = self.wheel.arm(slot, due);
+        if let Some(session) = self.sessions.get_mut(slot) {
+            session.armed = armed;
+        }
+    }
+
+    /// How long a session lives on if nothing comes any more.
+    pub(super) fn time_left(&self, world: &dyn World, session: &Session, line: &Activity) -> Duration {
+        let [original, reply] = &line.directions;
+        let mut idle = world.since(original.last_seen);
+        if session.reply_refreshes && reply.packets > 0 {
+            idle = idle.min(world.since(reply.last_seen));
+        }
+        self.timeout(session.original.protocol, line).saturating_sub(idle)
+    }
+
+    /// The lifetime of an idle session in its present state.
+    pub(super) fn timeout(&self, protocol: u8, line: &Activity) -> Duration {
+        match protocol {
+            wire::TCP => {
+                let [original, reply] = &line.directions;
+                if tcp::state(original.seen, reply.seen).is_transitory() {
+                    self.timeouts.tcp_transitory
+                } else {
+                    self.timeouts.tcp_established
+                }
+            }
+            wire::ICMP => self.timeouts.icmp,
+            _ => self.timeouts.udp,
+        }
+    }
+
+    /// The lifetime of a session that is just being opened.
+    pub(super) fn first_timeout(&self, protocol: u8) -> Duration {
+        self.timeout(protocol, &Activity::default())
+    }
+
+    /// The fast path saw a FIN, an RST or a new SYN: the session's timer may be shorter now.
+    pub fn session_event(&mut self, world: &mut dyn World, now: Instant, event: &SessionEvent) {
+        let Some(session) = self.sessions.get(event.session) else { return };
+        let line = world.activity(event.session);
+        let left = self.time_left(world, session, &line);
+        self.arm(now + left, event.session);
+    }
+
+    /// Events were lost: every TCP session may have changed.
+    pub fn session_events_lost(&mut self, world: &mut dyn World, now: Instant) {
+        let slots: Vec<u32> = self
+            .sessions
+            .iter()
+            .filter(|(_, session)| session.original.protocol == wire::TCP)
+            .map(|(slot, _)| slot)
+            .collect();
+        for session in slots {
+            self.session_event(world, now, &SessionEvent { session, seen: 0, direction: 0, pad: [0; 2] });
+        }
+    }
+
+    /// Ends a session: its entries, and its mapping if it was the last.
+    pub fn end(&mut self, world: &mut dyn World, now: Instant, slot: u32) {
+        let Some(session) = self.sessions.remove(slot) else { return };
+        world.close([session.original, session.reply]);
+        self.let_go(now, &session);
+    }
+
+    /// The kernel's table did not take a session's entries.
+    pub fn abort(&mut self, world: &mut dyn World, now: Instant, slot: u32) {
+        self.counts.add(Reason::DropTable);
+        self.end(world, now, slot);
+    }
+
+    fn let_go(&mut self, now: Instant, session: &Session) {
+        if let Some(slot) = self.hairpins.remove(&session.original)
+            && let Some(mapping) = self.mappings.release(slot, session.original.destination)
+        {
+            self.give_port_back(now, &mapping);
+        }
+        if session.mapping != NO_MAPPING
+            && let Some(mapping) = self.mappings.release(session.mapping, session_remote(session))
+        {
+            self.give_port_back(now, &mapping);
+        }
+        match session.origin {
+            Origin::Snat(_) => self.sources.close(session.original.source),
+            Origin::Inbound(_) | Origin::Forward(_) => self.sources.close(session.rewrite.destination),
+            Origin::Static(_) | Origin::Bypass => {}
+        }
+    }
+
+    /// Gives a mapping that nobody holds back at once: what opened it failed after it was made.
+    pub(super) fn drop_if_unused(&mut self, now: Instant, slot: u32) {
+        if self.mappings.get(slot).is_some_and(|mapping| mapping.sessions == 0 && !mapping.permanent)
+            && let Some(mapping) = self.mappings.remove(slot)
+        {
+            self.give_port_back(now, &mapping);
+        }
+    }
+
+    fn give_port_back(&mut self, now: Instant, mapping: &Mapping) {
+        let Mapping { key, external, external_port, shared, .. } = mapping;
+        let port = u16::from_be(*external_port);
+        if *shared {
+            self.externals.unshare(key.protocol, *external, port);
+        } else {
+            self.externals.give_back(key.protocol, *external, port, (key.address, key.port), now);
+        }
+    }
+
+    /// A neighbour did not answer: the sender of a frame that waited for it is told (RFC 1812
+    /// section 4.3.3.1), and the session it had opened is over.
+    fn give_up(&mut self, now: Instant, ingress: u32, mut frame: Vec<u8>) {
+        self.counts.add(Reason::DropNoNeighbour);
+        let Some(interface) = self.interfaces.get(&ingress).cloned() else { return };
+        let Some(view) = nat_common::frame::SliceFrame::new(&mut frame) else { return };
+        if let nat_common::parse::Frames::Ipv4(parsed) = nat_common::parse(&view, interface.realm()) {
+            self.answer(now, &interface, &frame, &parsed, Error::HostUnreachable, Reason::DropNoNeighbour);
+            if let Some((slot, Direction::Original)) = self.sessions.find(&parsed.key) {
+                self.unreachable.push(slot);
+            }
+        }
+    }
+
+    /// Ends sessions whose first packets could not be delivered and that nothing answered.
+    pub fn end_unreachable(&mut self, world: &mut dyn World, now: Instant) {
+        for slot in std::mem::take(&mut self.unreachable) {
+            if world.activity(slot).directions[1].packets == 0 {
+                self.end(world, now, slot);
+            }
+        }
+    }
+
+    /// Frames that waited for a neighbour which has answered: judged anew, for the caller to send.
+    pub(super) fn release(&mut self, world: &mut dyn World, now: Instant, neighbour: (u32, std::net::Ipv4Addr)) {
+        for Held { ingress, mut frame } in self.holds.release(neighbour) {
+            let outcome = self.handle(world, now, ingress, &mut frame);
+            if outcome != Outcome::Held {
+                self.released.push(Released { ingress, frame, outcome });
+            }
+        }
+    }
+}

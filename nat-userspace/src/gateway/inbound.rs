@@ -1,0 +1,297 @@
+//! Packets to the gateway's external addresses: for a mapping if its filter lets them in, for a
+//! forward, else for the gateway itself. From the inside, the same is hairpinning.
+
+use std::time::Instant;
+
+use nat_common::flow::{Query, Rewrite};
+use nat_common::{FlowKey, Parsed, Realm, Reason, tcp, wire};
+
+use super::mappings::{Mapping, MappingKey};
+use super::open::{FORWARDS, Opened, Refusal, has_ports};
+use super::sessions::{NO_MAPPING, Origin, Session};
+use super::world::{RouteKind, RouteQuery, World};
+use super::{Gateway, Interface, address, network};
+use crate::config::{Filtering, ForwardAddress, ForwardRule, Mapping as Behaviour, PortRange};
+
+/// Where an inbound packet is to go.
+struct Target {
+    /// Inside address and port, network byte order.
+    inside: (u32, u16),
+    mapping: u32,
+    origin: Origin,
+    /// A forward that hides the remote behind the gateway's inside address.
+    hides_remote: bool,
+}
+
+impl Gateway {
+    /// Opens a session for a packet to one of the gateway's addresses.
+    pub(super) fn open_inbound(
+        &mut self,
+        world: &mut dyn World,
+        now: Instant,
+        ingress: &Interface,
+        parsed: &Parsed,
+    ) -> Opened {
+        let key = &parsed.key;
+        if key.query == Query::Request as u8 || !has_ports(key.protocol) {
+            return Err(Refusal::Stack);
+        }
+        let target = match self.find_target(key, ingress.realm() == Realm::Inside) {
+            Ok(Some(target)) => target,
+            Ok(None) => return Err(self.nobodys(world, key)),
+            // What a filter keeps out may still be a socket's that was bound later (LOC-05).
+            Err(reason) => return Err(Refusal::Silent(reason)),
+        };
+        if key.protocol == wire::TCP && !tcp::opens(parsed.tcp_flags) {
+            return Err(Refusal::Silent(Reason::DropNoSession));
+        }
+        if parsed.ttl <= 1 {
+            return Err(Refusal::Told(Reason::DropTtl, super::icmp::Error::TtlExceeded));
+        }
+        let query = RouteQuery { source: address(key.source), destination: address(target.inside.0), ingress: 0 };
+        let route = world.route(query).map_err(super::open::unreachable)?;
+        let Some(egress) = self.interfaces.get(&route.ifindex).cloned() else {
+            return Err(Refusal::Silent(Reason::DropNoRoute));
+        };
+        if route.kind != RouteKind::Unicast {
+            // A forward to the gateway itself: its own stack would answer from another address.
+            return Err(Refusal::Silent(Reason::DropNoRoute));
+        }
+        self.may_open(target.inside.0, now)?;
+        let rewrite = self.inbound_rewrite(world, now, ingress, &egress, key, &target).inspect_err(|_| {
+            self.sources.close(target.inside.0);
+        })?;
+        let next_hops = [
+            self.next_hops.slot(world, &egress, route.gateway.unwrap_or(address(target.inside.0))),
+            self.way_to_remote(world, ingress, key.source),
+        ];
+        let session = Session {
+            original: *key,
+            rewrite,
+            reply: Session::reply_key(key, &rewrite, egress.realm()),
+            mapping: target.mapping,
+            next_hops,
+            armed: 0,
+            opened: 0,
+            origin: target.origin,
+            reply_refreshes: true,
+        };
+        self.enter(world, now, session).ok_or_else(|| {
+            self.sources.close(target.inside.0);
+            Refusal::Silent(Reason::DropTable)
+        })
+    }
+
+    /// The mapping or forward of an external endpoint. `Err` if one exists but lets this remote
+    /// not in. A hairpinned remote counts by its external address (behaviour HPN-09), which is
+    /// taken to be the one it sends to: with pools the strictest reading.
+    fn find_target(&self, key: &FlowKey, hairpin: bool) -> Result<Option<Target>, Reason> {
+        let mut kept_out = None;
+        if let Some(slot) = self.mappings.find_external(key.protocol, key.destination, key.destination_port)
+            && let Some(mapping) = self.mappings.get(slot)
+            && !mapping.permanent
+        {
+            let filtering = self.rules.snat.get(usize::from(mapping.rule)).map(|rule| rule.filtering);
+            let admitted = match filtering {
+                Some(Filtering::EndpointIndependent) => true,
+                Some(Filtering::AddressDependent) => {
+                    self.mappings.has_contact(slot, if hairpin { key.destination } else { key.source })
+                }
+                _ => false,
+            };
+            if admitted {
+                return Ok(Some(Target {
+                    inside: (mapping.key.address, mapping.key.port),
+                    mapping: slot,
+                    origin: Origin::Inbound(mapping.rule),
+                    hides_remote: false,
+                }));
+            }
+            kept_out = Some(Reason::DropFiltered);
+        }
+        let forward = self.rules.forward(key, |name, wanted| {
+            self.interfaces.values().any(|interface| interface.name == name && interface.addresses.contains(&wanted))
+        });
+        let Some((position, rule)) = forward else { return kept_out.map_or(Ok(None), Err) };
+        let inside = (network(rule.internal), forwarded_port(rule, key.destination_port));
+        let mapping_key =
+            MappingKey::new(Behaviour::EndpointIndependent, key.protocol, inside, (0, 0), FORWARDS);
+        let mapping = self
+            .mappings
+            .find(&mapping_key)
+            .filter(|&slot| {
+                self.mappings.get(slot).is_some_and(|mapping| {
+                    mapping.external == key.destination && mapping.external_port == key.destination_port
+                })
+            })
+            .unwrap_or(NO_MAPPING);
+        Ok(Some(Target {
+            inside,
+            mapping,
+            origin: Origin::Forward(position),
+            hides_remote: rule.masquerade_source,
+        }))
+    }
+
+    /// What the packet becomes: the inside endpoint as destination; the source stays, unless the
+    /// packet comes from the inside (hairpin, RFC 4787 REQ-9a), the forward hides it, or another
+    /// session has the same tuple behind the inside endpoint already (behaviour PFW-06).
+    fn inbound_rewrite(
+        &mut self,
+        world: &mut dyn World,
+        now: Instant,
+        ingress: &Interface,
+        egress: &Interface,
+        key: &FlowKey,
+        target: &Target,
+    ) -> Result<Rewrite, Refusal> {
+        let mut rewrite = Rewrite {
+            source: key.source,
+            destination: target.inside.0,
+            source_port: key.source_port,
+            destination_port: target.inside.1,
+        };
+        if key.protocol == wire::ICMP {
+            rewrite.source_port = 0;
+        }
+        if ingress.realm() == Realm::Inside {
+            let Some((position, rule)) = self.rules.hairpin(key) else {
+                return Err(Refusal::Silent(Reason::DropUnsolicited));
+            };
+            let rule = rule.clone();
+            let outside = self.interface_of(key.destination).unwrap_or_else(|| egress.clone());
+            let (slot, external, port) =
+                self.mapping_for(world, now, key, position, &rule, &outside, Some(key.destination))?;
+            // The mapping lives as long as this session: held in its stead by the target's, it
+            // would end with the next sweep. Contacts are the filter's memory (behaviour HPN-09).
+            self.mappings.hold(slot, key.destination);
+            self.hairpins.insert(*key, slot);
+            rewrite.source = external;
+            rewrite.source_port = port;
+            return Ok(rewrite);
+        }
+        let mut taken = |port: u16, source: u32| {
+            let candidate = Rewrite { source, source_port: port.to_be(), ..rewrite };
+            self.sessions.find(&Session::reply_key(key, &candidate, egress.realm())).is_some()
+        };
+        let source = if target.hides_remote {
+            let Some(own) = egress.addresses.first() else {
+                return Err(Refusal::Silent(Reason::DropNoAddress));
+            };
+            network(*own)
+        } else {
+            key.source
+        };
+        let wanted = u16::from_be(key.source_port);
+        let port = if taken(wanted, source) || (target.hides_remote && world.is_bound(key.protocol, source, wanted.to_be())) {
+            let range = PortRange::UNPRIVILEGED;
+            let step = self.externals.draw(range);
+            (0..range.len())
+                .map(|n| {
+                    let offset = (u32::from(step) + n) % range.len();
+                    range.first + u16::try_from(offset).unwrap_or(0)
+                })
+                .find(|&port| !taken(port, source) && !(target.hides_remote && world.is_bound(key.protocol, source, port.to_be())))
+        } else {
+            Some(wanted)
+        };
+        let Some(port) = port else { return Err(Refusal::Silent(Reason::DropPortsExhausted)) };
+        if key.protocol != wire::ICMP {
+            rewrite.source_port = port.to_be();
+        }
+        rewrite.source = source;
+        Ok(rewrite)
+    }
+
+    /// The interface that has an address.
+    fn interface_of(&self, external: u32) -> Option<Interface> {
+        self.interfaces.values().find(|interface| interface.addresses.contains(&address(external))).cloned()
+    }
+
+    /// Next hop to the remote that opened a session from outside: by the interface it came in
+    /// (behaviour S000-18), through that interface's router if it is not on the link.
+    fn way_to_remote(&mut self, world: &mut dyn World, ingress: &Interface, remote: u32) -> u32 {
+        let query = RouteQuery { source: address(remote), destination: address(remote), ingress: 0 };
+        let gateway = match world.route(query) {
+            Ok(route) if route.ifindex == ingress.ifindex => route.gateway,
+            _ => None,
+        };
+        self.next_hops.slot(world, ingress, gateway.unwrap_or(address(remote)))
+    }
+
+    /// A packet nobody inside wants: silence where mappings may live, so that a SYN that is early
+    /// can still succeed (RFC 5382 REQ-4), the stack's own answer elsewhere.
+    fn nobodys(&self, world: &dyn World, key: &FlowKey) -> Refusal {
+        let port = u16::from_be(key.destination_port);
+        let mappable = self.rules.snat.iter().any(|rule| rule.ports.contains(port));
+        let external = self.is_external(key.destination)
+            || self.interface_of(key.destination).is_some_and(|interface| interface.realm() == Realm::Outside);
+        if !world.is_local(address(key.destination))
+            || self.rules.drop_unmatched
+            || (external && mappable && key.protocol != wire::ICMP)
+        {
+            Refusal::Silent(Reason::DropUnsolicited)
+        } else {
+            Refusal::Stack
+        }
+    }
+
+    /// Makes the permanent mappings of forwards, and keeps their ports from others. Returns ports
+    /// that a mapping has just now: they become the forward's when it ends.
+    pub(super) fn reserve_forwards(&mut self) -> Vec<(u8, u16)> {
+        let mut busy = Vec::new();
+        let forwards = self.rules.forwards.clone();
+        for (position, rule) in forwards.iter().enumerate() {
+            for external in self.forward_addresses(rule) {
+                for protocol in rule.protocols.iter().filter(|&protocol| has_ports(protocol)) {
+                    for port in rule.external_ports.first..=rule.external_ports.last {
+                        if !self.externals.reserve(protocol, external, port) {
+                            busy.push((protocol, port));
+                        }
+                        self.map_forward(rule, position, protocol, external, port.to_be());
+                    }
+                }
+            }
+        }
+        busy
+    }
+
+    fn map_forward(&mut self, rule: &ForwardRule, position: usize, protocol: u8, external: u32, port: u16) {
+        let inside = (network(rule.internal), forwarded_port(rule, port));
+        let key = MappingKey::new(Behaviour::EndpointIndependent, protocol, inside, (0, 0), FORWARDS);
+        let is_taken = self.mappings.find_external(protocol, external, port).is_some();
+        // A forward that admits only some, or hides them, says nothing of outbound flows; nor
+        // does the second forward to the same endpoint.
+        if is_taken || self.mappings.find(&key).is_some() || !rule.source.is_any() || rule.masquerade_source {
+            return;
+        }
+        self.mappings.insert(Mapping {
+            key,
+            external,
+            external_port: port,
+            sessions: 0,
+            rule: u16::try_from(position).unwrap_or(u16::MAX),
+            permanent: true,
+            shared: false,
+        });
+    }
+
+    /// The addresses a forward listens on now, network byte order.
+    fn forward_addresses(&self, rule: &ForwardRule) -> Vec<u32> {
+        match &rule.external {
+            ForwardAddress::Address(external) => vec![network(*external)],
+            ForwardAddress::Interface(name) => self
+                .interfaces
+                .values()
+                .filter(|interface| interface.name == *name)
+                .flat_map(|interface| interface.addresses.iter().copied().map(network))
+                .collect(),
+        }
+    }
+}
+
+/// The inside port of a forwarded one: offset-true in ranges. Network byte order both.
+fn forwarded_port(rule: &ForwardRule, external: u16) -> u16 {
+    let offset = u16::from_be(external).wrapping_sub(rule.external_ports.first);
+    rule.internal_ports.first.wrapping_add(offset).to_be()
+}

@@ -1,0 +1,176 @@
+//! A packet of a session that came up all the same: its first, or one the fast path could not
+//! finish (no neighbour, TTL, size).
+
+use std::time::Instant;
+
+use nat_common::frame::{Frame as _, SliceFrame};
+use nat_common::wire::{self, Ipv4, Tcp};
+use nat_common::{Direction, FlowValue, Parsed, Reason, next_hop::NextHop, tcp, translate};
+
+use super::icmp::Error;
+use super::sessions::Origin;
+use super::world::{RouteQuery, World};
+use super::{Gateway, Interface, Outcome, address, next_hops};
+
+impl Gateway {
+    /// Sends a packet of a session on.
+    #[expect(clippy::too_many_arguments, reason = "a frame and everything known of it")]
+    pub(super) fn known(
+        &mut self,
+        world: &mut dyn World,
+        now: Instant,
+        ingress: &Interface,
+        frame: &mut [u8],
+        parsed: &Parsed,
+        slot: u32,
+        direction: Direction,
+    ) -> Outcome {
+        let Some(session) = self.sessions.get(slot) else { return Outcome::Drop(Reason::DropTable) };
+        if session.origin == Origin::Bypass {
+            note(world, frame, parsed, slot, direction);
+            return Outcome::ToStack;
+        }
+        let value = session.value(slot, direction);
+        match self.prepare(world, now, ingress, frame, parsed, value.next_hop, slot, direction) {
+            Ok(hop) => {
+                note(world, frame, parsed, slot, direction);
+                finish(frame, parsed, &value, &hop, Some(slot))
+            }
+            Err(outcome) => outcome,
+        }
+    }
+
+    /// What stands between a packet and its next hop: TTL, neighbour, size.
+    #[expect(clippy::too_many_arguments, reason = "a frame and everything known of it")]
+    fn prepare(
+        &mut self,
+        world: &mut dyn World,
+        now: Instant,
+        ingress: &Interface,
+        frame: &mut [u8],
+        parsed: &Parsed,
+        next_hop: u32,
+        slot: u32,
+        direction: Direction,
+    ) -> Result<NextHop, Outcome> {
+        if parsed.ttl <= 1 {
+            return Err(self.answer(now, ingress, frame, parsed, Error::TtlExceeded, Reason::DropTtl));
+        }
+        let mut next_hop = next_hop;
+        if next_hop == next_hops::UNKNOWN {
+            next_hop = self.find_way(world, slot, direction);
+        }
+        self.passable(world, now, ingress, frame, parsed, next_hop)
+    }
+
+    /// The next hop in a slot if a packet may be sent there now; else what becomes of it: held
+    /// for its neighbour, or answered.
+    pub(super) fn passable(
+        &mut self,
+        world: &mut dyn World,
+        now: Instant,
+        ingress: &Interface,
+        frame: &[u8],
+        parsed: &Parsed,
+        next_hop: u32,
+    ) -> Result<NextHop, Outcome> {
+        let mut hop = *self.next_hops.get(next_hop);
+        if hop.flags & NextHop::VALID == 0 {
+            let Some(neighbour) = self.next_hops.neighbour(next_hop) else {
+                let error = Error::NetworkUnreachable;
+                return Err(self.answer(now, ingress, frame, parsed, error, Reason::DropNoRoute));
+            };
+            let usable = match self.interfaces.get(&neighbour.0).cloned() {
+                Some(egress) => self.next_hops.refresh(world, &egress, neighbour.1),
+                None => false,
+            };
+            if !usable {
+                return Err(if self.holds.hold(now, neighbour, ingress.ifindex, frame) {
+                    Outcome::Held
+                } else {
+                    Outcome::Drop(Reason::DropHoldFull)
+                });
+            }
+            hop = *self.next_hops.get(next_hop);
+        }
+        if u32::from(parsed.total_length) > hop.mtu {
+            return Err(self.too_big(now, ingress, frame, parsed, &hop));
+        }
+        Ok(hop)
+    }
+
+    /// A packet that does not fit: fragmented by whoever sent it if it may not be here.
+    fn too_big(
+        &mut self,
+        now: Instant,
+        ingress: &Interface,
+        frame: &[u8],
+        parsed: &Parsed,
+        hop: &NextHop,
+    ) -> Outcome {
+        let mtu = u16::try_from(hop.mtu).unwrap_or(u16::MAX);
+        self.answer(now, ingress, frame, parsed, Error::TooBig { mtu }, Reason::DropTooBig)
+    }
+
+    /// Looks for the way of a direction whose next hop is not known (a reply whose inside host
+    /// had no route when the session was opened), and writes it into the flow.
+    fn find_way(&mut self, world: &mut dyn World, slot: u32, direction: Direction) -> u32 {
+        let Some(session) = self.sessions.get(slot) else { return next_hops::UNKNOWN };
+        let to = session.rewritten(direction).destination;
+        let query = RouteQuery { source: address(session.key(direction).source), destination: address(to), ingress: 0 };
+        let Ok(route) = world.route(query) else { return next_hops::UNKNOWN };
+        let Some(egress) = self.interfaces.get(&route.ifindex).cloned() else { return next_hops::UNKNOWN };
+        let hop = self.next_hops.slot(world, &egress, route.gateway.unwrap_or(address(to)));
+        if let Some(session) = self.sessions.get_mut(slot) {
+            session.next_hops[direction as usize] = hop;
+            let (key, value) = (*session.key(direction), session.value(slot, direction));
+            world.replace(key, value);
+        }
+        hop
+    }
+}
+
+/// Rewrites, takes one off the TTL, addresses the frame.
+pub(super) fn finish(
+    frame: &mut [u8],
+    parsed: &Parsed,
+    value: &FlowValue,
+    hop: &NextHop,
+    session: Option<u32>,
+) -> Outcome {
+    let Some(view) = SliceFrame::new(frame) else { return Outcome::Drop(Reason::DropTruncated) };
+    let done = translate::rewrite(&view, parsed, value)
+        .and_then(|()| translate::decrement_ttl(&view, parsed.network))
+        .and_then(|()| translate::address_frame(&view, hop));
+    match done {
+        Some(()) => Outcome::Send { ifindex: hop.ifindex, session },
+        None => Outcome::Drop(Reason::DropTruncated),
+    }
+}
+
+/// Notes a packet in its session's line, as the fast path does.
+pub(super) fn note(world: &mut dyn World, frame: &mut [u8], parsed: &Parsed, slot: u32, direction: Direction) {
+    let mut line = world.activity(slot);
+    let half = &mut line.directions[direction as usize];
+    half.packets += 1;
+    half.bytes += u64::from(parsed.total_length);
+    half.last_seen = world.tick();
+    if parsed.key.protocol == wire::TCP
+        && let Some(view) = SliceFrame::new(frame)
+        && let Some(header) = view.at::<Tcp>(parsed.transport)
+    {
+        // SAFETY: `at` answered for the whole header.
+        let header = unsafe { *header };
+        let (sequence, acknowledgement) =
+            (u32::from_be(header.sequence), u32::from_be(header.acknowledgement));
+        tcp::note(&mut line, direction as usize, parsed.tcp_flags, sequence, acknowledgement);
+    }
+    world.set_activity(slot, line);
+}
+
+/// The IPv4 header of a parsed frame.
+pub(super) fn header(frame: &mut [u8], parsed: &Parsed) -> Option<Ipv4> {
+    let view = SliceFrame::new(frame)?;
+    // SAFETY: `at` answers for the whole header, which is copied.
+    view.at::<Ipv4>(parsed.network).map(|header| unsafe { *header })
+}

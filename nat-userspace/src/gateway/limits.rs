@@ -1,0 +1,79 @@
+//! Limits: sessions a source may have, how fast it may open them, and how many ICMP errors the
+//! gateway itself sends.
+
+use std::collections::HashMap;
+use std::time::Instant;
+
+/// So many a second, and as many at once.
+pub struct Bucket {
+    rate: f64,
+    level: f64,
+    filled: Instant,
+}
+
+impl Bucket {
+    /// A full bucket of `rate` a second.
+    pub fn new(rate: u32, now: Instant) -> Self {
+        Self { rate: f64::from(rate), level: f64::from(rate), filled: now }
+    }
+
+    /// Takes one out, if there is one.
+    pub fn take(&mut self, now: Instant) -> bool {
+        let elapsed = now.saturating_duration_since(self.filled).as_secs_f64();
+        self.level = (self.level + elapsed * self.rate).min(self.rate);
+        self.filled = now;
+        if self.level < 1.0 {
+            return false;
+        }
+        self.level -= 1.0;
+        true
+    }
+}
+
+/// What each inside source has.
+pub struct Sources {
+    sessions_limit: u32,
+    rate_limit: u32,
+    sessions: HashMap<u32, (u32, Bucket)>,
+}
+
+impl Sources {
+    /// Limits of zero mean none.
+    pub fn new(sessions_limit: u32, rate_limit: u32) -> Self {
+        Self { sessions_limit, rate_limit, sessions: HashMap::new() }
+    }
+
+    /// Whether a source may open one more session now; it then has.
+    pub fn open(&mut self, source: u32, now: Instant) -> bool {
+        if self.sessions_limit == 0 && self.rate_limit == 0 {
+            return true;
+        }
+        let (count, bucket) =
+            self.sessions.entry(source).or_insert_with(|| (0, Bucket::new(self.rate_limit.max(1), now)));
+        if self.sessions_limit != 0 && *count >= self.sessions_limit {
+            return false;
+        }
+        if self.rate_limit != 0 && !bucket.take(now) {
+            return false;
+        }
+        *count += 1;
+        true
+    }
+
+    /// A session of a source is over.
+    pub fn close(&mut self, source: u32) {
+        if let Some((count, _)) = self.sessions.get_mut(&source) {
+            *count = count.saturating_sub(1);
+            if *count == 0 && self.rate_limit == 0 {
+                self.sessions.remove(&source);
+            }
+        }
+    }
+
+    /// Forgets idle sources whose bucket is full again.
+    pub fn sweep(&mut self, now: Instant) {
+        self.sessions.retain(|_, (count, bucket)| {
+            *count > 0 || now.saturating_duration_since(bucket.filled).as_secs() < 2
+        });
+    }
+}

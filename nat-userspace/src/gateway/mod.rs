@@ -1,0 +1,312 @@
+//! The gateway core: a frame in, what to do with it out. Sans I/O: the clock is an argument, the
+//! kernel's tables and the host's routes are behind [`World`].
+//!
+//! In the order a packet meets them: [`handle`](Gateway::handle) here, `known` for packets of a
+//! session, `open` for first packets, `inbound` for mappings and forwards, `stateless` for
+//! one-to-one, `errors` for ICMP errors, `fragments`. Beside it `expire` (timers, events) and
+//! `changes` (interfaces, addresses, routes, neighbours).
+
+mod random;
+mod ports;
+mod externals;
+mod mappings;
+mod sessions;
+mod next_hops;
+mod hold;
+mod wheel;
+mod limits;
+mod rules;
+mod world;
+mod known;
+mod open;
+mod inbound;
+mod stateless;
+mod errors;
+mod icmp;
+mod fragments;
+mod expire;
+mod changes;
+mod view;
+
+use std::collections::HashMap;
+use std::net::Ipv4Addr;
+use std::time::Instant;
+
+use nat_common::classify::{is_group, is_martian_destination, is_martian_source};
+use nat_common::flow::is_partial;
+use nat_common::frame::{Frame as _, SliceFrame};
+use nat_common::parse::{Frames, Kind};
+use nat_common::wire;
+use nat_common::{FlowKey, Parsed, Realm, Reason, parse};
+
+pub use self::random::Random;
+pub use self::rules::{Rules, address, network};
+pub use self::sessions::{Origin, Session};
+pub use self::changes::Reloaded;
+pub use self::view::{PoolUse, SessionView};
+pub use self::world::World;
+use crate::config::{Config, Side, Timeouts};
+
+/// An interface the gateway serves.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Interface {
+    /// Kernel index.
+    pub ifindex: u32,
+    /// Kernel name.
+    pub name: String,
+    /// Which side it faces.
+    pub side: Side,
+    /// Its MAC.
+    pub mac: [u8; 6],
+    /// Largest IPv4 packet, bytes.
+    pub mtu: u32,
+    /// Up, with carrier.
+    pub up: bool,
+    /// Slot in the device map.
+    pub port: u16,
+    /// Takes redirected frames.
+    pub redirects: bool,
+    /// Hands up partial checksums.
+    pub is_virtual: bool,
+    /// Its IPv4 addresses, primary first.
+    pub addresses: Vec<Ipv4Addr>,
+}
+
+impl Interface {
+    /// The realm of packets that arrive here.
+    pub fn realm(&self) -> Realm {
+        match self.side {
+            Side::Inside => Realm::Inside,
+            Side::Outside => Realm::Outside,
+        }
+    }
+}
+
+/// What becomes of a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Rewritten in place: send it out of this interface. The session it opened or belongs to, if
+    /// one: should its table entries fail, the frame must not be sent.
+    Send { ifindex: u32, session: Option<u32> },
+    /// The gateway's own: hand it to the stack, untouched.
+    ToStack,
+    /// Kept (a copy), for a neighbour or a fragment.
+    Held,
+    /// Ends here.
+    Drop(Reason),
+}
+
+/// A frame the core sends beside the one it was given: an ICMP error, a fragment that waited.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Emission {
+    /// Interface to send it out of.
+    pub ifindex: u32,
+    /// The frame.
+    pub frame: Vec<u8>,
+}
+
+/// Counts of what the core did, by reason.
+#[derive(Clone, Debug, Default)]
+pub struct Counts(HashMap<Reason, u64>);
+
+impl Counts {
+    /// One more.
+    pub fn add(&mut self, reason: Reason) {
+        *self.0.entry(reason).or_default() += 1;
+    }
+
+    /// How many.
+    pub fn get(&self, reason: Reason) -> u64 {
+        self.0.get(&reason).copied().unwrap_or(0)
+    }
+}
+
+/// ICMP errors the gateway sends in a second (RFC 1812 section 4.3.2.8, RFC 5508 REQ-10f).
+const ERRORS_PER_SECOND: u32 = 1000;
+
+/// The gateway.
+pub struct Gateway {
+    started: Instant,
+    rules: Rules,
+    timeouts: Timeouts,
+    interfaces: HashMap<u32, Interface>,
+    sessions: sessions::SessionTable,
+    mappings: mappings::MappingTable,
+    externals: externals::Externals,
+    next_hops: next_hops::NextHops,
+    holds: hold::Holds,
+    fragments: fragments::Fragments,
+    wheel: wheel::Wheel,
+    sources: limits::Sources,
+    errors: limits::Bucket,
+    /// Mappings that the sources of hairpinned sessions have, by the sessions' first keys.
+    hairpins: HashMap<FlowKey, u32>,
+    /// Sessions whose first packets found no neighbour.
+    unreachable: Vec<u32>,
+    /// Frames to send beside what `handle` returns; the caller drains it.
+    pub emissions: Vec<Emission>,
+    /// Where frames that were held are told of: the caller sends or injects them.
+    pub released: Vec<Released>,
+    counts: Counts,
+}
+
+/// A frame that waited and is now finished.
+#[derive(Debug)]
+pub struct Released {
+    /// Where it had come in.
+    pub ingress: u32,
+    /// The frame, rewritten if it is to be sent.
+    pub frame: Vec<u8>,
+    /// What becomes of it.
+    pub outcome: Outcome,
+}
+
+impl Gateway {
+    /// A gateway without interfaces or sessions.
+    pub fn new(config: &Config, now: Instant, random: Random) -> Self {
+        Self {
+            started: now,
+            rules: Rules::new(config),
+            timeouts: config.timeouts.clone(),
+            interfaces: HashMap::new(),
+            sessions: sessions::SessionTable::new(config.limits.sessions),
+            mappings: mappings::MappingTable::default(),
+            externals: externals::Externals::new(config.timeouts.quarantine, random),
+            next_hops: next_hops::NextHops::new(),
+            holds: hold::Holds::default(),
+            fragments: fragments::Fragments::new(config.timeouts.fragment),
+            wheel: wheel::Wheel::new(now),
+            sources: limits::Sources::new(
+                config.limits.sessions_per_source,
+                config.limits.new_per_second_per_source,
+            ),
+            errors: limits::Bucket::new(ERRORS_PER_SECOND, now),
+            hairpins: HashMap::new(),
+            unreachable: Vec::new(),
+            emissions: Vec::new(),
+            released: Vec::new(),
+            counts: Counts::default(),
+        }
+    }
+
+    /// Judges a frame that arrived on `ingress`. It must lie at an even address. A frame to be
+    /// sent has been rewritten in place; one held or for the stack is as it was (but for a
+    /// checksum that its sender had left to an offload, which is finished).
+    pub fn handle(&mut self, world: &mut dyn World, now: Instant, ingress: u32, frame: &mut [u8]) -> Outcome {
+        let outcome = self.judge(world, now, ingress, frame);
+        if let Outcome::Drop(reason) = outcome {
+            self.counts.add(reason);
+        }
+        outcome
+    }
+
+    fn judge(&mut self, world: &mut dyn World, now: Instant, ingress: u32, frame: &mut [u8]) -> Outcome {
+        let Some(interface) = self.interfaces.get(&ingress).cloned() else { return Outcome::ToStack };
+        let Some(view) = SliceFrame::new(frame) else { return Outcome::Drop(Reason::DropTruncated) };
+        let parsed = match parse(&view, interface.realm()) {
+            Frames::Ipv4(parsed) => parsed,
+            Frames::Other => return Outcome::ToStack,
+            Frames::Bad(reason) => return Outcome::Drop(reason),
+        };
+        if interface.is_virtual {
+            finish_checksum(frame, &parsed);
+        }
+        match parsed.kind {
+            Kind::FirstFragment | Kind::LaterFragment => self.fragment(world, now, &interface, frame, &parsed),
+            Kind::IcmpOther => self.icmp_error(world, now, &interface, frame, &parsed),
+            Kind::Ported | Kind::Portless => self.packet(world, now, &interface, frame, &parsed),
+        }
+    }
+
+    /// Judges a whole packet, in the order of the configuration: session, one-to-one, mapping and
+    /// forward, rule.
+    fn packet(
+        &mut self,
+        world: &mut dyn World,
+        now: Instant,
+        ingress: &Interface,
+        frame: &mut [u8],
+        parsed: &Parsed,
+    ) -> Outcome {
+        if let Some((slot, direction)) = self.sessions.find(&parsed.key) {
+            return self.known(world, now, ingress, frame, parsed, slot, direction);
+        }
+        let (source, destination) = (parsed.key.source, parsed.key.destination);
+        if is_group(destination) {
+            return Outcome::ToStack;
+        }
+        if is_martian_source(source) || is_martian_destination(destination) {
+            return Outcome::Drop(Reason::DropMartian);
+        }
+        // From an address of the gateway's own, or to itself (behaviour ATK-01, ATK-02).
+        if source == destination || world.is_local(address(source)) {
+            return Outcome::Drop(Reason::DropSpoofed);
+        }
+        if let Some(outcome) = self.one_to_one(world, now, ingress, frame, parsed) {
+            return outcome;
+        }
+        let opened = if world.is_local(address(destination)) || self.is_external(destination) {
+            self.open_inbound(world, now, ingress, parsed)
+        } else {
+            self.open_outbound(world, now, ingress, parsed)
+        };
+        match opened {
+            Ok((slot, direction)) => self.known(world, now, ingress, frame, parsed, slot, direction),
+            Err(refusal) => self.refuse(world, now, ingress, frame, parsed, refusal),
+        }
+    }
+
+    /// Whether an address is one that mappings live on.
+    fn is_external(&self, destination: u32) -> bool {
+        self.rules.snat.iter().any(|rule| match &rule.to {
+            crate::config::SnatTarget::Pool(pool) => pool.contains(address(destination)),
+            _ => false,
+        }) || self.rules.forwards.iter().any(|rule| {
+            matches!(&rule.external, crate::config::ForwardAddress::Address(external) if network(*external) == destination)
+        })
+    }
+
+    /// The interface with an index.
+    pub fn interface(&self, ifindex: u32) -> Option<&Interface> {
+        self.interfaces.get(&ifindex)
+    }
+
+    /// The rules in force.
+    pub fn rules(&self) -> &Rules {
+        &self.rules
+    }
+
+    /// What the core did, by reason.
+    pub fn counts(&self) -> &Counts {
+        &self.counts
+    }
+}
+
+/// Finishes a transport checksum that holds only the pseudo-header's sum.
+fn finish_checksum(frame: &mut [u8], parsed: &Parsed) {
+    if parsed.kind != Kind::Ported {
+        return;
+    }
+    let field = match parsed.key.protocol {
+        wire::TCP => parsed.transport + 16,
+        wire::UDP => parsed.transport + 6,
+        _ => return,
+    };
+    let end = parsed.network + usize::from(parsed.total_length);
+    let length = parsed.total_length - u16::try_from(parsed.transport - parsed.network).unwrap_or(0);
+    let key = &parsed.key;
+    let Some(view) = SliceFrame::new(frame) else { return };
+    let Some(checksum) = view.at::<u16>(field) else { return };
+    // SAFETY: `at` answered for two bytes of the frame, which nothing else borrows.
+    let stored = unsafe { *checksum };
+    if !is_partial(key.source, key.destination, key.protocol, length, stored) {
+        return;
+    }
+    // The field itself, holding the pseudo-header's sum, is part of what is summed.
+    let Some(bytes) = frame.get(parsed.transport..end) else { return };
+    let sum = nat_common::checksum::Sum::ZERO.add_bytes(bytes).checksum();
+    let sum = if sum == 0 && key.protocol == wire::UDP { 0xffff } else { sum };
+    if let Some(field) = frame.get_mut(field..field + 2) {
+        field.copy_from_slice(&sum.to_ne_bytes());
+    }
+}

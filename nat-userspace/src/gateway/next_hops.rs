@@ -1,0 +1,92 @@
+//! Next hops: one slot for each neighbour behind an interface, shared by all flows that go there.
+
+use std::collections::HashMap;
+use std::net::Ipv4Addr;
+
+use nat_common::abi::NEXT_HOPS;
+use nat_common::next_hop::NextHop;
+
+use super::world::World;
+use super::Interface;
+
+/// The slot that is never valid: for directions whose way is not known yet.
+pub const UNKNOWN: u32 = 0;
+
+/// The neighbours flows go to.
+pub struct NextHops {
+    slots: HashMap<(u32, Ipv4Addr), u32>,
+    hops: Vec<(u32, Ipv4Addr, NextHop)>,
+}
+
+impl NextHops {
+    /// Only the invalid one.
+    pub fn new() -> Self {
+        Self { slots: HashMap::new(), hops: vec![(0, Ipv4Addr::UNSPECIFIED, NextHop::default())] }
+    }
+
+    /// The slot of a neighbour; made, and its resolution asked for, if it is new.
+    ///
+    /// Slots are kept for the daemon's life: a gateway has few neighbours, and a full table
+    /// answers with [`UNKNOWN`], which the daemon serves itself.
+    pub fn slot(&mut self, world: &mut dyn World, interface: &Interface, address: Ipv4Addr) -> u32 {
+        if let Some(&slot) = self.slots.get(&(interface.ifindex, address)) {
+            if self.hops[slot as usize].2.flags & NextHop::VALID == 0 {
+                self.refresh(world, interface, address);
+            }
+            return slot;
+        }
+        let slot = u32::try_from(self.hops.len()).unwrap_or(u32::MAX);
+        if slot >= NEXT_HOPS {
+            return UNKNOWN;
+        }
+        self.slots.insert((interface.ifindex, address), slot);
+        self.hops.push((interface.ifindex, address, NextHop::default()));
+        self.refresh(world, interface, address);
+        slot
+    }
+
+    /// Brings a neighbour's slot up to date. Returns whether it is usable now.
+    pub fn refresh(&mut self, world: &mut dyn World, interface: &Interface, address: Ipv4Addr) -> bool {
+        let Some(&slot) = self.slots.get(&(interface.ifindex, address)) else { return false };
+        let mac = if interface.up { world.neighbour(interface.ifindex, address) } else { None };
+        let stack = if interface.redirects { 0 } else { NextHop::STACK };
+        let hop = NextHop {
+            destination: mac.unwrap_or_default(),
+            source: interface.mac,
+            ifindex: interface.ifindex,
+            port: u32::from(interface.port),
+            mtu: interface.mtu,
+            flags: stack | if mac.is_some() { NextHop::VALID } else { 0 },
+            pad: 0,
+        };
+        let known = &mut self.hops[slot as usize].2;
+        if *known != hop {
+            *known = hop;
+            world.set_next_hop(slot, &hop);
+        }
+        if mac.is_none() && interface.up {
+            world.resolve(interface.ifindex, address);
+        }
+        mac.is_some()
+    }
+
+    /// The next hop in a slot.
+    pub fn get(&self, slot: u32) -> &NextHop {
+        self.hops.get(slot as usize).map_or(&self.hops[0].2, |(_, _, hop)| hop)
+    }
+
+    /// Interface and neighbour of a slot.
+    pub fn neighbour(&self, slot: u32) -> Option<(u32, Ipv4Addr)> {
+        self.hops.get(slot as usize).filter(|_| slot != UNKNOWN).map(|&(ifindex, address, _)| (ifindex, address))
+    }
+
+    /// Neighbours behind an interface.
+    pub fn behind(&self, ifindex: u32) -> Vec<Ipv4Addr> {
+        self.slots.keys().filter(|(index, _)| *index == ifindex).map(|&(_, address)| address).collect()
+    }
+
+    /// Every neighbour there is a slot for.
+    pub fn iter(&self) -> impl Iterator<Item = (u32, Ipv4Addr)> {
+        self.slots.keys().copied()
+    }
+}

@@ -1,0 +1,320 @@
+//! First packets towards the outside: which rule, which external endpoint, which way.
+
+use std::time::Instant;
+
+use nat_common::flow::Rewrite;
+use nat_common::{Direction, FlowKey, Parsed, Realm, Reason, tcp, wire};
+
+use super::externals::Wish;
+use super::icmp::Error;
+use super::mappings::{Mapping, MappingKey};
+use super::sessions::{NO_MAPPING, Origin, Session};
+use super::world::{Route, RouteError, RouteKind, RouteQuery, World};
+use super::{Gateway, Interface, Outcome, address, network, next_hops};
+use crate::config::{Mapping as Behaviour, SnatRule, SnatTarget};
+
+/// Why a packet opens nothing.
+pub(super) enum Refusal {
+    /// It is the stack's.
+    Stack,
+    /// It ends here, and its sender is told nothing.
+    Silent(Reason),
+    /// It ends here, and its sender is told.
+    Told(Reason, Error),
+}
+
+/// A session's slot, and the direction of the packet that opened it.
+pub(super) type Opened = Result<(u32, Direction), Refusal>;
+
+impl Gateway {
+    /// Opens a session for a packet that goes to another host than the gateway.
+    pub(super) fn open_outbound(
+        &mut self,
+        world: &mut dyn World,
+        now: Instant,
+        ingress: &Interface,
+        parsed: &Parsed,
+    ) -> Opened {
+        let key = &parsed.key;
+        let query = RouteQuery {
+            source: address(key.source),
+            destination: address(key.destination),
+            ingress: ingress.ifindex,
+        };
+        let route = world.route(query).map_err(unreachable)?;
+        if route.kind != RouteKind::Unicast {
+            return Err(Refusal::Stack);
+        }
+        let Some(egress) = self.interfaces.get(&route.ifindex).cloned() else {
+            return self.bypass(world, now, key, ingress.realm());
+        };
+        let Some((position, rule)) = self.rules.snat(key, ingress, &egress) else {
+            return self.bypass(world, now, key, egress.realm());
+        };
+        if rule.to == SnatTarget::None {
+            return self.bypass(world, now, key, egress.realm());
+        }
+        if key.protocol == wire::TCP && !tcp::opens(parsed.tcp_flags) && !tcp::may_be_picked_up(parsed.tcp_flags) {
+            return Err(Refusal::Silent(Reason::DropNoSession));
+        }
+        if parsed.ttl <= 1 {
+            // Answered before anything is allocated (behaviour RTR-02).
+            return Err(Refusal::Told(Reason::DropTtl, Error::TtlExceeded));
+        }
+        let rule = rule.clone();
+        self.may_open(key.source, now)?;
+        let opened = self.map_and_open(world, now, ingress, &egress, key, position, &rule, &route);
+        if opened.is_err() {
+            self.sources.close(key.source);
+        }
+        opened
+    }
+
+    /// Whether the table and the source's limits leave room for one more session.
+    pub(super) fn may_open(&mut self, source: u32, now: Instant) -> Result<(), Refusal> {
+        if self.sessions.is_full() {
+            return Err(Refusal::Told(Reason::DropSessionsFull, Error::AdministrativelyProhibited));
+        }
+        if !self.sources.open(source, now) {
+            return Err(Refusal::Told(Reason::DropSourceLimit, Error::AdministrativelyProhibited));
+        }
+        Ok(())
+    }
+
+    /// Finds or makes the mapping, and the session through it.
+    #[expect(clippy::too_many_arguments, reason = "a first packet and everything known of it")]
+    fn map_and_open(
+        &mut self,
+        world: &mut dyn World,
+        now: Instant,
+        ingress: &Interface,
+        egress: &Interface,
+        key: &FlowKey,
+        position: u16,
+        rule: &SnatRule,
+        route: &Route,
+    ) -> Opened {
+        let (mapping, external, port) =
+            self.mapping_for(world, now, key, position, rule, egress, route.preferred_source.map(network))?;
+        let rewrite = match key.query {
+            reply if reply == nat_common::flow::Query::Reply as u8 => {
+                Rewrite { source: external, destination: key.destination, source_port: 0, destination_port: port }
+            }
+            _ => Rewrite {
+                source: external,
+                destination: key.destination,
+                source_port: port,
+                destination_port: key.destination_port,
+            },
+        };
+        let out = self.next_hops.slot(world, egress, route.gateway.unwrap_or(address(key.destination)));
+        let back = self.way_back(world, ingress, key.source);
+        let reply = Session::reply_key(key, &rewrite, egress.realm());
+        let session = Session {
+            original: *key,
+            rewrite,
+            reply,
+            mapping,
+            next_hops: [out, back],
+            armed: 0,
+            opened: 0,
+            origin: Origin::Snat(position),
+            reply_refreshes: key.protocol == wire::TCP,
+        };
+        self.enter(world, now, session).ok_or_else(|| {
+            self.drop_if_unused(now, mapping);
+            Refusal::Told(Reason::DropPortsExhausted, Error::AdministrativelyProhibited)
+        })
+    }
+
+    /// Next hop for packets back to `inside`, which was seen on `ingress`.
+    pub(super) fn way_back(&mut self, world: &mut dyn World, ingress: &Interface, inside: u32) -> u32 {
+        let query = RouteQuery { source: address(inside), destination: address(inside), ingress: 0 };
+        match world.route(query) {
+            Ok(route) if route.kind == RouteKind::Unicast => {
+                let Some(interface) = self.interfaces.get(&route.ifindex).cloned() else {
+                    return next_hops::UNKNOWN;
+                };
+                self.next_hops.slot(world, &interface, route.gateway.unwrap_or(address(inside)))
+            }
+            // No route back (an asymmetric set-up): to where it came from, as if on the link.
+            _ => self.next_hops.slot(world, ingress, address(inside)),
+        }
+    }
+
+    /// The mapping of an inside endpoint, made if it has none: its slot, external address and
+    /// port (network byte order).
+    #[expect(clippy::too_many_arguments, reason = "a first packet and everything known of it")]
+    pub(super) fn mapping_for(
+        &mut self,
+        world: &mut dyn World,
+        now: Instant,
+        key: &FlowKey,
+        position: u16,
+        rule: &SnatRule,
+        egress: &Interface,
+        preferred: Option<u32>,
+    ) -> Result<(u32, u32, u16), Refusal> {
+        let addresses: Vec<u32> = match &rule.to {
+            SnatTarget::Masquerade => {
+                let primary = egress.addresses.first().copied().map(network);
+                let on_egress = |wanted: &u32| egress.addresses.iter().any(|own| network(*own) == *wanted);
+                preferred.filter(on_egress).or(primary).into_iter().collect()
+            }
+            SnatTarget::Pool(pool) => pool.iter().map(network).collect(),
+            SnatTarget::None => Vec::new(),
+        };
+        let Some(&first) = addresses.first() else {
+            return Err(Refusal::Told(Reason::DropNoAddress, Error::AdministrativelyProhibited));
+        };
+        let pool = if addresses.len() == 1 { first } else { u32::from(position) };
+        let is_reply = key.query == nat_common::flow::Query::Reply as u8;
+        let inside_port = if is_reply { key.destination_port } else { key.source_port };
+        let remote = (key.destination, if is_reply { 0 } else { key.destination_port });
+        let inside = (key.source, inside_port);
+        // A forward's mapping is its host's mapping for outbound flows too (behaviour PFW-04).
+        let shared_by_all =
+            MappingKey::new(Behaviour::EndpointIndependent, key.protocol, inside, remote, FORWARDS);
+        let mapping_key = MappingKey::new(rule.mapping, key.protocol, inside, remote, pool);
+        for candidate in [&shared_by_all, &mapping_key] {
+            if let Some(slot) = self.mappings.find(candidate)
+                && let Some(mapping) = self.mappings.get(slot)
+                && addresses.contains(&mapping.external)
+            {
+                return Ok((slot, mapping.external, mapping.external_port));
+            }
+        }
+        let is_shared = rule.mapping == Behaviour::EndpointDependent;
+        for external in self.externals.candidates(key.source, pool, &addresses, rule.pooling) {
+            let wish = Wish {
+                protocol: key.protocol,
+                address: external,
+                port: u16::from_be(inside_port),
+                range: rule.ports,
+                holder: inside,
+            };
+            let port = if !has_ports(key.protocol) {
+                Some(0)
+            } else if is_shared {
+                let sessions = &self.sessions;
+                let realm = egress.realm();
+                self.externals.share(&wish, &mut |port| {
+                    !world.is_bound(key.protocol, external, port.to_be())
+                        && sessions.find(&shared_reply(key, external, port, realm)).is_none()
+                })
+            } else {
+                self.externals.take(&wish, now, &mut |port| !world.is_bound(key.protocol, external, port.to_be()))
+            };
+            if let Some(port) = port {
+                let external_port = port.to_be();
+                let slot = self.mappings.insert(Mapping {
+                    key: mapping_key,
+                    external,
+                    external_port,
+                    sessions: 0,
+                    rule: position,
+                    permanent: false,
+                    shared: is_shared || !has_ports(key.protocol),
+                });
+                return Ok((slot, external, external_port));
+            }
+        }
+        Err(Refusal::Told(Reason::DropPortsExhausted, Error::AdministrativelyProhibited))
+    }
+
+    /// Puts a session and its entries in, and arms its timer.
+    pub(super) fn enter(&mut self, world: &mut dyn World, now: Instant, session: Session) -> Option<(u32, Direction)> {
+        let (mapping, remote, protocol) = (session.mapping, session_remote(&session), session.original.protocol);
+        let opened = now.saturating_duration_since(self.started).as_millis();
+        let slot = self.sessions.insert(Session {
+            opened: u64::try_from(opened).unwrap_or(u64::MAX),
+            ..session
+        })?;
+        if mapping != NO_MAPPING {
+            self.mappings.hold(mapping, remote);
+        }
+        world.set_activity(slot, nat_common::activity::Activity::default());
+        let armed = self.wheel.arm(slot, now + self.first_timeout(protocol));
+        let session = self.sessions.get_mut(slot)?;
+        session.armed = armed;
+        let entries = session.entries(slot);
+        world.open(slot, entries);
+        Some((slot, Direction::Original))
+    }
+
+    /// Remembers that a flow is plain routing.
+    fn bypass(&mut self, world: &mut dyn World, now: Instant, key: &FlowKey, back: Realm) -> Opened {
+        let rewrite = Rewrite {
+            source: key.source,
+            destination: key.destination,
+            source_port: key.source_port,
+            destination_port: key.destination_port,
+        };
+        let session = Session {
+            original: *key,
+            rewrite,
+            reply: key.reversed(back),
+            mapping: NO_MAPPING,
+            next_hops: [next_hops::UNKNOWN; 2],
+            armed: 0,
+            opened: 0,
+            origin: Origin::Bypass,
+            reply_refreshes: true,
+        };
+        // A full table only costs the memory of the judgement.
+        self.enter(world, now, session).ok_or(Refusal::Stack)
+    }
+
+    /// Does what a refusal asks.
+    pub(super) fn refuse(
+        &mut self,
+        _world: &mut dyn World,
+        now: Instant,
+        ingress: &Interface,
+        frame: &[u8],
+        parsed: &Parsed,
+        refusal: Refusal,
+    ) -> Outcome {
+        match refusal {
+            Refusal::Stack => Outcome::ToStack,
+            Refusal::Silent(reason) => Outcome::Drop(reason),
+            Refusal::Told(reason, error) => self.answer(now, ingress, frame, parsed, error, reason),
+        }
+    }
+}
+
+/// The pool of forwards' mappings: they belong to no rule's addresses.
+pub(super) const FORWARDS: u32 = 0;
+
+/// Whether a protocol has ports or identifiers to translate.
+pub(super) fn has_ports(protocol: u8) -> bool {
+    matches!(protocol, wire::TCP | wire::UDP | wire::UDPLITE | wire::ICMP)
+}
+
+/// The remote address of a session, as its mapping's filter sees it.
+pub(super) fn session_remote(session: &Session) -> u32 {
+    match session.origin {
+        Origin::Inbound(_) | Origin::Forward(_) => session.original.source,
+        _ => session.rewrite.destination,
+    }
+}
+
+/// The reply key a session from `key` would have behind an external endpoint.
+fn shared_reply(key: &FlowKey, external: u32, port: u16, realm: Realm) -> FlowKey {
+    let rewrite = Rewrite {
+        source: external,
+        destination: key.destination,
+        source_port: port.to_be(),
+        destination_port: key.destination_port,
+    };
+    Session::reply_key(key, &rewrite, realm)
+}
+
+/// What a failed route lookup tells the sender (RFC 1812 section 4.3.3.1).
+pub(super) fn unreachable(error: RouteError) -> Refusal {
+    match error {
+        RouteError::Blackhole => Refusal::Silent(Reason::DropNoRoute),
+        RouteError::Prohibited => Refusal::Told(Reason::DropNoRoute, Error::AdministrativelyProhibited),
+        _ => Refusal::Told(Reason::DropNoRoute, Error::NetworkUnreachable),
+    }
+}

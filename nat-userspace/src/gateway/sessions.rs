@@ -1,0 +1,247 @@
+//! Sessions: who talks to whom, and through which external endpoint.
+
+use std::hash::BuildHasher as _;
+
+use hashbrown::HashTable;
+use nat_common::flow::Rewrite;
+use nat_common::{Direction, FlowKey, FlowValue, Realm};
+
+/// No mapping: the session of a forward.
+pub const NO_MAPPING: u32 = u32::MAX;
+
+/// A session.
+#[derive(Clone, Debug)]
+pub struct Session {
+    /// Its first packet's key.
+    pub original: FlowKey,
+    /// What its first packet became.
+    pub rewrite: Rewrite,
+    /// The key of packets that come back.
+    pub reply: FlowKey,
+    /// The mapping that owns its external port, or [`NO_MAPPING`].
+    pub mapping: u32,
+    /// Next hop of each direction.
+    pub next_hops: [u32; 2],
+    /// The tick of the wheel it is armed for.
+    pub armed: u64,
+    /// Milliseconds since the gateway's start when it was opened.
+    pub opened: u64,
+    /// What opened it.
+    pub origin: Origin,
+    /// Whether packets of the reply direction keep it alive.
+    pub reply_refreshes: bool,
+}
+
+/// What let a session be opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Origin {
+    /// An snat rule, by position; outbound or towards whoever it hides from.
+    Snat(u16),
+    /// A mapping of an snat rule, from outside.
+    Inbound(u16),
+    /// A forward, by position.
+    Forward(u16),
+    /// A one-to-one rule, by position: only where the fast path could not do without (hairpin).
+    Static(u16),
+    /// No rule: plain routing, remembered so that it is not asked again.
+    Bypass,
+}
+
+impl Session {
+    /// The key of packets of a direction as they arrive.
+    pub fn key(&self, direction: Direction) -> &FlowKey {
+        match direction {
+            Direction::Original => &self.original,
+            Direction::Reply => &self.reply,
+        }
+    }
+
+    /// What packets of a direction become.
+    pub fn rewritten(&self, direction: Direction) -> Rewrite {
+        match direction {
+            Direction::Original => self.rewrite,
+            Direction::Reply => Rewrite {
+                source: self.original.destination,
+                destination: self.original.source,
+                source_port: self.original.destination_port,
+                destination_port: self.original.source_port,
+            },
+        }
+    }
+
+    /// The table entry of a direction.
+    pub fn value(&self, slot: u32, direction: Direction) -> FlowValue {
+        if self.origin == Origin::Bypass {
+            return FlowValue { direction: direction as u8, ..FlowValue::bypass(slot) };
+        }
+        let hop = self.next_hops[direction as usize];
+        FlowValue::translate(self.key(direction), &self.rewritten(direction), direction, slot, hop)
+    }
+
+    /// Both entries.
+    pub fn entries(&self, slot: u32) -> [(FlowKey, FlowValue); 2] {
+        [
+            (self.original, self.value(slot, Direction::Original)),
+            (self.reply, self.value(slot, Direction::Reply)),
+        ]
+    }
+
+    /// The key under which packets of `rewrite`, turned round, arrive on `realm`.
+    pub fn reply_key(original: &FlowKey, rewrite: &Rewrite, realm: Realm) -> FlowKey {
+        let sent = FlowKey {
+            source: rewrite.source,
+            destination: rewrite.destination,
+            source_port: rewrite.source_port,
+            destination_port: rewrite.destination_port,
+            ..*original
+        };
+        sent.reversed(realm)
+    }
+}
+
+/// The sessions, by slot and by either key.
+pub struct SessionTable {
+    slots: Vec<Option<Session>>,
+    free: Vec<u32>,
+    limit: u32,
+    index: HashTable<u32>,
+    hasher: std::hash::RandomState,
+}
+
+impl SessionTable {
+    /// An empty table for at most `limit` sessions.
+    pub fn new(limit: u32) -> Self {
+        Self {
+            slots: Vec::new(),
+            free: Vec::new(),
+            limit,
+            index: HashTable::new(),
+            hasher: std::hash::RandomState::new(),
+        }
+    }
+
+    /// Sessions there are.
+    pub fn len(&self) -> u32 {
+        u32::try_from(self.slots.len() - self.free.len()).unwrap_or(u32::MAX)
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Whether no more fit.
+    pub fn is_full(&self) -> bool {
+        self.free.is_empty() && u32::try_from(self.slots.len()).unwrap_or(u32::MAX) >= self.limit
+    }
+
+    /// The most there may be.
+    pub fn limit(&self) -> u32 {
+        self.limit
+    }
+
+    /// The session a packet belongs to, and its direction.
+    pub fn find(&self, key: &FlowKey) -> Option<(u32, Direction)> {
+        let entry = self.index.find(self.hasher.hash_one(key), |&entry| self.entry_key(entry) == Some(key))?;
+        Some((entry >> 1, if entry & 1 == 0 { Direction::Original } else { Direction::Reply }))
+    }
+
+    /// The session in a slot.
+    pub fn get(&self, slot: u32) -> Option<&Session> {
+        self.slots.get(slot as usize)?.as_ref()
+    }
+
+    /// The session in a slot, to change its timers and next hops (never its keys).
+    pub fn get_mut(&mut self, slot: u32) -> Option<&mut Session> {
+        self.slots.get_mut(slot as usize)?.as_mut()
+    }
+
+    /// Puts a session in. `None` if the table is full or one of its keys is taken.
+    pub fn insert(&mut self, session: Session) -> Option<u32> {
+        if self.is_full() || self.find(&session.original).is_some() || self.find(&session.reply).is_some() {
+            return None;
+        }
+        let keys = [session.original, session.reply];
+        let slot = if let Some(slot) = self.free.pop() {
+            self.slots[slot as usize] = Some(session);
+            slot
+        } else {
+            self.slots.push(Some(session));
+            u32::try_from(self.slots.len() - 1).ok()?
+        };
+        self.enter(slot, keys);
+        Some(slot)
+    }
+
+    /// Puts a session into a certain slot, as a restart finds it. `false` if it cannot be had.
+    pub fn restore(&mut self, slot: u32, session: Session) -> bool {
+        if slot >= self.limit || self.find(&session.original).is_some() || self.find(&session.reply).is_some() {
+            return false;
+        }
+        while self.slots.len() <= slot as usize {
+            self.free.push(u32::try_from(self.slots.len()).unwrap_or(u32::MAX));
+            self.slots.push(None);
+        }
+        if self.slots[slot as usize].is_some() {
+            return false;
+        }
+        let keys = [session.original, session.reply];
+        self.slots[slot as usize] = Some(session);
+        self.enter(slot, keys);
+        true
+    }
+
+    /// After [`SessionTable::restore`]: brings the free list in order with what is there.
+    pub fn finish_restore(&mut self) {
+        self.free = (0..self.slots.len())
+            .rev()
+            .filter(|&slot| self.slots[slot].is_none())
+            .filter_map(|slot| u32::try_from(slot).ok())
+            .collect();
+    }
+
+    fn enter(&mut self, slot: u32, keys: [FlowKey; 2]) {
+        let Self { slots, index, hasher, .. } = self;
+        for (direction, key) in keys.iter().enumerate() {
+            let entry = (slot << 1) | u32::from(direction == 1);
+            index.insert_unique(hasher.hash_one(key), entry, |&entry| {
+                hasher.hash_one(key_of(slots, entry).unwrap_or(key))
+            });
+        }
+    }
+
+    /// Takes a session out.
+    pub fn remove(&mut self, slot: u32) -> Option<Session> {
+        for (direction, key) in [(0, self.get(slot)?.original), (1, self.get(slot)?.reply)] {
+            let entry = (slot << 1) | direction;
+            if let Ok(found) = self.index.find_entry(self.hasher.hash_one(key), |&other| other == entry) {
+                found.remove();
+            }
+        }
+        let session = self.slots[slot as usize].take();
+        self.free.push(slot);
+        session
+    }
+
+    /// Slots there may be sessions in.
+    pub fn slots(&self) -> u32 {
+        u32::try_from(self.slots.len()).unwrap_or(u32::MAX)
+    }
+
+    /// Every session with its slot.
+    pub fn iter(&self) -> impl Iterator<Item = (u32, &Session)> {
+        self.slots
+            .iter()
+            .enumerate()
+            .filter_map(|(slot, session)| Some((u32::try_from(slot).ok()?, session.as_ref()?)))
+    }
+
+    fn entry_key(&self, entry: u32) -> Option<&FlowKey> {
+        key_of(&self.slots, entry)
+    }
+}
+
+fn key_of(slots: &[Option<Session>], entry: u32) -> Option<&FlowKey> {
+    let session = slots.get((entry >> 1) as usize)?.as_ref()?;
+    Some(if entry & 1 == 0 { &session.original } else { &session.reply })
+}

@@ -1,0 +1,184 @@
+//! What can be seen of the gateway from outside: sessions, pools, counts.
+
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::time::Instant;
+
+use nat_common::{Direction, tcp, wire};
+
+use super::sessions::{Origin, Session};
+use super::world::World;
+use super::{Gateway, address};
+
+/// A session as a listing shows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SessionView {
+    /// Its slot.
+    pub slot: u32,
+    /// IP protocol.
+    pub protocol: u8,
+    /// The inside endpoint; for ICMP the identifier stands in the port's place, here and below.
+    pub inside: SocketAddrV4,
+    /// The external endpoint.
+    pub outside: SocketAddrV4,
+    /// The remote as it is.
+    pub remote: SocketAddrV4,
+    /// The remote as the inside host sees it.
+    pub remote_inside: SocketAddrV4,
+    /// Opened from the inside.
+    pub outbound: bool,
+    /// State, in a word.
+    pub state: &'static str,
+    /// Seconds left if nothing comes.
+    pub expires_in: u64,
+    /// Seconds since it was opened.
+    pub age: u64,
+    /// Packets and bytes from the inside, then to it.
+    pub packets: [u64; 2],
+    /// See `packets`.
+    pub bytes: [u64; 2],
+    /// Name of its rule.
+    pub rule: String,
+}
+
+/// Ports of an external address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PoolUse {
+    /// The address.
+    pub address: Ipv4Addr,
+    /// The interface that has it, if one has.
+    pub interface: Option<String>,
+    /// IP protocol.
+    pub protocol: u8,
+    /// Ports in use, free, resting.
+    pub used: u32,
+    /// See `used`.
+    pub free: u32,
+    /// See `used`.
+    pub quarantined: u32,
+}
+
+impl Gateway {
+    /// Slots to ask [`Gateway::session`] for, from 0.
+    pub fn session_slots(&self) -> u32 {
+        self.sessions.slots()
+    }
+
+    /// Translated sessions there are.
+    pub fn session_count(&self) -> u32 {
+        self.sessions.len()
+    }
+
+    /// The most sessions there may be.
+    pub fn session_limit(&self) -> u32 {
+        self.sessions.limit()
+    }
+
+    /// Mappings there are.
+    pub fn mapping_count(&self) -> usize {
+        self.mappings.len()
+    }
+
+    /// Frames and fragments that wait.
+    pub fn waiting(&self) -> usize {
+        self.holds.len() + self.fragments.waiting()
+    }
+
+    /// The session in a slot. Flows that are plain routing are not shown.
+    pub fn session(&self, world: &dyn World, now: Instant, slot: u32) -> Option<SessionView> {
+        let session = self.sessions.get(slot)?;
+        if session.origin == Origin::Bypass {
+            return None;
+        }
+        let line = world.activity(slot);
+        let outbound = matches!(session.origin, Origin::Snat(_));
+        // Endpoints as the inside host has them: its packets are the original direction of a
+        // session it opened, the reply direction of one opened to it.
+        let (from_inside, to_inside) =
+            if outbound { (Direction::Original, Direction::Reply) } else { (Direction::Reply, Direction::Original) };
+        let [sent, received] = [&line.directions[from_inside as usize], &line.directions[to_inside as usize]];
+        let key = session.key(from_inside);
+        let rewritten = session.rewritten(from_inside);
+        let icmp = key.protocol == wire::ICMP;
+        let inside_port = if icmp { key.source_port | key.destination_port } else { key.source_port };
+        let outside_port = if icmp { rewritten.source_port | rewritten.destination_port } else { rewritten.source_port };
+        let remote_port = if icmp { outside_port } else { rewritten.destination_port };
+        let remote_inside_port = if icmp { inside_port } else { key.destination_port };
+        let age = now.saturating_duration_since(self.started).as_millis();
+        let age = u64::try_from(age).unwrap_or(u64::MAX).saturating_sub(session.opened) / 1000;
+        Some(SessionView {
+            slot,
+            protocol: key.protocol,
+            inside: endpoint(key.source, inside_port),
+            outside: endpoint(rewritten.source, outside_port),
+            remote: endpoint(rewritten.destination, remote_port),
+            remote_inside: endpoint(key.destination, remote_inside_port),
+            outbound,
+            state: state(session, &line),
+            expires_in: self.time_left(world, session, &line).as_secs(),
+            age,
+            packets: [sent.packets, received.packets],
+            bytes: [sent.bytes, received.bytes],
+            rule: self.rule_name(session.origin),
+        })
+    }
+
+    fn rule_name(&self, origin: Origin) -> String {
+        let name = match origin {
+            Origin::Snat(position) | Origin::Inbound(position) => {
+                self.rules.snat.get(usize::from(position)).map(|rule| &rule.name)
+            }
+            Origin::Forward(position) => self.rules.forwards.get(usize::from(position)).map(|rule| &rule.name),
+            Origin::Static(position) => self.rules.statics.get(usize::from(position)).map(|rule| &rule.name),
+            Origin::Bypass => None,
+        };
+        name.cloned().unwrap_or_default()
+    }
+
+    /// Sessions opened by each rule, by its name.
+    pub fn sessions_by_rule(&self) -> std::collections::HashMap<String, u64> {
+        let mut counts = std::collections::HashMap::new();
+        let mut by_origin = std::collections::HashMap::new();
+        for (_, session) in self.sessions.iter() {
+            *by_origin.entry(session.origin).or_insert(0u64) += 1;
+        }
+        for (origin, count) in by_origin {
+            *counts.entry(self.rule_name(origin)).or_insert(0) += count;
+        }
+        counts
+    }
+
+    /// Every external address in use, and its ports.
+    pub fn pools(&self) -> Vec<PoolUse> {
+        let mut pools: Vec<PoolUse> = self
+            .externals
+            .usage()
+            .map(|(own, protocol, [used, free, quarantined])| PoolUse {
+                address: own,
+                interface: self
+                    .interfaces
+                    .values()
+                    .find(|interface| interface.addresses.contains(&own))
+                    .map(|interface| interface.name.clone()),
+                protocol,
+                used,
+                free,
+                quarantined,
+            })
+            .collect();
+        pools.sort_by_key(|pool| (pool.address, pool.protocol));
+        pools
+    }
+}
+
+fn endpoint(host: u32, port: u16) -> SocketAddrV4 {
+    SocketAddrV4::new(address(host), u16::from_be(port))
+}
+
+fn state(session: &Session, line: &nat_common::activity::Activity) -> &'static str {
+    if session.original.protocol == wire::TCP {
+        let [original, reply] = &line.directions;
+        tcp::state(original.seen, reply.seen).name()
+    } else {
+        "active"
+    }
+}

@@ -1,0 +1,43 @@
+//! What the gateway core needs of the world. The daemon gives it kernel maps and netlink, a test
+//! whatever it likes: the core itself does no I/O and reads no clock.
+
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use nat_common::{FlowKey, FlowValue, activity::Activity, next_hop::NextHop};
+
+pub use crate::host::{Route, RouteError, RouteKind, RouteQuery};
+
+/// Everything outside the core.
+pub trait World {
+    /// Queues a session's two entries. What becomes of them is told after the batch (see
+    /// [`super::Gateway::abort`]).
+    fn open(&mut self, session: u32, entries: [(FlowKey, FlowValue); 2]);
+    /// Queues a change of an entry that exists.
+    fn replace(&mut self, key: FlowKey, value: FlowValue);
+    /// Takes a session's two entries out.
+    fn close(&mut self, keys: [FlowKey; 2]);
+
+    /// What the fast path noted of a session.
+    fn activity(&self, session: u32) -> Activity;
+    /// Overwrites a session's line.
+    fn set_activity(&mut self, session: u32, line: Activity);
+    /// The tick to write as "seen now".
+    fn tick(&self) -> u32;
+    /// How long ago a tick was, at least: never more than the truth.
+    fn since(&self, tick: u32) -> Duration;
+
+    /// Writes a next hop.
+    fn set_next_hop(&mut self, index: u32, hop: &NextHop);
+
+    /// Where a packet goes.
+    fn route(&mut self, query: RouteQuery) -> Result<Route, RouteError>;
+    /// The MAC of a neighbour, if it is usable.
+    fn neighbour(&self, ifindex: u32, address: Ipv4Addr) -> Option<[u8; 6]>;
+    /// Asks for a neighbour's MAC.
+    fn resolve(&mut self, ifindex: u32, address: Ipv4Addr);
+    /// Whether an address is the gateway's own.
+    fn is_local(&self, address: Ipv4Addr) -> bool;
+    /// Whether a socket of the gateway is bound to a port (network byte order).
+    fn is_bound(&self, protocol: u8, address: u32, port: u16) -> bool;
+}

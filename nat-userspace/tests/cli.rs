@@ -1,0 +1,271 @@
+//! The `natgw` command as it is run, against a daemon that makes things up.
+
+use std::io::Read as _;
+use std::net::SocketAddrV4;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use natgw::api::{
+    ApiError, Counted, Deleted, Direction, Handler, PoolRow, Reply, Request, Row, RuleRow, Server, SessionRow,
+};
+use serde_json::{Value, json};
+
+/// Has `sessions` sessions, one external address and one rule.
+struct Made {
+    sessions: u32,
+}
+
+impl Made {
+    fn rows(&self) -> impl Iterator<Item = SessionRow> {
+        (0..self.sessions).map(|number| {
+            let port = u16::try_from(number % 65536).expect("a port");
+            let host = 12 + u8::try_from(number / 65536).expect("few hosts");
+            SessionRow {
+                protocol: if number % 2 == 0 { "tcp" } else { "udp" }.into(),
+                inside: SocketAddrV4::new([10, 1, 1, host].into(), port),
+                outside: SocketAddrV4::new([203, 0, 113, host].into(), port),
+                remote: SocketAddrV4::new([198, 51, 100, 7].into(), 80),
+                remote_inside: SocketAddrV4::new([198, 51, 100, 7].into(), 80),
+                direction: Direction::Outbound,
+                state: if number % 2 == 0 { "established" } else { "active" }.into(),
+                expires_in: 7440,
+                age: 3,
+                packets_out: 1,
+                bytes_out: 60,
+                packets_in: 1,
+                bytes_in: 60,
+                rule: "office".to_owned(),
+            }
+        })
+    }
+}
+
+impl Handler for Made {
+    fn handle(&self, request: Request, reply: &mut dyn Reply) -> Result<Value, ApiError> {
+        match request {
+            Request::SessionList { filter } => {
+                let mut sessions = 0;
+                for row in self.rows().filter(|row| filter.matches(row)) {
+                    reply.row(Row::Session(&row))?;
+                    sessions += 1;
+                }
+                Ok(json!(Counted { sessions }))
+            }
+            Request::SessionCount { filter } => {
+                let sessions = self.rows().filter(|row| filter.matches(row)).count() as u64;
+                Ok(json!(Counted { sessions }))
+            }
+            Request::SessionDelete { filter } => {
+                let deleted = self.rows().filter(|row| filter.matches(row)).count() as u64;
+                Ok(json!(Deleted { deleted }))
+            }
+            Request::SessionFlush => Ok(json!(Deleted { deleted: u64::from(self.sessions) })),
+            Request::PoolList => {
+                reply.row(Row::Pool(&PoolRow {
+                    address: [203, 0, 113, 1].into(),
+                    interface: None,
+                    protocol: "udp".into(),
+                    used: 1,
+                    free: 64511,
+                    quarantined: 0,
+                }))?;
+                Ok(json!({}))
+            }
+            Request::RuleList => {
+                let row = RuleRow {
+                    id: 1,
+                    kind: "snat".to_owned(),
+                    name: "office".to_owned(),
+                    source: "10.1.1.0/24".to_owned(),
+                    destination: "any".to_owned(),
+                    protocol: "any".to_owned(),
+                    to: "masquerade".to_owned(),
+                    hairpin: Some(true),
+                    ..RuleRow::default()
+                };
+                reply.row(Row::Rule(&row))?;
+                Ok(json!({}))
+            }
+            Request::Status => Err(ApiError::new("report: not today", "come back tomorrow")),
+        }
+    }
+}
+
+struct Daemon {
+    _server: Server,
+    folder: tempfile::TempDir,
+}
+
+impl Daemon {
+    fn new(sessions: u32) -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        let server =
+            Server::bind(&folder.path().join("natgw.sock"), Arc::new(Made { sessions })).expect("bind");
+        Self { _server: server, folder }
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.folder.path().join("natgw.sock")
+    }
+
+    fn run(&self, arguments: &str) -> Output {
+        natgw(&self.socket(), arguments).output().expect("natgw runs")
+    }
+
+    /// Standard output of a command that must do well.
+    #[track_caller]
+    fn stdout(&self, arguments: &str) -> String {
+        let output = self.run(arguments);
+        assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+        assert!(output.stderr.is_empty(), "{}", text(&output.stderr));
+        text(&output.stdout)
+    }
+}
+
+fn natgw(socket: &Path, arguments: &str) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_natgw"));
+    command.env("NATGW_SOCKET", socket).args(arguments.split_whitespace()).stdin(Stdio::null());
+    command
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).expect("UTF-8")
+}
+
+#[test]
+fn tables() {
+    let daemon = Daemon::new(2);
+    let listing = daemon.stdout("session list");
+    let lines: Vec<&str> = listing.lines().collect();
+    assert_eq!(lines.len(), 3);
+    let first =
+        "tcp       10.1.1.12:0  203.0.113.12:0  198.51.100.7:80  outbound   established     2h4m   3s";
+    assert!(
+        lines[0].starts_with("PROTOCOL  INSIDE       OUTSIDE         REMOTE           DIRECTION  STATE  ")
+    );
+    assert!(lines[1].starts_with(first), "{listing}");
+    assert!(lines[2].ends_with("            1         60           1        60  office"), "{listing}");
+    assert_eq!(
+        daemon.stdout("pool list"),
+        "ADDRESS      INTERFACE  PROTOCOL  USED   FREE  QUARANTINED\n\
+         203.0.113.1  -          udp          1  64511            0\n"
+    );
+    assert_eq!(
+        daemon.stdout("rule list"),
+        "ID  KIND  NAME    SOURCE       DESTINATION  PROTOCOL  OUT  TO          PACKETS  SESSIONS  OPTIONS\n \
+         1  snat  office  10.1.1.0/24  any          any       -    masquerade        0         0  hairpin=true\n"
+    );
+}
+
+#[test]
+fn json() {
+    let daemon = Daemon::new(3);
+    let parsed = |arguments: &str| -> Value { daemon.stdout(arguments).parse().expect("JSON") };
+    let sessions = parsed("session list --json --protocol 17");
+    assert_eq!(sessions.as_array().map(Vec::len), Some(1));
+    assert_eq!(sessions[0]["inside"], "10.1.1.12:1");
+    assert_eq!(parsed("session list --json --rule none"), json!([]));
+    assert_eq!(parsed("pool list --json")[0]["free"], 64511);
+    let rules = parsed("rule list --json");
+    assert_eq!((&rules[0]["kind"], rules[0].get("ports")), (&json!("snat"), None));
+    assert_eq!(parsed("session count --json"), json!({ "sessions": 3 }));
+    assert_eq!(parsed("session delete --json --state active"), json!({ "deleted": 1 }));
+}
+
+#[test]
+fn filters_and_counts() {
+    let daemon = Daemon::new(10);
+    assert_eq!(daemon.stdout("session count"), "10\n");
+    assert_eq!(daemon.stdout("session count --inside 10.1.1.12:4"), "1\n");
+    assert_eq!(daemon.stdout("session count --outside 203.0.113.0/24 --protocol TCP"), "5\n");
+    assert_eq!(daemon.stdout("session count --remote 198.51.100.7:80 --state active --rule office"), "5\n");
+    assert_eq!(daemon.stdout("session delete --inside 10.1.1.0/24"), "10 sessions deleted\n");
+    assert_eq!(daemon.stdout("session flush"), "10 sessions deleted\n");
+}
+
+#[test]
+fn exit_codes_and_errors() {
+    let daemon = Daemon::new(0);
+    let failed = |arguments: &str, code: i32| {
+        let output = daemon.run(arguments);
+        let stderr = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(code), "{stderr}");
+        assert!(output.stdout.is_empty(), "{}", text(&output.stdout));
+        stderr
+    };
+    assert_eq!(failed("status", 1), "error: report: not today\n  hint: come back tomorrow\n");
+    assert!(
+        failed("--socket /nonexistent/natgw.sock status", 1).starts_with("error: no daemon at /nonexistent")
+    );
+    assert!(failed("check --config /nonexistent/natgw.toml", 1).contains("\n  hint: "));
+    assert!(failed("session delete", 2).contains("no filter is given"));
+    assert!(failed("session list --inside here", 2).contains("10.1.1.0/24"));
+    assert!(failed("session list --state opened", 2).contains("[possible values: opening, "));
+    assert!(failed("dance", 2).contains("unrecognized subcommand"));
+    failed("", 2);
+}
+
+#[test]
+fn check() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("natgw.toml");
+    let home = include_str!("../../examples/home.toml");
+    std::fs::write(&path, format!("{home}[timeouts]\nudp = \"10s\"\n")).expect("write");
+    let run = || natgw(Path::new("/nonexistent"), "check --config").arg(&path).output().expect("natgw runs");
+    assert_eq!(
+        text(&run().stdout),
+        format!(
+            "configuration {} is valid: 2 interfaces, 1 snat, 0 static, 0 forward\n\
+             warning: [timeouts] udp = 10s is below the 2m of RFC 4787 REQ-5\n",
+            path.display()
+        )
+    );
+    std::fs::write(&path, home.replace("outside", "outsid")).expect("write");
+    let output = run();
+    assert_eq!((output.status.code(), output.stdout.len()), (Some(1), 0));
+    assert!(
+        text(&output.stderr)
+            .contains("natgw.toml:9:8: `outsid` is not known here\n    hint: one of \"inside\"")
+    );
+}
+
+#[test]
+fn a_reader_that_leaves_is_no_error() {
+    let daemon = Daemon::new(100_000);
+    for arguments in ["session list", "session list --json"] {
+        let mut child = natgw(&daemon.socket(), arguments)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("natgw runs");
+        let mut stdout = child.stdout.take().expect("piped");
+        stdout.read_exact(&mut [0; 100]).expect("the beginning");
+        drop(stdout);
+        let output = child.wait_with_output().expect("natgw ends");
+        assert_eq!((output.status.code(), text(&output.stderr)), (Some(0), String::new()), "{arguments}");
+    }
+}
+
+/// Not a measurement: the slowest build on a busy machine has to manage.
+#[test]
+fn a_million_rows_in_ten_seconds() {
+    let daemon = Daemon::new(1_000_000);
+    let start = Instant::now();
+    let mut child =
+        natgw(&daemon.socket(), "session list --json").stdout(Stdio::piped()).spawn().expect("natgw runs");
+    let mut stdout = child.stdout.take().expect("piped");
+    let (mut lines, mut chunk) = (0, vec![0; 1 << 16]);
+    loop {
+        let length = stdout.read(&mut chunk).expect("a listing");
+        if length == 0 {
+            break;
+        }
+        lines += chunk[..length].split(|&byte| byte == b'\n').count() - 1;
+    }
+    assert!(child.wait().expect("natgw ends").success());
+    assert_eq!(lines, 1_000_002);
+    let limit = Duration::from_secs(if cfg!(debug_assertions) { 60 } else { 10 });
+    assert!(start.elapsed() < limit, "{:?}", start.elapsed());
+}
