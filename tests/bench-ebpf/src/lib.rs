@@ -140,3 +140,37 @@ pub fn fold(sum: u32) -> u16 {
     let sum = (sum >> 16) + (sum & 0xffff);
     (sum & 0xffff) as u16
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sums_are_those_of_the_rfcs() {
+        let mut probe = Probe {
+            macs: [0; 12],
+            kind: 0x0800_u16.to_be(),
+            version_and_length: 0x45,
+            tos: 0,
+            total_length: 46_u16.to_be(),
+            id: 0,
+            fragment: 0,
+            ttl: 64,
+            protocol: 17,
+            header_checksum: 0,
+            source: 0x0a01_0105_u32.to_be(),
+            destination: 0xc612_0003_u32.to_be(),
+            source_port: 1030_u16.to_be(),
+            destination_port: 9_u16.to_be(),
+            udp_length: 26_u16.to_be(),
+            udp_checksum: 0,
+            flow: 0x0003_0006_u32.to_be(),
+            data: [0; 7],
+        };
+        // RFC 1071 by hand: 4500+002e+0000+0000+4011+0a01+0105+c612+0003 = 1565a -> 565b, complement a9a4.
+        probe.header_checksum = !fold(probe.header_sum());
+        assert_eq!(u16::from_be(probe.header_checksum), 0xa9a4);
+        // 0a01+0105+c612+0003+0011+001a + 0406+0009+001a + 0003+0006 = d578, complement 2a87.
+        assert_eq!(u16::from_be(!fold(probe.udp_sum())), 0x2a87);
+    }
+}

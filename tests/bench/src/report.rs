@@ -196,3 +196,49 @@ fn processor() -> Option<String> {
 
 /// A hop that loses more says nothing about what a hop costs.
 const LEAST_DELIVERED: f64 = 0.99;
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn samples(delivered: u64, nanoseconds: [u64; 3]) -> [Sample; 3] {
+        nanoseconds.map(|each| Sample { frames: 1000, delivered, busy: Duration::from_nanos(each * 1000) })
+    }
+
+    #[test]
+    fn ratios_are_those_of_medians_with_the_generator_taken_off() {
+        let floors = [100.0, 110.0, 90.0];
+        let mut report = FigureReport::new("hop", "", 1);
+        report.null_program = Some(40.0);
+        for (name, nanoseconds, program) in
+            [("bare", [200, 410, 190], 140.0), ("natgw", [150, 160, 900], 100.0)]
+        {
+            let mut gateway = GatewayReport::new(&samples(1000, nanoseconds), &floors, false);
+            gateway.program = Some(program);
+            report.gateways.insert(name, gateway);
+        }
+        report.conclude();
+        assert!((report.gateways["bare"].hop.median - 100.0).abs() < 1e-9);
+        assert!((report.ratios["natgw/bare"] - 0.5).abs() < 1e-9);
+        assert!((report.ratios["P"] - 0.6).abs() < 1e-9);
+        assert!(report.faults.is_empty());
+    }
+
+    #[test]
+    fn a_hop_that_loses_frames_is_void() {
+        let mut report = FigureReport::new("hop", "", 1);
+        report.gateways.insert("nft", GatewayReport::new(&samples(989, [200; 3]), &[100.0; 3], false));
+        report.conclude();
+        assert_eq!(report.faults, ["nft: 98.90 % delivered"]);
+    }
+
+    #[test]
+    fn time_spent_on_flows_that_did_not_open_is_billed_to_those_that_did() {
+        let gateway = GatewayReport::new(&samples(500, [1100; 3]), &[100.0; 3], true);
+        assert!((gateway.hop.median - 2000.0).abs() < 1e-9);
+        let rate = gateway.per_second.expect("new flows have a rate").median;
+        assert!((rate - 500_000.0).abs() < 1e-6);
+    }
+}
