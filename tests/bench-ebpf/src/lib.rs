@@ -8,7 +8,7 @@
 pub struct Plan {
     /// The way of a flow number through the flows: [`IN_TURN`], [`RANDOM`] or [`FRESH`].
     pub pattern: u32,
-    /// Slot of [`OUTS`](Plan::out) that the generator sends by.
+    /// The interface the generator sends by: a slot of its map `OUTS`.
     pub out: u32,
     /// Number of flows less one; flows are a power of two.
     pub flow_mask: u32,
