@@ -3,3 +3,22 @@
 //! Tests are named after the behaviour they prove. Each builds its own lab and can run beside others.
 
 mod selftest;
+mod stage;
+
+mod map;
+mod one;
+mod prt;
+
+mod flt;
+mod hpn;
+mod loc;
+
+mod tcp;
+mod tmu;
+
+mod frg;
+mod icmp;
+mod rtr;
+mod stn;
+
+mod ops;

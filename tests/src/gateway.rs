@@ -1,6 +1,7 @@
 //! natgw itself, running in the lab's gateway: started, asked, stopped, killed, started again.
 
 use std::{
+    collections::BTreeMap,
     env, fs,
     os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
@@ -137,6 +138,17 @@ impl Gateway {
             Value::Array(sessions) => sessions,
             other => panic!("`session list --json` is an array, not {other}"),
         }
+    }
+
+    /// How many packets natgw says it has dropped, by reason.
+    pub fn drops(&self) -> BTreeMap<String, u64> {
+        let status = self.natgw(&["status", "--json"]);
+        let rows = status["drops"].as_array().unwrap_or_else(|| panic!("no drops in {status}"));
+        let row = |row: &Value| {
+            let reason = row["reason"].as_str().unwrap_or_else(|| panic!("no reason in {row}")).to_owned();
+            (reason, row["packets"].as_u64().unwrap_or_else(|| panic!("no packets in {row}")))
+        };
+        rows.iter().map(row).collect()
     }
 
     /// Waits until `settled` holds; fails after `patience`.

@@ -1,7 +1,7 @@
 //! A tap: an `AF_PACKET` socket on one interface, which sends frames as they are and sees all that pass.
 
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     ffi::CString,
     io, mem,
     os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
@@ -22,8 +22,10 @@ pub const SILENCE: Duration = Duration::from_millis(300);
 /// Which way a frame passed the tap's interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Direction {
-    /// From the wire to this host.
+    /// From the wire to this host, or to all.
     Incoming,
+    /// From the wire to somebody else: a switch that has not learnt yet sends a frame to all of its ports.
+    Overheard,
     /// From this host to the wire.
     Outgoing,
 }
@@ -52,13 +54,25 @@ pub struct Tap {
     mac: Mac,
     next_hop: Mac,
     captured: RefCell<Vec<Captured>>,
+    /// Every frame before this one was taken or is not for this host: no need to look at it again.
+    settled: Cell<usize>,
+    buffer: RefCell<Vec<u8>>,
 }
 
 impl Tap {
     /// Opens a tap in the namespace of the calling thread; [`crate::Host::tap`] is the way to do that.
     pub fn open(interface: &str, mac: Mac, next_hop: Mac) -> io::Result<Self> {
         let socket = open_socket(interface)?;
-        Ok(Self { socket, name: interface.to_owned(), mac, next_hop, captured: RefCell::default() })
+        Ok(Self {
+            socket,
+            name: interface.to_owned(),
+            mac,
+            next_hop,
+            captured: RefCell::default(),
+            settled: Cell::default(),
+            // A frame that segmentation offload left whole has up to 64 KiB.
+            buffer: RefCell::new(vec![0; 1 << 17]),
+        })
     }
 
     /// Sends a packet to the host's next hop, unless it says other Ethernet addresses. Returns it as sent.
@@ -87,7 +101,13 @@ impl Tap {
     /// Waits for the next incoming frame that `wanted` accepts and that was not returned before.
     pub fn recv_matching(&self, patience: Duration, wanted: impl Fn(&Decoded) -> bool) -> Option<Captured> {
         let deadline = Instant::now() + patience;
-        let mut looked_at = 0;
+        let captured = self.captured.borrow();
+        let settled = |frame: &Captured| frame.taken || frame.direction != Direction::Incoming;
+        let rest = &captured[self.settled.get()..];
+        let more = rest.iter().position(|frame| !settled(frame)).unwrap_or(rest.len());
+        self.settled.set(self.settled.get() + more);
+        drop(captured);
+        let mut looked_at = self.settled.get();
         loop {
             let mut captured = self.captured.borrow_mut();
             for frame in &mut captured[looked_at..] {
@@ -135,7 +155,7 @@ impl Tap {
 
     /// Everything that passed so far, both ways.
     pub fn captured(&self) -> Vec<Captured> {
-        while self.read(Duration::ZERO) {}
+        self.drain();
         self.captured.borrow().clone()
     }
 
@@ -148,8 +168,14 @@ impl Tap {
 
     /// Forgets everything that passed so far.
     pub fn clear(&self) {
-        while self.read(Duration::ZERO) {}
+        self.drain();
         self.captured.borrow_mut().clear();
+        self.settled.set(0);
+    }
+
+    /// Takes what has passed out of the socket's buffer, which is large but not endless.
+    pub fn drain(&self) {
+        while self.read(Duration::ZERO) {}
     }
 
     fn seen(&self) -> String {
@@ -162,7 +188,7 @@ impl Tap {
 
     /// Reads one frame; false if none comes in time.
     fn read(&self, patience: Duration) -> bool {
-        match receive(&self.socket, patience) {
+        match receive(&self.socket, &mut self.buffer.borrow_mut(), patience) {
             Ok(Some(captured)) => {
                 self.captured.borrow_mut().push(captured);
                 true
@@ -212,7 +238,7 @@ fn set_option(socket: &OwnedFd, level: i32, name: i32, value: i32) -> io::Result
     check(result as isize).map(drop)
 }
 
-fn receive(socket: &OwnedFd, patience: Duration) -> io::Result<Option<Captured>> {
+fn receive(socket: &OwnedFd, buffer: &mut [u8], patience: Duration) -> io::Result<Option<Captured>> {
     let mut poll = libc::pollfd { fd: socket.as_raw_fd(), events: libc::POLLIN, revents: 0 };
     let milliseconds = i32::try_from(patience.as_millis()).unwrap_or(i32::MAX);
     // SAFETY: one pollfd, as the length says.
@@ -220,14 +246,13 @@ fn receive(socket: &OwnedFd, patience: Duration) -> io::Result<Option<Captured>>
     if ready == 0 {
         return Ok(None);
     }
-    let mut frame = vec![0; 1 << 17];
     let mut control = [0_u64; 16];
     // SAFETY: all zeros is a valid sockaddr_ll, iovec and msghdr.
     let (mut from, mut part, mut message) = unsafe {
         (mem::zeroed::<libc::sockaddr_ll>(), mem::zeroed::<libc::iovec>(), mem::zeroed::<libc::msghdr>())
     };
-    part.iov_base = frame.as_mut_ptr().cast();
-    part.iov_len = frame.len();
+    part.iov_base = buffer.as_mut_ptr().cast();
+    part.iov_len = buffer.len();
     message.msg_name = (&raw mut from).cast();
     message.msg_namelen = size::<libc::sockaddr_ll>();
     message.msg_iov = &raw mut part;
@@ -236,9 +261,12 @@ fn receive(socket: &OwnedFd, patience: Duration) -> io::Result<Option<Captured>>
     message.msg_controllen = size_of_val(&control);
     // SAFETY: every pointer in `message` is to a live local with the length that stands beside it.
     let received = check(unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut message, libc::MSG_DONTWAIT) })?;
-    frame.truncate(received);
-    let direction =
-        if from.sll_pkttype == libc::PACKET_OUTGOING { Direction::Outgoing } else { Direction::Incoming };
+    let mut frame = buffer[..received].to_vec();
+    let direction = match from.sll_pkttype {
+        libc::PACKET_OUTGOING => Direction::Outgoing,
+        libc::PACKET_OTHERHOST => Direction::Overheard,
+        _ => Direction::Incoming,
+    };
     let mut checksum_ready = true;
     if let Some(auxiliary) = auxiliary_data(&message) {
         checksum_ready = auxiliary.tp_status & libc::TP_STATUS_CSUMNOTREADY == 0;

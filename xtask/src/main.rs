@@ -1,1 +1,58 @@
-fn main() {}
+//! natgw's tasks: `cargo xtask VERB`.
+//!
+//! Nothing but std, and an edition that older toolchains know: this has to run on a machine where nothing is set
+//! up yet, because setting it up is its first task.
+
+mod bench;
+mod build;
+mod demo;
+mod lint;
+mod machine;
+mod setup;
+mod shell;
+mod test;
+
+use std::{env, process::ExitCode};
+
+const USAGE: &str = "\
+cargo xtask VERB
+
+  setup                           install what building and testing need, each only if it is missing
+  build [--release]               build natgw
+  lint                            rustfmt, clippy, rustdoc; cargo-deny if it is installed
+  test [TIER] [-- FILTER]         lint and all tests, or one tier: unit | program | lab
+  demo [--keep]                   natgw between namespaces, with real traffic; --keep leaves them up
+  bench [ARGUMENTS]               measure; `cargo xtask bench --help` lists what
+
+setup, test, demo and bench change the machine (packages, network namespaces) and want root.
+";
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = env::args().skip(1).collect();
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let result = match words.as_slice() {
+        ["setup"] => setup::setup(),
+        ["build"] => build::build(build::Profile::Dev),
+        ["build", "--release"] => build::build(build::Profile::Release),
+        ["lint"] => lint::lint(),
+        ["test", rest @ ..] => test::test(rest),
+        ["demo"] => demo::demo(false),
+        ["demo", "--keep"] => demo::demo(true),
+        ["bench", rest @ ..] => bench::bench(rest),
+        [] | ["help" | "--help" | "-h"] => {
+            print!("{USAGE}");
+            return ExitCode::SUCCESS;
+        }
+        other => {
+            eprintln!("xtask: `{}` is no task\n\n{USAGE}", other.join(" "));
+            return ExitCode::from(2);
+        }
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(message) => {
+            eprintln!("xtask: {message}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,139 @@
+//! Address and port mapping: one inside endpoint, one outside endpoint, whoever it talks to.
+
+use nat_tests::{Packet, decode::Decoded};
+
+use crate::stage::{Stage, port, public, source};
+
+const SERVERS: [&str; 4] = ["198.51.100.1:1000", "198.51.100.1:2000", "198.51.100.2:1000", "198.51.101.1:53"];
+
+#[test]
+fn map_01_one_udp_mapping_for_all_destinations() {
+    let stage = Stage::standard();
+    let seen = SERVERS.map(|server| source(&stage.crosses(&stage.udp("192.168.1.10:40000", server))));
+    assert_eq!(seen, [public(40000), public(40000), public(40000), public(40000)]);
+}
+
+#[test]
+fn map_02_one_tcp_mapping_for_all_destinations() {
+    let stage = Stage::standard();
+    let seen = SERVERS.map(|server| stage.connect("192.168.1.10:40000", server));
+    assert!(seen.iter().all(|source| *source == seen[0]), "{seen:?}");
+}
+
+#[test]
+fn map_03_one_icmp_mapping_for_all_destinations() {
+    let stage = Stage::standard();
+    let seen = ["198.51.100.1", "198.51.100.2"]
+        .map(|server| port(&stage.crosses(&Packet::echo_request("192.168.1.10", server, 777, 1))));
+    assert_eq!(seen[0], seen[1]);
+}
+
+#[test]
+fn map_04_udp_and_tcp_mappings_live_apart() {
+    let stage = Stage::standard();
+    let udp = source(&stage.crosses(&stage.udp("192.168.1.10:40000", "198.51.100.1:1000")));
+    let tcp = stage.connect("192.168.1.10:40000", "198.51.100.1:1000");
+    stage.gateway.text(&["session", "delete", "--protocol", "udp"]);
+    stage.stopped(&stage.udp("198.51.100.1:1000", &udp), &stage.a);
+    stage.reaches(&stage.data("198.51.100.1:1000", &tcp), &stage.a);
+}
+
+#[test]
+fn map_05_independent_of_the_endpoint_even_when_ports_collide() {
+    let stage = Stage::standard();
+    let held = stage.crosses(&stage.udp("192.168.1.10:40050", "198.51.100.1:1000"));
+    assert_eq!(source(&held), public(40050));
+    let toward_s2 = stage.crosses(&stage.udp("192.168.1.11:40050", "198.51.100.2:1000"));
+    let toward_s1 = stage.crosses(&stage.udp("192.168.1.11:40050", "198.51.100.1:1000"));
+    assert_eq!(source(&toward_s2), source(&toward_s1));
+    assert_ne!(port(&toward_s1), 40050);
+}
+
+#[test]
+fn map_06_the_same_behaviour_for_the_second_and_third_user_of_a_port() {
+    let stage = Stage::standard();
+    for client in ["192.168.1.10:5060", "192.168.1.11:5060", "192.168.1.12:5060"] {
+        let seen = SERVERS[..2].iter().map(|server| source(&stage.crosses(&stage.udp(client, server))));
+        let seen: Vec<String> = seen.collect();
+        assert_eq!(seen[0], seen[1], "{client}");
+        let tap = stage.tap(client.split(':').next().unwrap().parse().unwrap());
+        stage.reaches(&stage.udp("198.51.100.1:9", &seen[0]), tap);
+        stage.stopped(&stage.udp("198.51.100.2:9", &seen[0]), tap);
+    }
+}
+
+#[test]
+fn map_07_two_users_of_one_port_never_hear_each_other() {
+    let stage = Stage::standard();
+    let from_a = source(&stage.crosses(&stage.udp("192.168.1.10:40000", "198.51.100.1:80")));
+    let from_b = source(&stage.crosses(&stage.udp("192.168.1.11:40000", "198.51.100.1:80")));
+    assert_ne!(from_a, from_b);
+    for turn in 0..500 {
+        stage.s1.send(&Packet::udp("198.51.100.1:80", from_a.as_str()).payload(format!("a {turn}")));
+        stage.s1.send(&Packet::udp("198.51.100.1:80", from_b.as_str()).payload(format!("b {turn}")));
+    }
+    for (tap, name) in [(&stage.a, "a"), (&stage.b, "b")] {
+        tap.expect_payload(format!("{name} 499"));
+        let datagrams = tap.incoming(|seen| seen.udp().is_some());
+        let own = datagrams.iter().filter(|seen| seen.payload().starts_with(name.as_bytes()));
+        assert_eq!((own.count(), datagrams.len()), (500, 500), "{name}");
+    }
+}
+
+#[test]
+fn map_07_two_tcp_users_of_one_port() {
+    let stage = Stage::standard();
+    let from_a = stage.connect("192.168.1.10:40000", "198.51.100.1:80");
+    let from_b = stage.connect("192.168.1.11:40000", "198.51.100.1:80");
+    assert_ne!(from_a, from_b);
+    stage.reaches(&stage.data("198.51.100.1:80", &from_a), &stage.a);
+    stage.reaches(&stage.data("198.51.100.1:80", &from_b), &stage.b);
+}
+
+#[test]
+fn map_08_remotes_share_a_port_where_the_rule_says_so() {
+    let stage = Stage::snat("mapping = \"endpoint-dependent\"");
+    let from_a = source(&stage.crosses(&stage.udp("192.168.1.10:40000", "198.51.100.1:80")));
+    let from_b = source(&stage.crosses(&stage.udp("192.168.1.11:40000", "198.51.100.2:80")));
+    assert_eq!((from_a.clone(), from_b.clone()), (public(40000), public(40000)));
+    stage.reaches(&stage.udp("198.51.100.1:80", &from_a), &stage.a);
+    stage.reaches(&stage.udp("198.51.100.2:80", &from_b), &stage.b);
+    // The same remote for both: then the ports have to differ.
+    let clash = stage.crosses(&stage.udp("192.168.1.11:40000", "198.51.100.1:80"));
+    assert_ne!(source(&clash), from_a);
+}
+
+#[test]
+fn map_10_seventy_thousand_destinations_take_one_port() {
+    let stage = Stage::standard();
+    let destinations = (1..=65_535).map(|port| (stage.lab.s1.address, port));
+    let more = (1..=4_465).map(|port| (stage.lab.s2.address, port));
+    let packets: Vec<Packet> = destinations
+        .chain(more)
+        .map(|server| Packet::udp("192.168.1.10:40000", server).payload(stage.token().to_be_bytes()))
+        .collect();
+    assert_eq!(packets.len(), 70_000);
+    let seen = stage.cross_many(&packets);
+    assert!(seen.iter().all(|packet| source(packet) == public(40000)));
+    assert_eq!(stage.session_count(), 70_000);
+}
+
+#[test]
+fn map_13_odd_ports_and_ids_come_back_as_they_were() {
+    let stage = Stage::standard();
+    for number in [1, 1023, 1024, 65_535] {
+        let client = format!("192.168.1.10:{number}");
+        let seen = source(&stage.crosses(&stage.udp(&client, "198.51.100.1:7")));
+        let reply = stage.reaches(&stage.udp("198.51.100.1:7", &seen), &stage.a);
+        assert_eq!(destination(&reply), client);
+    }
+    for id in [0, 65_535] {
+        let seen = port(&stage.crosses(&Packet::echo_request("192.168.1.10", "198.51.100.1", id, 9)));
+        let reply = Packet::echo_reply("198.51.100.1", "203.0.113.1", seen, 9);
+        assert_eq!(port(&stage.reaches(&reply, &stage.a)), id);
+    }
+}
+
+fn destination(packet: &Decoded) -> String {
+    packet.destination().unwrap().to_string()
+}

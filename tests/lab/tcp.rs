@@ -1,0 +1,263 @@
+//! TCP: every way to open, close and abort, and what the timers make of it (scaled).
+
+use std::{
+    io::{Read as _, Write as _},
+    net::{TcpListener, TcpStream},
+    thread,
+    time::Duration,
+};
+
+use nat_tests::{
+    Packet,
+    packet::tcp::{ACK, FIN, PSH, RST, SYN, URG},
+};
+
+use crate::stage::{Stage, public, seconds, source};
+
+const CLIENT: &str = "192.168.1.10:40000";
+const SERVER: &str = "198.51.100.1:80";
+/// Long enough to tell apart on a busy machine, short enough to wait for.
+const TIMERS: &str = "tcp_established = \"1h\"\ntcp_transitory = \"3s\"";
+
+/// MSS, SACK permitted, timestamps, window scale, and a fast-open cookie.
+const OPTIONS: [u8; 30] =
+    [2, 4, 5, 180, 4, 2, 8, 10, 0, 0, 0, 1, 0, 0, 0, 0, 1, 3, 3, 7, 34, 10, 1, 2, 3, 4, 5, 6, 7, 8];
+
+#[test]
+fn tcp_01_options_pass_as_they_are() {
+    let stage = Stage::standard();
+    // `crosses` compares all but the ports.
+    let seen = stage.crosses(&stage.syn(CLIENT, SERVER).tcp_options(OPTIONS));
+    let answer = Packet::tcp(SERVER, source(&seen).as_str()).seq(77).ack(1).flags(SYN | ACK);
+    stage.reaches(&answer.tcp_options(OPTIONS), &stage.a);
+}
+
+#[test]
+fn tcp_03_both_ends_open_at_once() {
+    let stage = Stage::standard();
+    let mapped = source(&stage.crosses(&Packet::tcp(CLIENT, SERVER).syn(1000)));
+    stage.reaches(&Packet::tcp(SERVER, mapped.as_str()).syn(5000), &stage.a);
+    stage.crosses(&Packet::tcp(CLIENT, SERVER).seq(1000).ack(5001).flags(SYN | ACK));
+    stage.reaches(&Packet::tcp(SERVER, mapped.as_str()).seq(5000).ack(1001).flags(SYN | ACK), &stage.a);
+    stage.crosses(&stage.data(CLIENT, SERVER));
+    stage.reaches(&stage.data(SERVER, &mapped), &stage.a);
+}
+
+#[test]
+fn tcp_04_a_syn_that_came_too_early_spoils_nothing() {
+    let stage = Stage::standard();
+    let early = Packet::tcp(SERVER, public(40000).as_str()).syn(5000);
+    stage.stopped(&early, &stage.a);
+    seconds(1.0);
+    assert_eq!(source(&stage.crosses(&Packet::tcp(CLIENT, SERVER).syn(1000))), public(40000));
+    stage.reaches(&early, &stage.a);
+    stage.s1.expect_none("an answer to the early SYN", |seen| {
+        seen.tcp().is_some_and(|tcp| tcp.flags & RST != 0) || seen.icmp().is_some()
+    });
+}
+
+#[test]
+fn tcp_05_an_unsolicited_syn_meets_silence() {
+    let stage = Stage::standard();
+    stage.s1.send(&stage.syn(SERVER, &public(40000)));
+    let answer = stage.s1.recv_matching(Duration::from_secs(6), |seen| {
+        seen.ip.as_ref().is_some_and(|ip| ip.protocol != nat_tests::packet::protocol::IGMP)
+    });
+    assert!(answer.is_none(), "{}", answer.unwrap().decoded);
+    assert_eq!(stage.session_count(), 0);
+}
+
+#[test]
+fn tcp_06_the_gateways_own_listener_answers() {
+    let stage = Stage::standard();
+    let listener = stage.lab.gateway.within(|| TcpListener::bind("203.0.113.1:8022")).unwrap();
+    stage.s1.send(&stage.syn("198.51.100.1:9", "203.0.113.1:8022"));
+    stage.s1.expect("SYN-ACK", |seen| seen.tcp().is_some_and(|tcp| tcp.flags == SYN | ACK));
+    drop(listener);
+}
+
+#[test]
+fn tcp_08_and_09_only_a_whole_handshake_earns_the_long_timer() {
+    let stage = Stage::timeouts(TIMERS);
+    stage.crosses(&stage.syn(CLIENT, SERVER));
+    let mapped = source(&stage.crosses(&Packet::tcp("192.168.1.11:5", SERVER).syn(1000)));
+    stage.reaches(&Packet::tcp(SERVER, mapped.as_str()).seq(5000).ack(1001).flags(SYN | ACK), &stage.b);
+    let established = stage.connect("192.168.1.12:6", SERVER);
+    seconds(5.0);
+    assert_eq!(stage.session_count(), 1, "{:?}", stage.gateway.sessions());
+    stage.reaches(&stage.data(SERVER, &established), &stage.c);
+}
+
+#[test]
+fn tcp_10_a_half_closed_connection_lives_on() {
+    let stage = Stage::timeouts(TIMERS);
+    let mapped = stage.connect(CLIENT, SERVER);
+    stage.crosses(&stage.data(CLIENT, SERVER).flags(FIN | ACK));
+    stage.reaches(&stage.data(SERVER, &mapped), &stage.a);
+    seconds(5.0);
+    stage.reaches(&stage.data(SERVER, &mapped), &stage.a);
+}
+
+#[test]
+fn tcp_11_closed_by_both_it_goes_after_the_short_timer() {
+    for client_first in [true, false] {
+        let stage = Stage::timeouts(TIMERS);
+        let mapped = stage.connect(CLIENT, SERVER);
+        let from_client = stage.data(CLIENT, SERVER).flags(FIN | ACK);
+        let from_server = stage.data(SERVER, &mapped).flags(FIN | ACK);
+        if client_first {
+            stage.crosses(&from_client);
+            stage.reaches(&from_server, &stage.a);
+        } else {
+            stage.reaches(&from_server, &stage.a);
+            stage.crosses(&from_client);
+        }
+        // The last ACK and a FIN sent again still pass.
+        stage.crosses(&Packet::tcp(CLIENT, SERVER).seq(1030).ack(5030));
+        stage.reaches(&from_server, &stage.a);
+        stage.forgets_within(Duration::from_secs(6));
+        stage.stopped(&stage.data(SERVER, &mapped), &stage.a);
+    }
+}
+
+#[test]
+fn tcp_12_a_reset_passes_and_ends_it_after_a_while() {
+    for by_server in [true, false] {
+        let stage = Stage::timeouts(TIMERS);
+        let mapped = stage.connect(CLIENT, SERVER);
+        if by_server {
+            stage.reaches(&Packet::tcp(SERVER, mapped.as_str()).seq(5001).flags(RST), &stage.a);
+        } else {
+            stage.crosses(&Packet::tcp(CLIENT, SERVER).seq(1001).flags(RST));
+        }
+        stage.reaches(&Packet::tcp(SERVER, mapped.as_str()).seq(5001).ack(1001), &stage.a);
+        stage.gateway.wait_until("gone or established again", Duration::from_secs(6), |gateway| {
+            // Data after a reset takes it back (TCP-13), a bare ACK need not.
+            let sessions = gateway.sessions();
+            sessions.is_empty() || sessions[0]["state"] == "established"
+        });
+    }
+}
+
+#[test]
+fn tcp_12_after_a_reset_and_silence_nothing_is_left() {
+    let stage = Stage::timeouts(TIMERS);
+    stage.connect(CLIENT, SERVER);
+    stage.crosses(&Packet::tcp(CLIENT, SERVER).seq(1001).flags(RST));
+    assert_eq!(stage.session_count(), 1);
+    stage.forgets_within(Duration::from_secs(6));
+}
+
+#[test]
+fn tcp_13_data_after_a_reset_proves_it_false() {
+    let stage = Stage::timeouts(TIMERS);
+    let mapped = stage.connect(CLIENT, SERVER);
+    stage.reaches(&Packet::tcp(SERVER, mapped.as_str()).seq(5001).flags(RST), &stage.a);
+    stage.crosses(&Packet::tcp(CLIENT, SERVER).seq(1001).ack(5001).flags(PSH | ACK).payload("still here"));
+    stage.reaches(&Packet::tcp(SERVER, mapped.as_str()).seq(5001).ack(1011).payload("so am i"), &stage.a);
+    seconds(5.0);
+    stage.reaches(&stage.data(SERVER, &mapped), &stage.a);
+}
+
+#[test]
+fn tcp_16_a_new_syn_takes_a_closed_connection_over() {
+    let stage = Stage::standard();
+    let mapped = stage.connect(CLIENT, SERVER);
+    stage.crosses(&stage.data(CLIENT, SERVER).flags(FIN | ACK));
+    stage.reaches(&stage.data(SERVER, &mapped).flags(FIN | ACK), &stage.a);
+    stage.crosses(&Packet::tcp(CLIENT, SERVER).seq(1030).ack(5030));
+    assert_eq!(stage.connect(CLIENT, SERVER), mapped);
+    let sessions = stage.gateway.sessions();
+    let expires_in = sessions[0]["expires_in"].as_f64().unwrap();
+    assert!(expires_in > 7000.0, "a new connection has the long timer: {sessions:?}");
+}
+
+#[test]
+fn tcp_21_a_connection_from_before_is_picked_up_with_its_port() {
+    let stage = Stage::standard();
+    assert_eq!(source(&stage.crosses(&stage.data(CLIENT, SERVER))), public(40000));
+    stage.reaches(&stage.data(SERVER, &public(40000)), &stage.a);
+}
+
+#[test]
+fn tcp_22_scans_leave_nothing_and_reach_nobody() {
+    let stage = Stage::standard();
+    for flags in [SYN | ACK, ACK, FIN, FIN | ACK, RST, RST | ACK, 0, FIN | PSH | URG] {
+        stage.attacker.send(&stage.syn("198.51.100.66:9", &public(40000)).flags(flags));
+    }
+    stage.lan_is_silent();
+    assert_eq!(stage.session_count(), 0);
+}
+
+#[test]
+fn tcp_23_unusual_segments_pass_unchanged() {
+    let stage = Stage::standard();
+    let mapped = stage.connect(CLIENT, SERVER);
+    let (urgent, ecn, reserved) = (URG | ACK, 0xc0 | ACK, ACK);
+    for (flags, window) in [(urgent, 1), (ecn, 0), (reserved, 0xffff)] {
+        stage.crosses(&stage.data(CLIENT, SERVER).flags(flags).window(window));
+        stage.reaches(&stage.data(SERVER, &mapped).flags(flags).window(window), &stage.a);
+    }
+    stage.crosses(&stage.syn("192.168.1.10:40001", SERVER).payload([7; 1000]));
+}
+
+#[test]
+fn tcp_27_bulk_data_is_whole_with_every_offload_setting() {
+    let stage = Stage::standard();
+    // Here the kernels talk themselves.
+    for host in [&stage.lab.a, &stage.lab.s1] {
+        host.nft("delete table ip mute");
+    }
+    for setting in ["as made", "offloads off", "GRO on"] {
+        for host in [&stage.lab.a, &stage.lab.s1] {
+            match setting {
+                "offloads off" => host.offloads_off(),
+                "GRO on" => host.gro_on(),
+                _ => {}
+            }
+        }
+        let listener = stage.lab.s1.within(|| TcpListener::bind("198.51.100.1:0")).unwrap();
+        let address = listener.local_addr().unwrap();
+        let client = stage.lab.a.within(|| TcpStream::connect_timeout(&address, Duration::from_secs(5)));
+        let client = client.unwrap_or_else(|error| panic!("{setting}: connect: {error}"));
+        let (server, from) = listener.accept().unwrap();
+        assert_eq!(from.ip().to_string(), "203.0.113.1", "{setting}");
+        thread::scope(|scope| {
+            for (stream, seed) in [(&client, 1), (&server, 2)] {
+                stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+                stream.set_write_timeout(Some(Duration::from_secs(20))).unwrap();
+                scope.spawn(move || send_pattern(stream, seed));
+            }
+            scope.spawn(|| check_pattern(&server, 1, setting));
+            scope.spawn(|| check_pattern(&client, 2, setting));
+        });
+        stage.a.clear();
+        stage.s1.clear();
+        stage.wan.clear();
+    }
+}
+
+const BULK: usize = 16 << 20;
+
+/// A run of bytes whose order shows: a prime length meets no boundary twice.
+fn pattern(seed: u8) -> Vec<u8> {
+    (0..65_521_u32).map(|at| at.wrapping_mul(2_654_435_761).to_be_bytes()[0] ^ seed).collect()
+}
+
+fn send_pattern(mut stream: &TcpStream, seed: u8) {
+    let pattern = pattern(seed);
+    for _ in 0..BULK / pattern.len() {
+        stream.write_all(&pattern).unwrap();
+    }
+    stream.shutdown(std::net::Shutdown::Write).unwrap();
+}
+
+fn check_pattern(mut stream: &TcpStream, seed: u8, setting: &str) {
+    let pattern = pattern(seed);
+    let mut buffer = vec![0; pattern.len()];
+    for round in 0..BULK / pattern.len() {
+        stream.read_exact(&mut buffer).unwrap_or_else(|error| panic!("{setting}: round {round}: {error}"));
+        assert!(buffer == pattern, "{setting}: other bytes in round {round}");
+    }
+    assert_eq!(stream.read(&mut buffer).unwrap(), 0, "{setting}: more than was sent");
+}
