@@ -35,6 +35,15 @@ impl Frame for PacketFrame {
     }
 
     #[inline(always)]
+    fn at_in_loop<T: Wire>(&self, offset: usize) -> Option<*mut T> {
+        let header = self.start + offset;
+        if header + size_of::<T>() > core::hint::black_box(self.end) {
+            return None;
+        }
+        Some(header as *mut T)
+    }
+
+    #[inline(always)]
     fn length(&self) -> usize {
         self.end - self.start
     }

@@ -185,6 +185,11 @@ impl Frame for SkbFrame {
     }
 
     #[inline(always)]
+    fn at_in_loop<T: wire::Wire>(&self, offset: usize) -> Option<*mut T> {
+        self.linear.at_in_loop(offset)
+    }
+
+    #[inline(always)]
     fn length(&self) -> usize {
         self.length
     }

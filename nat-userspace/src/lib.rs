@@ -1,9 +1,14 @@
 //! natgw: a NAT gateway for Linux.
+//!
+//! In reading order: the configuration, the gateway core that judges, the kernel side it fills,
+//! the sockets frames come by, the host around it, the daemon that joins them, and what people
+//! and programs see of it.
 
 pub mod api;
 pub mod cli;
 pub mod config;
 pub mod daemon;
-pub mod host;
-pub mod gateway;
 pub mod datapath;
+pub mod gateway;
+pub mod host;
+pub mod slowpath;

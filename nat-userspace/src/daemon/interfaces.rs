@@ -67,7 +67,7 @@ impl Served {
                     kernel
                         .datapath
                         .sockets
-                        .set(slot, &port, 0)
+                        .set(slot, port.fd(), 0)
                         .map_err(|error| anyhow::anyhow!("name socket {slot} to the program: {error}"))?;
                     ports.push(port);
                     self.queues += 1;

@@ -10,8 +10,7 @@ use nat_common::{FlowKey, FlowValue};
 
 use crate::datapath::{Datapath, LoadError, ticks};
 use crate::gateway::{World, address};
-use crate::host::sockets::{BoundPorts, bound_ports};
-use crate::host::{Host, Route, RouteError, RouteQuery};
+use crate::host::{BoundPorts, Host, Route, RouteError, RouteQuery, bound_ports};
 
 /// How often the gateway's own sockets are looked at.
 const SOCKETS_EVERY: Duration = Duration::from_secs(1);

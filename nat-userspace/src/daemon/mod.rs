@@ -9,7 +9,6 @@ mod control;
 mod report;
 mod preflight;
 
-use std::io::Write as _;
 use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -41,7 +40,6 @@ const SMALL_MTU: u32 = 1700;
 
 /// Runs the gateway until it is told to end.
 pub fn run(config: Config, options: RunOptions) -> anyhow::Result<()> {
-    start_log();
     preflight::privileges()?;
     let host = Host::open().context("read the host's interfaces and addresses")?;
     preflight::interfaces(&host, &config)?;
@@ -58,15 +56,13 @@ pub fn run(config: Config, options: RunOptions) -> anyhow::Result<()> {
     let gateway = Gateway::new(&config, Instant::now(), Random::new());
     let socket = config.control.socket.clone();
     let mut worker = Worker::new(config, gateway, kernel, frames);
-    worker.warnings = preflight::warnings(&worker.kernel.host, &worker.config);
-    for warning in &worker.warnings {
+    let found = preflight::warnings(&worker.kernel.host, &worker.config);
+    for warning in &found {
         tracing::warn!("{warning}");
     }
+    worker.warnings.extend(found);
     worker.start().context("take the interfaces into service")?;
-    let server = Server::bind(&socket, Arc::new(post)).map_err(|error| {
-        let hint = error.hint();
-        anyhow::Error::new(error).context(hint)
-    })?;
+    let server = Server::bind(&socket, Arc::new(post))?;
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         socket = %socket.display(),
@@ -117,22 +113,6 @@ fn reload(worker: &mut Worker) {
         Err(error) => tracing::error!("reload {}: {error:#}; the old configuration stays", path.display()),
     }
     notify("READY=1");
-}
-
-/// Log lines to standard error: times and levels are journald's where it reads them.
-fn start_log() {
-    use tracing_subscriber::EnvFilter;
-    let filter = EnvFilter::try_from_env("NATGW_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
-    let terminal = std::io::IsTerminal::is_terminal(&std::io::stderr());
-    let log = log.with_ansi(terminal && std::env::var_os("NO_COLOR").is_none());
-    // A second start in one process (tests) keeps the first log.
-    let _ = if std::env::var_os("JOURNAL_STREAM").is_some() {
-        log.without_time().try_init()
-    } else {
-        log.try_init()
-    };
-    let _ = std::io::stderr().flush();
 }
 
 /// Tells systemd how far the daemon is (sd_notify(3)).

@@ -66,7 +66,7 @@ pub fn interfaces(host: &Host, config: &Config) -> anyhow::Result<()> {
 
 /// What on the host is likely to bite, a line each.
 pub fn warnings(host: &Host, config: &Config) -> Vec<String> {
-    let mut warnings = config.warnings.clone();
+    let mut warnings = Vec::new();
     for interface in &config.interfaces {
         let name = &interface.name;
         let read = |file: &str| {

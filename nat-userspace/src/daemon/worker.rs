@@ -17,7 +17,7 @@ use crate::config::Config;
 use crate::datapath::publish_rules;
 use crate::gateway::{Emission, Gateway, Outcome, World as _};
 use crate::host::{HostEvent, NeighbourState};
-use crate::slowpath::{Frames, Port, borrow};
+use crate::slowpath::{Frames, Port};
 
 /// How often neighbours of live flows are confirmed: below the kernel's own 60 s until it forgets
 /// (`gc_stale_time`).
@@ -55,6 +55,7 @@ impl Worker {
     /// A worker whose interfaces are not attached yet.
     pub fn new(config: Config, gateway: Gateway, kernel: Kernel, frames: Frames) -> Self {
         let now = Instant::now();
+        let config_warnings = config.warnings.clone();
         Self {
             started: now,
             served: Served::of(&config),
@@ -62,7 +63,7 @@ impl Worker {
             gateway,
             kernel,
             claims: Claims::default(),
-            warnings: Vec::new(),
+            warnings: config_warnings,
             transmit_failures: 0,
             ports: Vec::new(),
             frames,
@@ -120,7 +121,7 @@ impl Worker {
             if mailbox.serve(self) {
                 return Ok(());
             }
-            self.kernel.datapath.flows.flush_or_warn();
+            self.settle(Instant::now());
             let backlog = self.ports.iter().any(Port::has_backlog);
             let wait = if backlog { wait.min(Duration::from_millis(1)) } else { wait };
             self.wait(mailbox.fd(), wait)?;
@@ -138,7 +139,7 @@ impl Worker {
             PollFd::from_borrowed_fd(monitors, PollFlags::IN),
             PollFd::from_borrowed_fd(self.kernel.datapath.events_fd(), PollFlags::IN),
         ];
-        fds.extend(self.ports.iter().map(|port| PollFd::from_borrowed_fd(borrow(port), PollFlags::IN)));
+        fds.extend(self.ports.iter().map(|port| PollFd::from_borrowed_fd(port.as_fd(), PollFlags::IN)));
         let timeout = Timespec::try_from(wait).ok();
         match poll(&mut fds, timeout.as_ref()) {
             Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
@@ -261,9 +262,12 @@ impl Worker {
 
     /// What the fast path reported of TCP sessions.
     fn read_session_events(&mut self, now: Instant) {
+        let mut events = Vec::new();
         while let Some(event) = self.kernel.datapath.events.next() {
-            let Ok(event) = bytemuck::try_pod_read_unaligned::<SessionEvent>(&event) else { continue };
-            self.gateway.session_event(&mut self.kernel, now, &event);
+            events.extend(bytemuck::try_pod_read_unaligned::<SessionEvent>(&event));
+        }
+        for event in &events {
+            self.gateway.session_event(&mut self.kernel, now, event);
         }
     }
 
@@ -398,11 +402,5 @@ impl Worker {
         }
         self.claims.release(&mut self.kernel);
         self.kernel.datapath.remove();
-    }
-}
-
-impl AsFd for Mailbox {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.fd()
     }
 }

@@ -11,9 +11,6 @@ const MAP_LOOKUP_BATCH: libc::c_long = 24;
 const MAP_UPDATE_BATCH: libc::c_long = 26;
 const MAP_DELETE_BATCH: libc::c_long = 27;
 
-/// `BPF_NOEXIST`: only entries that are not there yet.
-pub(super) const NOEXIST: u64 = 1;
-
 /// The `batch` variant of `union bpf_attr`.
 #[repr(C)]
 #[derive(Default)]
@@ -33,16 +30,21 @@ fn run(command: libc::c_long, attr: &mut BatchAttr) -> (usize, io::Result<()>) {
     // SAFETY: `attr` points to buffers that the callers below keep alive and that are as long as
     // `count` says; the kernel writes `count` back.
     let result = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attr), size_of::<BatchAttr>()) };
-    let outcome = if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) };
-    (attr.count as usize, outcome)
+    if result >= 0 {
+        return (attr.count as usize, Ok(()));
+    }
+    let error = io::Error::last_os_error();
+    // A request refused before its first entry leaves the count as it was given.
+    let refused = matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EFAULT | libc::EPERM ));
+    (if refused { 0 } else { attr.count as usize }, Err(error))
 }
 
-/// Writes entries; stops at the first that fails and tells how many were written.
+/// Writes entries; stops at the first that fails and tells how many were written. (The kernel takes
+/// no `BPF_NOEXIST` here: that no entry is there already is the session table's to know.)
 pub(super) fn update<K: Pod, V: Pod>(
     map: BorrowedFd<'_>,
     keys: &[K],
     values: &[V],
-    elem_flags: u64,
 ) -> (usize, io::Result<()>) {
     let count = keys.len().min(values.len());
     if count == 0 {
@@ -53,7 +55,6 @@ pub(super) fn update<K: Pod, V: Pod>(
         values: values.as_ptr() as u64,
         count: u32::try_from(count).unwrap_or(u32::MAX),
         map_fd: map.as_raw_fd().cast_unsigned(),
-        elem_flags,
         ..BatchAttr::default()
     };
     run(MAP_UPDATE_BATCH, &mut attr)

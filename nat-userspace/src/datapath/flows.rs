@@ -51,7 +51,7 @@ impl FlowTable {
         } else if let Some(position) = self.reply.0.iter().position(|queued| *queued == key) {
             self.reply.1[position] = value;
         } else {
-            let (_, outcome) = batch::update(self.fd(), &[key], &[value], 0);
+            let (_, outcome) = batch::update(self.fd(), &[key], &[value]);
             if let Err(error) = outcome {
                 tracing::warn!(%error, "a flow entry could not be changed: its packets go by the daemon");
             }
@@ -79,10 +79,10 @@ impl FlowTable {
         let mut start = 0;
         while start < self.sessions.len() {
             let (done, outcome) =
-                batch::update(self.fd(), &self.reply.0[start..], &self.reply.1[start..], batch::NOEXIST);
+                batch::update(self.fd(), &self.reply.0[start..], &self.reply.1[start..]);
             let end = start + done;
             let (forwarded, forward_outcome) =
-                batch::update(self.fd(), &self.original.0[start..end], &self.original.1[start..end], 0);
+                batch::update(self.fd(), &self.original.0[start..end], &self.original.1[start..end]);
             if let Err(error) = forward_outcome {
                 // Roll back replies whose originals did not go in.
                 self.remove(&self.reply.0[start + forwarded..end]);

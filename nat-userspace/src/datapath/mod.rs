@@ -11,5 +11,5 @@ mod sets;
 pub use self::attach::{Attached, AttachError};
 pub use self::flows::FlowTable;
 pub use self::mapped::Mapped;
-pub use self::object::{Datapath, LoadError};
+pub use self::object::{Datapath, LoadError, ticks};
 pub use self::sets::publish_rules;

@@ -2,6 +2,7 @@
 //! daemon.
 
 use std::io;
+use std::os::fd::{AsRawFd as _, BorrowedFd};
 use std::path::{Path, PathBuf};
 
 use aya::maps::{Array, DevMap, HashMap, Map, MapData, MapError, PerCpuArray, RingBuf, XskMap};
@@ -114,9 +115,8 @@ impl Datapath {
     pub fn load(bpffs: &Path, sessions: u32) -> Result<Self, LoadError> {
         let pins = super::attach::prepare_pins(bpffs)?;
         let flows = sessions.saturating_mul(2);
-        let mut taken_over = fits(&pins.join("FLOWS"), flows) && fits(&pins.join("ACTIVITY"), sessions);
+        let taken_over = fits(&pins.join("FLOWS"), flows) && fits(&pins.join("ACTIVITY"), sessions);
         if !taken_over {
-            taken_over = false;
             super::attach::remove_pins(&pins);
         }
         let mut loader = EbpfLoader::new();
@@ -195,6 +195,12 @@ impl Datapath {
             ..TestRunOptions::new()
         })?;
         Ok(())
+    }
+
+    /// Readable when [`Datapath::events`] has some.
+    pub fn events_fd(&self) -> BorrowedFd<'_> {
+        // SAFETY: the ring buffer owns the descriptor and lives as long as `self` is borrowed.
+        unsafe { BorrowedFd::borrow_raw(self.events.as_raw_fd()) }
     }
 
     /// The verified instruction count of the XDP program.

@@ -59,12 +59,7 @@ impl Holds {
     }
 
     /// Frames that wait.
-    pub fn len(&self) -> usize {
+    pub fn count(&self) -> usize {
         self.count
-    }
-
-    /// Whether none waits.
-    pub fn is_empty(&self) -> bool {
-        self.count == 0
     }
 }

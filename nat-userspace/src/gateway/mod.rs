@@ -85,9 +85,14 @@ impl Interface {
 /// What becomes of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// Rewritten in place: send it out of this interface. The session it opened or belongs to, if
-    /// one: should its table entries fail, the frame must not be sent.
-    Send { ifindex: u32, session: Option<u32> },
+    /// Rewritten in place: to be sent.
+    Send {
+        /// The interface to send it out of.
+        ifindex: u32,
+        /// The session it opened or belongs to, if one: should its table entries fail, the frame
+        /// must not be sent.
+        session: Option<u32>,
+    },
     /// The gateway's own: hand it to the stack, untouched.
     ToStack,
     /// Kept (a copy), for a neighbour or a fragment.
@@ -148,6 +153,8 @@ pub struct Gateway {
     /// Where frames that were held are told of: the caller sends or injects them.
     pub released: Vec<Released>,
     counts: Counts,
+    /// Sessions opened since the start, by rule.
+    opened: HashMap<Origin, u64>,
 }
 
 /// A frame that waited and is now finished.
@@ -186,6 +193,7 @@ impl Gateway {
             emissions: Vec::new(),
             released: Vec::new(),
             counts: Counts::default(),
+            opened: HashMap::new(),
         }
     }
 
@@ -269,6 +277,11 @@ impl Gateway {
     /// The interface with an index.
     pub fn interface(&self, ifindex: u32) -> Option<&Interface> {
         self.interfaces.get(&ifindex)
+    }
+
+    /// The interface with a name.
+    pub fn interface_named(&self, name: &str) -> Option<&Interface> {
+        self.interfaces.values().find(|interface| interface.name == name)
     }
 
     /// The rules in force.

@@ -225,6 +225,7 @@ impl Gateway {
     /// Puts a session and its entries in, and arms its timer.
     pub(super) fn enter(&mut self, world: &mut dyn World, now: Instant, session: Session) -> Option<(u32, Direction)> {
         let (mapping, remote, protocol) = (session.mapping, session_remote(&session), session.original.protocol);
+        let origin = session.origin;
         let opened = now.saturating_duration_since(self.started).as_millis();
         let slot = self.sessions.insert(Session {
             opened: u64::try_from(opened).unwrap_or(u64::MAX),
@@ -233,6 +234,7 @@ impl Gateway {
         if mapping != NO_MAPPING {
             self.mappings.hold(mapping, remote);
         }
+        *self.opened.entry(origin).or_default() += 1;
         world.set_activity(slot, nat_common::activity::Activity::default());
         let armed = self.wheel.arm(slot, now + self.first_timeout(protocol));
         let session = self.sessions.get_mut(slot)?;

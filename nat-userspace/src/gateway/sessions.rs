@@ -121,13 +121,8 @@ impl SessionTable {
     }
 
     /// Sessions there are.
-    pub fn len(&self) -> u32 {
+    pub fn count(&self) -> u32 {
         u32::try_from(self.slots.len() - self.free.len()).unwrap_or(u32::MAX)
-    }
-
-    /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
     }
 
     /// Whether no more fit.

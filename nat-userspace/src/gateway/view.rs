@@ -65,7 +65,7 @@ impl Gateway {
 
     /// Translated sessions there are.
     pub fn session_count(&self) -> u32 {
-        self.sessions.len()
+        self.sessions.count()
     }
 
     /// The most sessions there may be.
@@ -75,12 +75,12 @@ impl Gateway {
 
     /// Mappings there are.
     pub fn mapping_count(&self) -> usize {
-        self.mappings.len()
+        self.mappings.count()
     }
 
     /// Frames and fragments that wait.
     pub fn waiting(&self) -> usize {
-        self.holds.len() + self.fragments.waiting()
+        self.holds.count() + self.fragments.waiting()
     }
 
     /// The session in a slot. Flows that are plain routing are not shown.
@@ -145,6 +145,11 @@ impl Gateway {
             *counts.entry(self.rule_name(origin)).or_insert(0) += count;
         }
         counts
+    }
+
+    /// Sessions a rule has opened since the start.
+    pub fn opened_by_rule(&self, name: &str) -> u64 {
+        self.opened.iter().filter(|(origin, _)| self.rule_name(**origin) == name).map(|(_, count)| count).sum()
     }
 
     /// Every external address in use, and its ports.

@@ -6,6 +6,7 @@
 //! notifications lead to reading all of it anew.
 #![deny(unsafe_code)]
 
+mod claims;
 mod links;
 mod neighbours;
 mod netlink;

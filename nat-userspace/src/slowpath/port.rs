@@ -6,7 +6,7 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, RawFd};
 
 use xdp::nic::NicIndex;
 use xdp::slab::{HeapSlab, Slab as _};
@@ -215,14 +215,9 @@ impl Port {
     }
 }
 
-impl AsRawFd for Port {
-    fn as_raw_fd(&self) -> RawFd {
-        self.fd()
+impl AsFd for Port {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        // SAFETY: the socket lives as long as the port, which the result borrows.
+        unsafe { BorrowedFd::borrow_raw(self.fd()) }
     }
-}
-
-/// The descriptor of a port for the length of a poll.
-pub fn borrow(port: &Port) -> BorrowedFd<'_> {
-    // SAFETY: the socket lives as long as the port, which the result borrows.
-    unsafe { BorrowedFd::borrow_raw(port.fd()) }
 }

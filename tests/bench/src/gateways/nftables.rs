@@ -1,0 +1,65 @@
+//! Linux's own NAT: one masquerade rule, and nothing else in the way.
+
+use std::{fs, process::Command};
+
+use anyhow::Context as _;
+use aya::programs::ProgramInfo;
+
+use super::{Gateway, Readiness};
+use crate::{figures::Figure, generator::Generator, topology::Lane};
+
+/// nftables masquerade.
+pub(crate) struct Nftables;
+
+impl Nftables {
+    pub(crate) fn start(lane: &Lane) -> anyhow::Result<Self> {
+        lane.gateway.run(Command::new("nft").arg(
+            "table ip nat { chain postrouting { type nat hook postrouting priority srcnat; \
+             oifname \"wan\" masquerade; }; }",
+        ))?;
+        for (key, value) in [
+            ("ipv4/ip_forward", "1"),
+            ("ipv4/conf/all/rp_filter", "0"),
+            ("ipv4/conf/lan/rp_filter", "0"),
+            // Flows are to live as long as a figure takes: none is opened twice.
+            ("netfilter/nf_conntrack_udp_timeout", "3600"),
+            ("netfilter/nf_conntrack_udp_timeout_stream", "3600"),
+        ] {
+            lane.gateway.sysctl(key, value)?;
+        }
+        Ok(Self)
+    }
+}
+
+impl Gateway for Nftables {
+    fn prepare(&mut self, lane: &Lane, figure: &Figure) -> anyhow::Result<Readiness> {
+        lane.gateway.run(Command::new("conntrack").arg("-F"))?;
+        let flows = figure.most_flows();
+        let (most, buckets) = (limit("nf_conntrack_max")?, limit("nf_conntrack_buckets")?);
+        if flows > most {
+            // Both are the whole machine's, so the bench leaves them alone.
+            return Ok(Readiness::Absent(format!(
+                "conntrack is limited to {most} flows, this takes {flows}; to measure it: \
+                 sysctl -w net.netfilter.nf_conntrack_max={flows} net.netfilter.nf_conntrack_buckets={flows}"
+            )));
+        }
+        if flows > buckets {
+            eprintln!("nft: {buckets} conntrack buckets for {flows} flows make it slower than it could be");
+        }
+        Ok(Readiness::Ready)
+    }
+
+    fn translates(&self) -> bool {
+        true
+    }
+
+    fn program(&self, _lane: &Lane, _generator: &mut Generator) -> anyhow::Result<Option<ProgramInfo>> {
+        Ok(None)
+    }
+}
+
+fn limit(name: &str) -> anyhow::Result<u64> {
+    let path = format!("/proc/sys/net/netfilter/{name}");
+    let text = fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
+    text.trim().parse().with_context(|| format!("{path}: {text}"))
+}
