@@ -10,6 +10,8 @@ fn main() -> anyhow::Result<()> {
     // `-Z build-std=core` on a stable toolchain: the one nightly feature the BPF target needs.
     // SAFETY: a build script's main is single-threaded, nothing else reads the environment here.
     unsafe { std::env::set_var("RUSTC_BOOTSTRAP", "1") };
+    // aya-build watches nat-ebpf; what it is made of lies beside it.
+    println!("cargo:rerun-if-changed=../nat-common/src");
     let root_dir = concat!(env!("CARGO_MANIFEST_DIR"), "/../nat-ebpf");
     aya_build::build_ebpf(
         [Package { name: "nat-ebpf", root_dir, ..Default::default() }],

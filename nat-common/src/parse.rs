@@ -59,19 +59,38 @@ pub enum Frames {
     Bad(Reason),
 }
 
-/// Reads a frame's headers.
-///
-/// The checks are those of RFC 1812 section 5.2.2 and the minimum lengths of TCP, UDP and ICMP:
-/// nothing that passes makes a later read leave the packet.
-#[inline(always)]
+/// Where the network header of a frame begins, and what came before it.
+#[derive(Clone, Copy, Debug)]
+pub struct Link {
+    /// Offset of the network header.
+    pub network: usize,
+    /// VLAN tags, outermost first, host byte order; 0 where there is none.
+    pub tags: [u16; 2],
+    /// Whether it is IPv4.
+    pub is_ipv4: bool,
+}
+
+/// Reads a frame's headers: [`parse_link`], then [`parse_ipv4`].
 pub fn parse<F: Frame>(frame: &F, realm: Realm) -> Frames {
-    let Some(ethernet) = frame.at::<Ethernet>(0) else { return Frames::Other };
+    match parse_link(frame) {
+        Some(link) if link.is_ipv4 => match parse_ipv4(frame, link.network, realm as u16) {
+            Ok(parsed) => Frames::Ipv4(Parsed { tags: link.tags, ..parsed }),
+            Err(reason) => Frames::Bad(reason),
+        },
+        _ => Frames::Other,
+    }
+}
+
+/// Reads the Ethernet header and up to two VLAN tags. `None` if the frame ends before they do.
+#[inline(always)]
+pub fn parse_link<F: Frame>(frame: &F) -> Option<Link> {
+    let ethernet = frame.at::<Ethernet>(0)?;
     // SAFETY: `at` answered for the whole header.
     let mut kind = unsafe { (*ethernet).kind };
     let mut network = ETHERNET;
     let mut tags = [0u16; 2];
     if is_tag(kind) {
-        let Some(tag) = frame.at::<Vlan>(network) else { return Frames::Other };
+        let tag = frame.at::<Vlan>(network)?;
         // SAFETY: as above.
         unsafe {
             tags[0] = u16::from_be((*tag).tag);
@@ -79,7 +98,7 @@ pub fn parse<F: Frame>(frame: &F, realm: Realm) -> Frames {
         }
         network += size_of::<Vlan>();
         if is_tag(kind) {
-            let Some(tag) = frame.at::<Vlan>(network) else { return Frames::Other };
+            let tag = frame.at::<Vlan>(network)?;
             // SAFETY: as above.
             unsafe {
                 tags[1] = u16::from_be((*tag).tag);
@@ -88,16 +107,7 @@ pub fn parse<F: Frame>(frame: &F, realm: Realm) -> Frames {
             network += size_of::<Vlan>();
         }
     }
-    if kind != wire::ETHERTYPE_IPV4.to_be() {
-        return Frames::Other;
-    }
-    match parse_ipv4(frame, network, realm) {
-        Ok(mut parsed) => {
-            parsed.tags = tags;
-            Frames::Ipv4(parsed)
-        }
-        Err(reason) => Frames::Bad(reason),
-    }
+    Some(Link { network, tags, is_ipv4: kind == wire::ETHERTYPE_IPV4.to_be() })
 }
 
 /// Whether an EtherType, as it lies on the wire, announces a VLAN tag.
@@ -106,13 +116,16 @@ fn is_tag(kind: u16) -> bool {
     kind == wire::ETHERTYPE_VLAN.to_be() || kind == wire::ETHERTYPE_QINQ.to_be()
 }
 
-/// Reads an IPv4 packet whose header begins at `network`.
+/// Reads an IPv4 packet whose header begins at `network`. `realm` is a [`Realm`] as a number.
+///
+/// The checks are those of RFC 1812 section 5.2.2 and the minimum lengths of TCP, UDP and ICMP:
+/// nothing that passes makes a later read leave the packet.
 #[inline(always)]
-fn parse_ipv4<F: Frame>(frame: &F, network: usize, realm: Realm) -> Result<Parsed, Reason> {
+pub fn parse_ipv4<F: Frame>(frame: &F, network: usize, realm: u16) -> Result<Parsed, Reason> {
     let Some(header) = frame.at::<Ipv4>(network) else { return Err(Reason::DropTruncated) };
     // SAFETY: `at` answered for the whole header; a copy of 20 bytes.
     let header = unsafe { *header };
-    let header_length = header.header_length();
+    let header_length = known_length(header.header_length());
     let total_length = u16::from_be(header.total_length);
     if header.version_and_length >> 4 != 4
         || header_length < IPV4
@@ -129,6 +142,7 @@ fn parse_ipv4<F: Frame>(frame: &F, network: usize, realm: Realm) -> Result<Parse
         return Err(Reason::DropBadChecksum);
     }
     let transport = network + header_length;
+    let behind = frame.skip(transport);
     let payload = total_length - header_length as u16;
     let fragment = u16::from_be(header.fragment);
     let mut parsed = Parsed {
@@ -146,7 +160,7 @@ fn parse_ipv4<F: Frame>(frame: &F, network: usize, realm: Realm) -> Result<Parse
             destination_port: 0,
             protocol: header.protocol,
             query: 0,
-            realm: realm as u16,
+            realm,
         },
     };
     if fragment & (wire::MORE_FRAGMENTS | wire::FRAGMENT_OFFSET) != 0 {
@@ -154,7 +168,7 @@ fn parse_ipv4<F: Frame>(frame: &F, network: usize, realm: Realm) -> Result<Parse
     }
     match header.protocol {
         wire::TCP => {
-            let Some(tcp) = frame.at::<Tcp>(transport) else { return Err(Reason::DropBadTransport) };
+            let Some(tcp) = behind.at::<Tcp>(0) else { return Err(Reason::DropBadTransport) };
             // SAFETY: `at` answered for the whole header.
             let tcp = unsafe { *tcp };
             let tcp_length = u16::from(tcp.data_offset >> 4) * 4;
@@ -167,7 +181,7 @@ fn parse_ipv4<F: Frame>(frame: &F, network: usize, realm: Realm) -> Result<Parse
             parsed.key.destination_port = tcp.destination;
         }
         wire::UDP | wire::UDPLITE => {
-            let Some(udp) = frame.at::<Udp>(transport) else { return Err(Reason::DropBadTransport) };
+            let Some(udp) = behind.at::<Udp>(0) else { return Err(Reason::DropBadTransport) };
             // SAFETY: `at` answered for the whole header.
             let udp = unsafe { *udp };
             let length = u16::from_be(udp.length);
@@ -184,7 +198,7 @@ fn parse_ipv4<F: Frame>(frame: &F, network: usize, realm: Realm) -> Result<Parse
             parsed.key.destination_port = udp.destination;
         }
         wire::ICMP => {
-            let Some(icmp) = frame.at::<Icmp>(transport) else { return Err(Reason::DropBadTransport) };
+            let Some(icmp) = behind.at::<Icmp>(0) else { return Err(Reason::DropBadTransport) };
             // SAFETY: `at` answered for the whole header.
             let icmp = unsafe { *icmp };
             if payload < size_of::<Icmp>() as u16 {
@@ -207,6 +221,31 @@ fn parse_ipv4<F: Frame>(frame: &F, network: usize, realm: Realm) -> Result<Parse
         _ => {}
     }
     Ok(parsed)
+}
+
+/// A header length as one of the constants it can be.
+///
+/// To the verifier, what lies behind a header of unknown length lies at an unknown offset, and
+/// nothing it learns there can be compared: walking the program once for each of the ten lengths
+/// that options give is a tenth of walking it with one that is not known.
+#[inline(always)]
+fn known_length(length: usize) -> usize {
+    use core::hint::black_box;
+    match length {
+        24 => black_box(24),
+        28 => black_box(28),
+        32 => black_box(32),
+        36 => black_box(36),
+        40 => black_box(40),
+        44 => black_box(44),
+        48 => black_box(48),
+        52 => black_box(52),
+        56 => black_box(56),
+        60 => black_box(60),
+        20 => 20,
+        // Less than a header: refused.
+        _ => 0,
+    }
 }
 
 /// Sum of the 20 fixed bytes of the header; 0xffff folded means the checksum is right.
@@ -243,62 +282,73 @@ const OPTIONS: usize = 40;
 /// Out of line in the program: packets with options are rare, the loop is not small.
 #[inline(never)]
 fn check_options<F: Frame>(frame: &F, network: usize, header_length: usize) -> Result<Sum, Reason> {
-    let length = header_length - IPV4;
+    let length = header_length.wrapping_sub(IPV4);
     let mut sum = Sum::ZERO;
-    let mut word = 0;
-    while word < OPTIONS {
-        if word >= length {
-            break;
-        }
-        let Some(bytes) = frame.at_in_loop::<u16>(network + IPV4 + word) else { return Err(Reason::DropTruncated) };
-        // SAFETY: `at` answered for two bytes.
-        sum = sum.add_u16(unsafe { *bytes });
-        word += 2;
-    }
-    // One byte a turn: a plain bounded loop. What is left of the option under way, and whether its
-    // length byte comes next, are kept where the verifier forgets them: it then walks the loop
-    // once, not once for each length an option may have (which took 800,000 instructions).
-    let mut skip = Forgotten(0);
-    let mut wants_length = Forgotten(0);
+    let mut walk = OptionWalk(OptionWalk::KIND);
     let mut position = 0;
+    // One loop for both, so that the verifier walks it once and not once for each length.
     while position < OPTIONS {
         if position >= length {
             break;
         }
-        let Some(byte) = frame.at_in_loop::<u8>(network + IPV4 + position) else {
+        let Some(word) = frame.at_in_loop::<u16>(network + IPV4 + position) else {
             return Err(Reason::DropTruncated);
         };
-        // SAFETY: `at` answered for one byte.
-        let byte = unsafe { *byte };
-        position += 1;
-        if wants_length.get() != 0 {
-            wants_length.set(0);
-            if byte < 2 {
-                return Err(Reason::DropBadOption);
-            }
-            skip.set(byte - 2);
-        } else if skip.get() > 0 {
-            skip.set(skip.get() - 1);
-        } else {
-            match byte {
-                0 => return Ok(sum),
-                1 => {}
-                // LSRR and SSRR.
-                131 | 137 => return Err(Reason::DropSourceRoute),
-                _ => wants_length.set(1),
-            }
-        }
+        // SAFETY: `at` answered for two bytes.
+        let word = unsafe { *word };
+        sum = sum.add_u16(word);
+        let [first, second] = word.to_ne_bytes();
+        walk.step(first)?;
+        walk.step(second)?;
+        position += 2;
     }
-    if wants_length.get() != 0 || skip.get() > 0 {
-        return Err(Reason::DropBadOption);
+    match walk.get() {
+        OptionWalk::KIND | OptionWalk::ENDED => Ok(sum),
+        _ => Err(Reason::DropBadOption),
     }
-    Ok(sum)
 }
 
-/// A byte whose value the verifier does not track: single bytes on the stack are any byte to it.
-struct Forgotten(u8);
+/// What the next byte of an option list is.
+///
+/// One byte, never zero, read and written through memory: the verifier knows nothing of such a
+/// byte on the stack, and so walks the list once, not once for each length an option may have
+/// (which took 800,000 instructions).
+struct OptionWalk(u8);
 
-impl Forgotten {
+impl OptionWalk {
+    /// An option's type.
+    const KIND: u8 = 1;
+    /// An option's length.
+    const LENGTH: u8 = 2;
+    /// Padding behind the end of the list.
+    const ENDED: u8 = 3;
+    /// This plus `n`: one of `n` more bytes of an option.
+    const INSIDE: u8 = 3;
+
+    /// Takes the next byte.
+    #[inline(always)]
+    fn step(&mut self, byte: u8) -> Result<(), Reason> {
+        let next = match self.get() {
+            Self::ENDED => return Ok(()),
+            Self::LENGTH => match byte {
+                2 => Self::KIND,
+                3..=40 => Self::INSIDE + byte - 2,
+                _ => return Err(Reason::DropBadOption),
+            },
+            Self::KIND => match byte {
+                0 => Self::ENDED,
+                1 => Self::KIND,
+                // LSRR and SSRR.
+                131 | 137 => return Err(Reason::DropSourceRoute),
+                _ => Self::LENGTH,
+            },
+            inside if inside == Self::INSIDE + 1 => Self::KIND,
+            inside => inside - 1,
+        };
+        self.set(next);
+        Ok(())
+    }
+
     #[inline(always)]
     fn get(&self) -> u8 {
         // SAFETY: a reference is valid for reads.

@@ -11,10 +11,12 @@ use crate::wire::{self, Ethernet, Icmp, Ipv4, Tcp, Udp};
 /// [`decrement_ttl`]'s and the MACs [`address_frame`]'s.
 ///
 /// `None` if the frame ends before a header does, which [`crate::parse()`] has excluded.
+///
+/// `transport` is the frame from [`Parsed::transport`] on.
 #[inline(always)]
-pub fn rewrite<F: Frame>(frame: &F, parsed: &Parsed, flow: &FlowValue) -> Option<()> {
+pub fn rewrite<F: Frame>(frame: &F, transport: &F, parsed: &Parsed, flow: &FlowValue) -> Option<()> {
     rewrite_addresses(frame, parsed.network, flow)?;
-    rewrite_transport(frame, parsed.transport, parsed.key.protocol, flow)
+    rewrite_transport(transport, parsed.key.protocol, flow)
 }
 
 /// The addresses of the IPv4 header at `network`, and its checksum.
@@ -30,13 +32,13 @@ pub fn rewrite_addresses<F: Frame>(frame: &F, network: usize, flow: &FlowValue) 
     Some(())
 }
 
-/// The ports or identifier of the transport header at `transport`, and its checksum.
+/// The ports or identifier of the header that `transport` begins with, and its checksum.
 #[inline(always)]
-pub fn rewrite_transport<F: Frame>(frame: &F, transport: usize, protocol: u8, flow: &FlowValue) -> Option<()> {
+pub fn rewrite_transport<F: Frame>(transport: &F, protocol: u8, flow: &FlowValue) -> Option<()> {
     let delta = Delta(flow.transport_delta);
     match protocol {
         wire::TCP => {
-            let tcp = frame.at::<Tcp>(transport)?;
+            let tcp = transport.at::<Tcp>(0)?;
             // SAFETY: `at` answered for the whole header, which nothing else borrows.
             unsafe {
                 (*tcp).source = flow.source_port;
@@ -45,7 +47,7 @@ pub fn rewrite_transport<F: Frame>(frame: &F, transport: usize, protocol: u8, fl
             }
         }
         wire::UDP | wire::UDPLITE => {
-            let udp = frame.at::<Udp>(transport)?;
+            let udp = transport.at::<Udp>(0)?;
             // SAFETY: as above.
             unsafe {
                 (*udp).source = flow.source_port;
@@ -54,7 +56,7 @@ pub fn rewrite_transport<F: Frame>(frame: &F, transport: usize, protocol: u8, fl
             }
         }
         wire::ICMP => {
-            let icmp = frame.at::<Icmp>(transport)?;
+            let icmp = transport.at::<Icmp>(0)?;
             // SAFETY: as above.
             unsafe {
                 let is_reply = matches!((*icmp).kind, wire::ICMP_ECHO_REPLY | wire::ICMP_TIMESTAMP_REPLY);
@@ -97,16 +99,16 @@ pub fn address_frame<F: Frame>(frame: &F, hop: &NextHop) -> Option<()> {
 /// Mends the transport checksum of a packet whose ports stay: the first fragment of a one-to-one
 /// datagram. A fragment too short to hold the field is `None`: sent on, its checksum would be wrong.
 #[inline(always)]
-pub fn adjust_transport<F: Frame>(frame: &F, transport: usize, protocol: u8, flow: &FlowValue) -> Option<()> {
+pub fn adjust_transport<F: Frame>(transport: &F, protocol: u8, flow: &FlowValue) -> Option<()> {
     let delta = Delta(flow.transport_delta);
     match protocol {
         wire::TCP => {
-            let tcp = frame.at::<Tcp>(transport)?;
+            let tcp = transport.at::<Tcp>(0)?;
             // SAFETY: `at` answered for the whole header, which nothing else borrows.
             unsafe { (*tcp).checksum = delta.apply((*tcp).checksum) };
         }
         wire::UDP | wire::UDPLITE => {
-            let udp = frame.at::<Udp>(transport)?;
+            let udp = transport.at::<Udp>(0)?;
             // SAFETY: as above.
             unsafe { (*udp).checksum = delta.apply_udp((*udp).checksum) };
         }

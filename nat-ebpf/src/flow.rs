@@ -19,20 +19,26 @@ use crate::{Verdict, count::count, fits, frame::PacketFrame, maps};
 /// The next hop is judged before the first byte is written: what cannot be finished here leaves
 /// here untouched.
 #[inline(always)]
-pub fn forward(interface: &Interface, frame: &PacketFrame, parsed: &Parsed, flow: &FlowValue) -> Verdict {
+pub fn forward(
+    interface: &Interface,
+    frame: &PacketFrame,
+    transport: &PacketFrame,
+    parsed: &Parsed,
+    flow: &FlowValue,
+) -> Verdict {
     if flow.action == Action::Bypass as u8 {
-        note(frame, parsed, flow);
+        note(transport, parsed, flow);
         return Verdict::Pass;
     }
     let Some(hop) = maps::next_hop(flow.next_hop) else { return Verdict::Punt };
     if hop.flags & NextHop::VALID == 0 || !fits(parsed, hop.mtu) {
         return Verdict::Punt;
     }
-    if hop.flags & NextHop::STACK != 0 || (interface.flags & Interface::VIRTUAL != 0 && partial(frame, parsed)) {
+    if hop.flags & NextHop::STACK != 0 || (interface.flags & Interface::VIRTUAL != 0 && partial(transport, parsed)) {
         return Verdict::Stack;
     }
-    note(frame, parsed, flow);
-    if translate::rewrite(frame, parsed, flow).is_none() {
+    note(transport, parsed, flow);
+    if translate::rewrite(frame, transport, parsed, flow).is_none() {
         return Verdict::Drop(Reason::DropTruncated);
     }
     send(frame, parsed, hop)
@@ -55,7 +61,7 @@ pub fn send(frame: &PacketFrame, parsed: &Parsed, hop: &NextHop) -> Verdict {
 
 /// Writes the session's line: counters, last seen, and for TCP what it has come to.
 #[inline(always)]
-pub fn note(frame: &PacketFrame, parsed: &Parsed, flow: &FlowValue) {
+pub fn note(transport: &PacketFrame, parsed: &Parsed, flow: &FlowValue) {
     let Some(line) = maps::activity(flow.session) else { return };
     // SAFETY: the slot is the session's. Two CPUs may race on the counters, which then miss a
     // packet; nothing else depends on them.
@@ -69,7 +75,7 @@ pub fn note(frame: &PacketFrame, parsed: &Parsed, flow: &FlowValue) {
         half.last_seen = now;
     }
     if parsed.key.protocol == wire::TCP
-        && let Some(header) = frame.at::<Tcp>(parsed.transport)
+        && let Some(header) = transport.at::<Tcp>(0)
     {
         // SAFETY: `at` answered for the whole header.
         let (sequence, acknowledgement) =
@@ -86,12 +92,12 @@ pub fn note(frame: &PacketFrame, parsed: &Parsed, flow: &FlowValue) {
 
 /// Whether the transport checksum is left to an offload: see [`is_partial`].
 #[inline(always)]
-pub fn partial(frame: &PacketFrame, parsed: &Parsed) -> bool {
+pub fn partial(transport: &PacketFrame, parsed: &Parsed) -> bool {
     let checksum = match parsed.key.protocol {
         // SAFETY: `at` answered for the whole header.
-        wire::TCP => frame.at::<Tcp>(parsed.transport).map(|tcp| unsafe { (*tcp).checksum }),
+        wire::TCP => transport.at::<Tcp>(0).map(|tcp| unsafe { (*tcp).checksum }),
         // SAFETY: as above.
-        wire::UDP => frame.at::<Udp>(parsed.transport).map(|udp| unsafe { (*udp).checksum }),
+        wire::UDP => transport.at::<Udp>(0).map(|udp| unsafe { (*udp).checksum }),
         _ => None,
     };
     let length = parsed.total_length - (parsed.transport - parsed.network) as u16;

@@ -44,6 +44,11 @@ impl Frame for PacketFrame {
     }
 
     #[inline(always)]
+    fn skip(&self, offset: usize) -> Self {
+        Self { start: self.start + offset, end: self.end }
+    }
+
+    #[inline(always)]
     fn length(&self) -> usize {
         self.end - self.start
     }

@@ -27,7 +27,7 @@ use aya_ebpf::{
 use nat_common::{
     Parsed, Realm, Reason,
     abi::Interface,
-    parse::{ETHERNET, Frames, Kind, parse},
+    parse::{ETHERNET, Kind, parse_ipv4, parse_link},
     wire::Ethernet,
 };
 
@@ -77,21 +77,22 @@ fn judge(ctx: &XdpContext, interface: &Interface) -> Verdict {
     if !is_for(&frame, interface) {
         return Verdict::Pass;
     }
-    let parsed = match parse(&frame, realm(interface)) {
-        Frames::Ipv4(parsed) => parsed,
-        Frames::Other => return Verdict::Pass,
-        Frames::Bad(reason) => return Verdict::Drop(reason),
-    };
-    if parsed.network != ETHERNET {
-        // A VLAN that is no interface of ours: its own device's, or nobody's (behaviour L2X-02).
+    if !matches!(parse_link(&frame), Some(link) if link.is_ipv4 && link.network == ETHERNET) {
+        // Not IPv4, or in a VLAN that is no interface of ours: its own device's, or nobody's
+        // (behaviour L2X-02).
         return Verdict::Pass;
     }
+    let parsed = match parse_ipv4(&frame, ETHERNET, realm(interface)) {
+        Ok(parsed) => parsed,
+        Err(reason) => return Verdict::Drop(reason),
+    };
+    let transport = frame.skip(parsed.transport);
     if matches!(parsed.kind, Kind::Ported | Kind::Portless)
         && let Some(flow) = maps::flow(&parsed.key)
     {
-        return flow::forward(interface, &frame, &parsed, flow);
+        return flow::forward(interface, &frame, &transport, &parsed, flow);
     }
-    miss::judge(ctx, interface, &frame, &parsed)
+    miss::judge(ctx, interface, &frame, &transport, &parsed)
 }
 
 /// Hands the frame to the daemon's socket of this queue; without one it goes nowhere, because a
@@ -157,9 +158,12 @@ fn is_injected(interface: &Interface) -> bool {
 
 /// Which side an interface faces.
 #[inline(always)]
-fn realm(interface: &Interface) -> Realm {
-    if interface.flags & Interface::OUTSIDE != 0 { Realm::Outside } else { Realm::Inside }
+fn realm(interface: &Interface) -> u16 {
+    // Without a branch, which would make the verifier walk everything behind it twice.
+    (interface.flags as u16 & Interface::OUTSIDE as u16) ^ Realm::Inside as u16
 }
+
+const _: () = assert!(Interface::OUTSIDE == 1 && Realm::Inside as u16 == 1 && Realm::Outside as u16 == 0);
 
 /// Whether the frame is addressed to this interface: broadcasts and what a switch flooded are
 /// the stack's to judge, never translated (behaviour L2X-03).

@@ -15,7 +15,13 @@ use crate::{Verdict, frame::PacketFrame, maps, sockets, stateless};
 /// Judges a packet that no flow covers, in the order of the configuration: one-to-one, the
 /// gateway's own addresses, then rules.
 #[inline(always)]
-pub fn judge(ctx: &XdpContext, interface: &Interface, frame: &PacketFrame, parsed: &Parsed) -> Verdict {
+pub fn judge(
+    ctx: &XdpContext,
+    interface: &Interface,
+    frame: &PacketFrame,
+    transport: &PacketFrame,
+    parsed: &Parsed,
+) -> Verdict {
     if is_group(parsed.key.destination) {
         return Verdict::Pass;
     }
@@ -25,13 +31,13 @@ pub fn judge(ctx: &XdpContext, interface: &Interface, frame: &PacketFrame, parse
     let Some(settings) = maps::settings() else { return Verdict::Pass };
     let outside = interface.flags & Interface::OUTSIDE != 0;
     if let Some(mapping) = maps::one_to_one(settings.generation, true, parsed.key.destination) {
-        return stateless::inbound(ctx, interface, frame, parsed, mapping);
+        return stateless::inbound(ctx, interface, frame, transport, parsed, mapping);
     }
     if let Some(local) = maps::local(parsed.key.destination) {
         return for_gateway(ctx, settings, parsed, local, outside);
     }
     if !outside && let Some(mapping) = maps::one_to_one(settings.generation, false, parsed.key.source) {
-        return stateless::outbound(ctx, interface, frame, parsed, mapping);
+        return stateless::outbound(ctx, interface, frame, transport, parsed, mapping);
     }
     by_rules(settings, parsed, outside)
 }

@@ -14,7 +14,7 @@ use nat_common::{
     frame::Frame,
     flow::{Action, Query, Rewrite},
     next_hop::NextHop,
-    parse::{ETHERNET, Frames, Kind, parse},
+    parse::{ETHERNET, Kind, parse_ipv4, parse_link},
     wire,
 };
 
@@ -26,7 +26,7 @@ const HEADERS: u32 = 14 + 20 + 20;
 /// Finds the packet's flow, or its one-to-one rule, rewrites it and redirects it. `None` leaves
 /// it to the stack: XDP has already judged that it may go there.
 #[inline(always)]
-pub fn translate(ctx: &TcContext, interface: &Interface, realm: Realm) -> Option<i32> {
+pub fn translate(ctx: &TcContext, interface: &Interface, realm: u16) -> Option<i32> {
     if ctx.data() + HEADERS as usize > ctx.data_end() {
         // Short packets cannot be pulled to this length, and need not be.
         let _ = ctx.pull_data(HEADERS.min(ctx.len()));
@@ -35,12 +35,9 @@ pub fn translate(ctx: &TcContext, interface: &Interface, realm: Realm) -> Option
     if !is_for(&frame, interface) {
         return None;
     }
-    let Frames::Ipv4(parsed) = parse(&SkbFrame { linear: frame, length: ctx.len() as usize }, realm) else {
-        return None;
-    };
-    if parsed.network != ETHERNET {
-        return None;
-    }
+    parse_link(&frame).filter(|link| link.is_ipv4 && link.network == ETHERNET)?;
+    let whole = SkbFrame { linear: frame, length: ctx.len() as usize };
+    let parsed = parse_ipv4(&whole, ETHERNET, realm).ok()?;
     let frame = PacketFrame::of_tc(ctx);
     if matches!(parsed.kind, Kind::Ported | Kind::Portless)
         && let Some(value) = maps::flow(&parsed.key)
@@ -52,7 +49,7 @@ pub fn translate(ctx: &TcContext, interface: &Interface, realm: Realm) -> Option
         if hop.flags & NextHop::VALID == 0 || parsed.ttl <= 1 {
             return None;
         }
-        flow::note(&frame, &parsed, value);
+        flow::note(&frame.skip(parsed.transport), &parsed, value);
         return rewrite(ctx, &parsed, value, hop);
     }
     let (value, hop) = one_to_one(ctx, interface, &parsed, realm)?;
@@ -61,10 +58,10 @@ pub fn translate(ctx: &TcContext, interface: &Interface, realm: Realm) -> Option
 
 /// The translation of a packet that a one-to-one rule covers.
 #[inline(always)]
-fn one_to_one(ctx: &TcContext, interface: &Interface, parsed: &Parsed, realm: Realm) -> Option<(FlowValue, NextHop)> {
+fn one_to_one(ctx: &TcContext, interface: &Interface, parsed: &Parsed, realm: u16) -> Option<(FlowValue, NextHop)> {
     let settings = maps::settings()?;
     let key: &FlowKey = &parsed.key;
-    let inbound = realm == Realm::Outside;
+    let inbound = realm == Realm::Outside as u16;
     let mapping =
         maps::one_to_one(settings.generation, inbound, if inbound { key.destination } else { key.source })?;
     if parsed.kind == Kind::IcmpOther || (!inbound && maps::local(key.destination).is_some()) {
@@ -187,6 +184,11 @@ impl Frame for SkbFrame {
     #[inline(always)]
     fn at_in_loop<T: wire::Wire>(&self, offset: usize) -> Option<*mut T> {
         self.linear.at_in_loop(offset)
+    }
+
+    #[inline(always)]
+    fn skip(&self, offset: usize) -> Self {
+        Self { linear: self.linear.skip(offset), length: self.length.saturating_sub(offset) }
     }
 
     #[inline(always)]

@@ -27,6 +27,7 @@ pub fn inbound(
     ctx: &XdpContext,
     interface: &Interface,
     frame: &PacketFrame,
+    transport: &PacketFrame,
     parsed: &Parsed,
     mapping: &StaticValue,
 ) -> Verdict {
@@ -38,7 +39,7 @@ pub fn inbound(
     let Ok((hop, _)) = route(ctx.ctx.cast(), interface, parsed, rewrite.source, rewrite.destination) else {
         return Verdict::Punt;
     };
-    send(interface, frame, parsed, &rewrite, &hop)
+    send(interface, frame, transport, parsed, &rewrite, &hop)
 }
 
 /// From a one-to-one inside host: the source becomes its external address where the way out is
@@ -48,6 +49,7 @@ pub fn outbound(
     ctx: &XdpContext,
     interface: &Interface,
     frame: &PacketFrame,
+    transport: &PacketFrame,
     parsed: &Parsed,
     mapping: &StaticValue,
 ) -> Verdict {
@@ -62,7 +64,7 @@ pub fn outbound(
     if !outside {
         return Verdict::Pass;
     }
-    send(interface, frame, parsed, &rewrite, &hop)
+    send(interface, frame, transport, parsed, &rewrite, &hop)
 }
 
 /// The other side's address with the same host bits.
@@ -124,18 +126,25 @@ pub fn route(
 /// Rewrites the addresses and sends; fragments of any order pass, only a first (or whole) packet
 /// has a transport checksum to mend.
 #[inline(always)]
-fn send(interface: &Interface, frame: &PacketFrame, parsed: &Parsed, rewrite: &Rewrite, hop: &NextHop) -> Verdict {
+fn send(
+    interface: &Interface,
+    frame: &PacketFrame,
+    transport: &PacketFrame,
+    parsed: &Parsed,
+    rewrite: &Rewrite,
+    hop: &NextHop,
+) -> Verdict {
     if !fits(parsed, hop.mtu) {
         return Verdict::Punt;
     }
-    if hop.flags & NextHop::STACK != 0 || (interface.flags & Interface::VIRTUAL != 0 && flow::partial(frame, parsed)) {
+    if hop.flags & NextHop::STACK != 0 || (interface.flags & Interface::VIRTUAL != 0 && flow::partial(transport, parsed)) {
         return Verdict::Stack;
     }
     let value = FlowValue::translate(&parsed.key, rewrite, Direction::Original, 0, 0);
     let done = match parsed.kind {
-        Kind::Ported => translate::rewrite(frame, parsed, &value),
+        Kind::Ported => translate::rewrite(frame, transport, parsed, &value),
         Kind::FirstFragment => translate::rewrite_addresses(frame, parsed.network, &value).and_then(|()| {
-            translate::adjust_transport(frame, parsed.transport, parsed.key.protocol, &value)
+            translate::adjust_transport(transport, parsed.key.protocol, &value)
         }),
         _ => translate::rewrite_addresses(frame, parsed.network, &value),
     };

@@ -139,7 +139,7 @@ pub(super) fn finish(
     session: Option<u32>,
 ) -> Outcome {
     let Some(view) = SliceFrame::new(frame) else { return Outcome::Drop(Reason::DropTruncated) };
-    let done = translate::rewrite(&view, parsed, value)
+    let done = translate::rewrite(&view, &view.skip(parsed.transport), parsed, value)
         .and_then(|()| translate::decrement_ttl(&view, parsed.network))
         .and_then(|()| translate::address_frame(&view, hop));
     match done {
