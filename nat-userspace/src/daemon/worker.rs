@@ -49,6 +49,8 @@ pub struct Worker {
     packets: Vec<Packet>,
     judged: Vec<(Packet, u32, Outcome)>,
     confirmed: Instant,
+    /// Inside networks as the fast path knows them.
+    published: Vec<ipnet::Ipv4Net>,
 }
 
 impl Worker {
@@ -70,6 +72,7 @@ impl Worker {
             packets: Vec::new(),
             judged: Vec::new(),
             confirmed: now,
+            published: Vec::new(),
         }
     }
 
@@ -89,7 +92,7 @@ impl Worker {
                 None => tracing::warn!(interface = name, "is not there yet: it is served once it appears"),
             }
         }
-        publish_rules(&mut self.kernel.datapath, self.gateway.rules())?;
+        self.publish_rules()?;
         let announcements = self.claims.make(&mut self.kernel, &self.gateway, &self.config);
         self.drain_events(now);
         publish_addresses(&mut self.kernel, &self.gateway, &self.config)?;
@@ -97,6 +100,13 @@ impl Worker {
             self.attach(index)?;
         }
         self.transmit(announcements);
+        Ok(())
+    }
+
+    fn publish_rules(&mut self) -> anyhow::Result<()> {
+        let inside = self.gateway.inside_networks();
+        publish_rules(&mut self.kernel.datapath, self.gateway.rules(), &inside)?;
+        self.published = inside;
         Ok(())
     }
 
@@ -313,6 +323,11 @@ impl Worker {
         if addresses && let Err(error) = publish_addresses(&mut self.kernel, &self.gateway, &self.config) {
             tracing::error!(%error, "the gateway's addresses could not be handed to the fast path");
         }
+        if self.published != self.gateway.inside_networks()
+            && let Err(error) = self.publish_rules()
+        {
+            tracing::error!(%error, "the inside networks could not be handed to the fast path");
+        }
         if routes {
             self.gateway.routes_changed(&mut self.kernel);
         }
@@ -367,7 +382,7 @@ impl Worker {
         );
         let now = Instant::now();
         let reloaded = self.gateway.reload(&mut self.kernel, now, &config);
-        publish_rules(&mut self.kernel.datapath, self.gateway.rules())?;
+        self.publish_rules()?;
         self.config = config;
         let announcements = self.claims.make(&mut self.kernel, &self.gateway, &self.config);
         self.drain_events(now);

@@ -185,6 +185,7 @@ impl Gateway {
             }
         }
         let is_shared = rule.mapping == Behaviour::EndpointDependent;
+        world.read_bound();
         for external in self.externals.candidates(key.source, pool, &addresses, rule.pooling) {
             let wish = Wish {
                 protocol: key.protocol,

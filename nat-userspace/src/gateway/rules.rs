@@ -4,7 +4,7 @@ use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
 use nat_common::FlowKey;
-use nat_common::classify::RuleSet;
+use nat_common::classify::{INSIDE, RuleSet};
 use nat_common::wire;
 
 use super::Interface;
@@ -138,9 +138,15 @@ impl Rules {
         Some((u16::try_from(position).ok()?, Ipv4Addr::from(u32::from(to.network()) | host)))
     }
 
-    /// For every prefix that a selector names: the rules whose selector holds there.
-    pub fn selector_sets(&self, selector: impl Fn(&SnatRule) -> &Selector) -> Vec<(Ipv4Net, RuleSet)> {
+    /// For every prefix that a selector names: the rules whose selector holds there. Prefixes in
+    /// `inside` are marked as inside networks.
+    pub fn selector_sets(
+        &self,
+        selector: impl Fn(&SnatRule) -> &Selector,
+        inside: &[Ipv4Net],
+    ) -> Vec<(Ipv4Net, RuleSet)> {
         let mut prefixes = vec![Ipv4Net::default()];
+        prefixes.extend(inside.iter().map(Ipv4Net::trunc));
         for rule in &self.snat {
             let selector = selector(rule);
             prefixes.extend(selector.positive.iter().chain(&selector.negative).map(Ipv4Net::trunc));
@@ -157,6 +163,9 @@ impl Rules {
                     if covers(selector(rule), prefix) {
                         set.insert(position);
                     }
+                }
+                if inside.iter().any(|net| net.contains(&prefix)) {
+                    set.insert(INSIDE);
                 }
                 (prefix, set)
             })
@@ -248,7 +257,7 @@ mod tests {
             type Side = fn(&SnatRule) -> &Selector;
             let sides: [Side; 2] = [|rule| &rule.source, |rule| &rule.destination];
             for side in sides {
-                let set = longest(&rules.selector_sets(side), address);
+                let set = longest(&rules.selector_sets(side, &[]), address);
                 for (position, rule) in rules.snat.iter().enumerate() {
                     prop_assert_eq!(set.contains(position), side(rule).matches(address));
                 }
