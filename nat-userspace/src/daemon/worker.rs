@@ -80,6 +80,7 @@ impl Worker {
     /// so that the first packet they see finds everything in place.
     pub fn start(&mut self) -> anyhow::Result<()> {
         let now = Instant::now();
+        let first_hop = self.kernel.datapath.first_free_hop();
         for index in 0..self.served.len() {
             let name = self.served[index].config.name.clone();
             let link = self.kernel.host.link_by_name(&name).cloned();
@@ -96,10 +97,31 @@ impl Worker {
         let announcements = self.claims.make(&mut self.kernel, &self.gateway, &self.config);
         self.drain_events(now);
         publish_addresses(&mut self.kernel, &self.gateway, &self.config)?;
+        if self.kernel.datapath.taken_over {
+            self.take_over(now, first_hop)?;
+        }
         for index in 0..self.served.len() {
             self.attach(index)?;
         }
         self.transmit(announcements);
+        Ok(())
+    }
+
+    /// Goes on with the sessions of a daemon that was killed or left its fast path behind.
+    fn take_over(&mut self, now: Instant, first_hop: u32) -> anyhow::Result<()> {
+        let entries = self
+            .kernel
+            .datapath
+            .flows
+            .entries()
+            .map_err(|error| anyhow::anyhow!("read the flow table that is taken over: {error}"))?;
+        let restored = self.gateway.restore(&mut self.kernel, now, &entries, first_hop);
+        self.kernel.datapath.flows.discard(&restored.discarded);
+        tracing::info!(
+            sessions = restored.sessions,
+            discarded = restored.discarded.len(),
+            "took over the flow table of an earlier daemon"
+        );
         Ok(())
     }
 

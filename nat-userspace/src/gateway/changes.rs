@@ -162,7 +162,7 @@ impl Gateway {
     }
 
     /// Whether the rules in force would open a session as it is.
-    fn still_allowed(&self, slot: u32) -> bool {
+    pub(super) fn still_allowed(&self, slot: u32) -> bool {
         let Some(session) = self.sessions.get(slot) else { return false };
         let by_rule = |key: &nat_common::FlowKey, external: u32| {
             self.rules.snat.iter().any(|rule| {

@@ -92,6 +92,13 @@ impl Externals {
         candidates
     }
 
+    /// Remembers which external address an inside host is paired with.
+    pub fn pair(&mut self, inside: u32, pool: u32, external: u32) {
+        if self.pairs.insert((inside, pool), external).is_none() {
+            *self.paired.entry(external).or_default() += 1;
+        }
+    }
+
     /// Takes a port for one mapping. `usable` says which are not the gateway's own.
     pub fn take(&mut self, wish: &Wish, now: Instant, usable: &mut dyn FnMut(u16) -> bool) -> Option<u16> {
         for range in wish.ranges().into_iter().flatten() {

@@ -28,6 +28,7 @@ mod cut;
 mod expire;
 mod changes;
 mod view;
+mod restore;
 
 use std::collections::HashMap;
 use std::net::Ipv4Addr;
@@ -45,6 +46,7 @@ pub use self::random::Random;
 pub use self::rules::{Rules, address, network};
 pub use self::sessions::{Origin, Session};
 pub use self::changes::Reloaded;
+pub use self::restore::Restored;
 pub use self::view::{PoolUse, SessionView};
 pub use self::world::World;
 use crate::config::{Config, Side, Timeouts};
