@@ -112,7 +112,8 @@ impl Gateway {
     /// router it is behind, not from its neighbours (behaviour ATK-10).
     fn is_from(&self, frame: &[u8], next_hop: u32) -> bool {
         let hop = self.next_hops.get(next_hop);
-        hop.flags & nat_common::next_hop::NextHop::VALID == 0 || frame.get(6..12) == Some(&hop.destination[..])
+        hop.flags & nat_common::next_hop::NextHop::VALID == 0
+            || frame.get(6..12) == Some(&hop.destination[..])
     }
 }
 

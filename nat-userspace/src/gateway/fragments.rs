@@ -168,19 +168,28 @@ impl Gateway {
             Outcome::ToStack => Verdict::ToStack,
             Outcome::Drop(reason) => Verdict::Drop(reason),
             // Cut: its pieces are on their way, with the identification it came with.
-            Outcome::Cut => match self.emissions.last().map(|emission| (emission.ifindex, emission.frame.clone())) {
-                Some((ifindex, mut piece)) => match self.sent(&mut piece, parsed, ifindex) {
-                    Some(verdict) => verdict,
-                    None => return Outcome::Drop(Reason::DropTruncated),
-                },
-                None => return outcome,
-            },
+            Outcome::Cut => {
+                match self.emissions.last().map(|emission| (emission.ifindex, emission.frame.clone())) {
+                    Some((ifindex, mut piece)) => match self.sent(&mut piece, parsed, ifindex) {
+                        Some(verdict) => verdict,
+                        None => return Outcome::Drop(Reason::DropTruncated),
+                    },
+                    None => return outcome,
+                }
+            }
             Outcome::Send { ifindex, .. } => {
                 if ip.source != header(frame, parsed).map_or(0, |sent| sent.source) {
                     // Datagrams of two hosts may have one identification; behind one address they
                     // would be taken for one (behaviour FRG-20).
-                    let Some(sent) = header(frame, parsed) else { return Outcome::Drop(Reason::DropTruncated) };
-                    let id = self.identifications.next(sent.source, sent.destination, sent.protocol, &mut self.random);
+                    let Some(sent) = header(frame, parsed) else {
+                        return Outcome::Drop(Reason::DropTruncated);
+                    };
+                    let id = self.identifications.next(
+                        sent.source,
+                        sent.destination,
+                        sent.protocol,
+                        &mut self.random,
+                    );
                     if cut::set_id(frame, parsed.network, id).is_none() {
                         return Outcome::Drop(Reason::DropTruncated);
                     }
@@ -301,8 +310,8 @@ impl Gateway {
             (*ip).id = id;
             (*ip).checksum = Delta::of(sum).apply((*ip).checksum);
         }
-        let done =
-            translate::decrement_ttl(&view, parsed.network).and_then(|()| translate::address_frame(&view, &hop));
+        let done = translate::decrement_ttl(&view, parsed.network)
+            .and_then(|()| translate::address_frame(&view, &hop));
         if done.is_none() {
             return Outcome::Drop(Reason::DropTruncated);
         }

@@ -118,7 +118,8 @@ impl Gateway {
         let mapping = match origin {
             Origin::Snat(position) => self.restore_mapping(&session, position)?,
             Origin::Inbound(_) => {
-                let (protocol, own, port) = (original.protocol, original.destination, original.destination_port);
+                let (protocol, own, port) =
+                    (original.protocol, original.destination, original.destination_port);
                 self.restore_inbound(&session).or_else(|| self.mappings.find_external(protocol, own, port))?
             }
             Origin::Forward(_) => self
@@ -172,7 +173,8 @@ impl Gateway {
             _ => rewrite.source,
         };
         let behaviour = rule.mapping;
-        let forwarded = MappingKey::new(Behaviour::EndpointIndependent, key.protocol, inside, remote, FORWARDS);
+        let forwarded =
+            MappingKey::new(Behaviour::EndpointIndependent, key.protocol, inside, remote, FORWARDS);
         let mapping_key = MappingKey::new(behaviour, key.protocol, inside, remote, pool);
         for candidate in [&forwarded, &mapping_key] {
             if let Some(slot) = self.mappings.find(candidate)
