@@ -126,11 +126,7 @@ impl Delta {
 /// Sum of the IPv4 pseudo-header. `length` is of the transport header and data, in host order.
 #[inline(always)]
 pub const fn pseudo_header(source: u32, destination: u32, protocol: u8, length: u16) -> Sum {
-    Sum::ZERO
-        .add_u32(source)
-        .add_u32(destination)
-        .add_u16((protocol as u16).to_be())
-        .add_u16(length.to_be())
+    Sum::ZERO.add_u32(source).add_u32(destination).add_u16((protocol as u16).to_be()).add_u16(length.to_be())
 }
 
 #[cfg(test)]

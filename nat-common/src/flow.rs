@@ -137,7 +137,13 @@ pub struct Rewrite {
 
 impl FlowValue {
     /// The entry that turns packets with `key` into packets between the endpoints of `rewrite`.
-    pub fn translate(key: &FlowKey, rewrite: &Rewrite, direction: Direction, session: u32, next_hop: u32) -> Self {
+    pub fn translate(
+        key: &FlowKey,
+        rewrite: &Rewrite,
+        direction: Direction,
+        session: u32,
+        next_hop: u32,
+    ) -> Self {
         let addresses = Sum::ZERO
             .subtract_u32(key.source)
             .subtract_u32(key.destination)

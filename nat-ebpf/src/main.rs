@@ -8,14 +8,14 @@
 #![no_main]
 #![expect(missing_docs, reason = "the program macros make public symbols that no Rust code calls")]
 
-mod maps;
-mod frame;
 mod count;
 mod flow;
+mod frame;
+mod maps;
 mod miss;
-mod stateless;
-mod sockets;
 mod skb;
+mod sockets;
+mod stateless;
 
 use aya_ebpf::{
     EbpfContext as _,

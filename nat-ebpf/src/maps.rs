@@ -138,8 +138,6 @@ pub fn rules_to(generation: u32, address: u32) -> Option<&'static RuleSet> {
 /// The one-to-one rule of an address seen from one side.
 #[inline(always)]
 pub fn one_to_one(generation: u32, inbound: bool, address: u32) -> Option<&'static StaticValue> {
-    ONE_TO_ONE.get(&Key::new(
-        64,
-        StaticKey { generation: generation as u16, inbound: u16::from(inbound), address },
-    ))
+    ONE_TO_ONE
+        .get(&Key::new(64, StaticKey { generation: generation as u16, inbound: u16::from(inbound), address }))
 }

@@ -35,11 +35,12 @@ impl Claims {
                     self.0.push((ifindex, own));
                     if let Some(interface) = gateway.interface(ifindex) {
                         tracing::info!(address = %own, interface = interface.name, "external address added");
-                        announcements
-                            .push(Emission { ifindex, frame: announcement(interface.mac, own) });
+                        announcements.push(Emission { ifindex, frame: announcement(interface.mac, own) });
                     }
                 }
-                Err(error) => tracing::warn!(%error, address = %own, "an external address could not be added"),
+                Err(error) => {
+                    tracing::warn!(%error, address = %own, "an external address could not be added")
+                }
             }
         }
         announcements

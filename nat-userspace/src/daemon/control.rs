@@ -77,7 +77,10 @@ impl Mailbox {
 
 impl Post {
     /// Has something done on the worker's thread and waits for it.
-    fn ask<T: Send + 'static>(&self, task: impl FnOnce(&mut Worker) -> T + Send + 'static) -> Result<T, ApiError> {
+    fn ask<T: Send + 'static>(
+        &self,
+        task: impl FnOnce(&mut Worker) -> T + Send + 'static,
+    ) -> Result<T, ApiError> {
         let ended = || ApiError::new("the daemon is ending", "start it again with `natgw run`");
         let (answer, receiver) = channel();
         let boxed: Task = Box::new(move |worker| {

@@ -1,13 +1,13 @@
 //! The daemon: what `natgw run` is. Everything is put in place here, in an order that lets no
 //! packet through half-done; then one thread serves ([`worker`]).
 
-mod kernel;
-mod interfaces;
 mod claims;
-mod worker;
 mod control;
-mod report;
+mod interfaces;
+mod kernel;
 mod preflight;
+mod report;
+mod worker;
 
 use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;

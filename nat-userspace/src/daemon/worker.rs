@@ -251,9 +251,11 @@ impl Worker {
         }
         self.confirmed = now;
         for (ifindex, neighbour) in self.gateway.neighbours() {
-            let stale = self.kernel.host.neighbour(ifindex, neighbour).is_some_and(|known| {
-                matches!(known.state, NeighbourState::Stale)
-            });
+            let stale = self
+                .kernel
+                .host
+                .neighbour(ifindex, neighbour)
+                .is_some_and(|known| matches!(known.state, NeighbourState::Stale));
             if stale {
                 self.kernel.resolve(ifindex, neighbour);
             }
@@ -326,8 +328,7 @@ impl Worker {
         };
         let known = self.served[position].ifindex;
         if known == Some(index) || (known.is_none() && self.served[position].queues > 0) {
-            if let Err(error) =
-                self.served[position].publish(&mut self.kernel, &mut self.gateway, now, &link)
+            if let Err(error) = self.served[position].publish(&mut self.kernel, &mut self.gateway, now, &link)
             {
                 tracing::error!(%error, interface = link.name, "a change could not be handed to the fast path");
             }

@@ -59,9 +59,7 @@ impl AttachError {
 impl Datapath {
     /// Attaches both programs to an interface, in place of those of an earlier daemon.
     pub fn attach(&mut self, name: &str, ifindex: u32, mode: AttachMode) -> Result<Attached, AttachError> {
-        let at = |what| {
-            move |source: Cause| AttachError { what, interface: name.to_owned(), source }
-        };
+        let at = |what| move |source: Cause| AttachError { what, interface: name.to_owned(), source };
         // The tc program first: what XDP leaves to it must not find the hook empty.
         self.attach_tc(ifindex).map_err(at("the tc program"))?;
         match mode {
@@ -165,7 +163,8 @@ pub(super) fn prepare_pins(bpffs: &Path) -> Result<PathBuf, LoadError> {
 }
 
 fn is_bpffs(path: &Path) -> bool {
-    rustix::fs::statfs(path).is_ok_and(|stat| u64::try_from(stat.f_type).is_ok_and(|kind| kind == BPF_FS_MAGIC))
+    rustix::fs::statfs(path)
+        .is_ok_and(|stat| u64::try_from(stat.f_type).is_ok_and(|kind| kind == BPF_FS_MAGIC))
 }
 
 fn mount(path: &Path) -> io::Result<()> {

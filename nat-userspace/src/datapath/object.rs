@@ -20,8 +20,20 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/na
 
 /// Maps that outlive the daemon: all but those that only it uses.
 const PINNED: [&str; 14] = [
-    "FLOWS", "ACTIVITY", "HOPS", "INTERFACE", "DEVICES", "SOCKETS", "LOCALS", "SETTINGS", "SOURCES",
-    "DESTINATIONS", "ONE_TO_ONE", "COUNTERS", "EVENTS", "INJECTED",
+    "FLOWS",
+    "ACTIVITY",
+    "HOPS",
+    "INTERFACE",
+    "DEVICES",
+    "SOCKETS",
+    "LOCALS",
+    "SETTINGS",
+    "SOURCES",
+    "DESTINATIONS",
+    "ONE_TO_ONE",
+    "COUNTERS",
+    "EVENTS",
+    "INJECTED",
 ];
 
 /// What can go wrong while loading.
@@ -143,7 +155,8 @@ impl Datapath {
             settings: typed(&mut ebpf, "SETTINGS")?,
             counters: typed(&mut ebpf, "COUNTERS")?,
             events: typed(&mut ebpf, "EVENTS")?,
-            clock: Mapped::new(clock.fd(), 1).map_err(|source| LoadError::Memory { name: "CLOCK", source })?,
+            clock: Mapped::new(clock.fd(), 1)
+                .map_err(|source| LoadError::Memory { name: "CLOCK", source })?,
             ebpf,
             pins,
             taken_over,
@@ -225,7 +238,5 @@ where
 
 /// Whether a pinned map has the size wanted; its layout is told by the version in its path.
 fn fits(pin: &Path, entries: u32) -> bool {
-    MapData::from_pin(pin)
-        .and_then(|map| map.info())
-        .is_ok_and(|info| info.max_entries() == entries)
+    MapData::from_pin(pin).and_then(|map| map.info()).is_ok_and(|info| info.max_entries() == entries)
 }

@@ -26,7 +26,9 @@ impl Gateway {
         let ifindex = interface.ifindex;
         let before = self.interfaces.insert(ifindex, interface.clone());
         let gone: Vec<Ipv4Addr> = before
-            .map(|before| before.addresses.into_iter().filter(|own| !interface.addresses.contains(own)).collect())
+            .map(|before| {
+                before.addresses.into_iter().filter(|own| !interface.addresses.contains(own)).collect()
+            })
             .unwrap_or_default();
         for own in gone {
             self.address_gone(world, now, own);
@@ -79,7 +81,13 @@ impl Gateway {
     }
 
     /// A neighbour answered, moved or is gone.
-    pub fn neighbour_changed(&mut self, world: &mut dyn World, now: Instant, ifindex: u32, neighbour: Ipv4Addr) {
+    pub fn neighbour_changed(
+        &mut self,
+        world: &mut dyn World,
+        now: Instant,
+        ifindex: u32,
+        neighbour: Ipv4Addr,
+    ) {
         let Some(interface) = self.interfaces.get(&ifindex).cloned() else { return };
         if self.next_hops.refresh(world, &interface, neighbour) {
             self.release(world, now, (ifindex, neighbour));
@@ -114,18 +122,21 @@ impl Gateway {
             Direction::Original => Direction::Reply,
             Direction::Reply => Direction::Original,
         };
-        let ingress = self.next_hops.neighbour(session.next_hops[opposite as usize]).map_or(0, |(ifindex, _)| ifindex);
+        let ingress =
+            self.next_hops.neighbour(session.next_hops[opposite as usize]).map_or(0, |(ifindex, _)| ifindex);
         let query = RouteQuery {
             source: address(session.key(direction).source),
             destination: address(to),
             ingress: if direction == Direction::Original { ingress } else { 0 },
         };
         let hop = match world.route(query) {
-            Ok(route) if route.kind == RouteKind::Unicast => match self.interfaces.get(&route.ifindex).cloned() {
-                // A session stays on the side where it began, so also on its external address.
-                Some(egress) => self.next_hops.slot(world, &egress, route.gateway.unwrap_or(address(to))),
-                None => next_hops::UNKNOWN,
-            },
+            Ok(route) if route.kind == RouteKind::Unicast => {
+                match self.interfaces.get(&route.ifindex).cloned() {
+                    // A session stays on the side where it began, so also on its external address.
+                    Some(egress) => self.next_hops.slot(world, &egress, route.gateway.unwrap_or(address(to))),
+                    None => next_hops::UNKNOWN,
+                }
+            }
             _ => next_hops::UNKNOWN,
         };
         if session_hop(self, slot, direction) == hop {
@@ -182,7 +193,9 @@ impl Gateway {
             // Judged anew by its next packet.
             Origin::Bypass => false,
             Origin::Snat(_) => by_rule(&session.original, session.rewrite.source),
-            Origin::Inbound(_) => session.mapping != NO_MAPPING && by_rule(&session.reply, session.original.destination),
+            Origin::Inbound(_) => {
+                session.mapping != NO_MAPPING && by_rule(&session.reply, session.original.destination)
+            }
             Origin::Forward(_) => self
                 .rules
                 .forward(&session.original, |name, wanted| {

@@ -188,7 +188,12 @@ impl Gateway {
     }
 
     /// Frames that waited for a neighbour which has answered: judged anew, for the caller to send.
-    pub(super) fn release(&mut self, world: &mut dyn World, now: Instant, neighbour: (u32, std::net::Ipv4Addr)) {
+    pub(super) fn release(
+        &mut self,
+        world: &mut dyn World,
+        now: Instant,
+        neighbour: (u32, std::net::Ipv4Addr),
+    ) {
         for Held { ingress, mut frame } in self.holds.release(neighbour) {
             let outcome = self.handle(world, now, ingress, &mut frame);
             if outcome != Outcome::Held {

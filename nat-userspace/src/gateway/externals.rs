@@ -8,7 +8,7 @@ use nat_common::wire;
 
 use super::ports::{Holder, PortTable};
 use super::random::Random;
-use crate::config::{PortRange, Pooling};
+use crate::config::{Pooling, PortRange};
 
 /// All ports a mapping may have unless the rule names others: RFC 4787 REQ-3a wants well-known
 /// source ports kept well-known, and all others not.

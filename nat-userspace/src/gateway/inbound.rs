@@ -48,7 +48,8 @@ impl Gateway {
         if parsed.ttl <= 1 {
             return Err(Refusal::Told(Reason::DropTtl, super::icmp::Error::TtlExceeded));
         }
-        let query = RouteQuery { source: address(key.source), destination: address(target.inside.0), ingress: 0 };
+        let query =
+            RouteQuery { source: address(key.source), destination: address(target.inside.0), ingress: 0 };
         let route = world.route(query).map_err(super::open::unreachable)?;
         let Some(egress) = self.interfaces.get(&route.ifindex).cloned() else {
             return Err(Refusal::Silent(Reason::DropNoRoute));
@@ -110,7 +111,9 @@ impl Gateway {
             kept_out = Some(Reason::DropFiltered);
         }
         let forward = self.rules.forward(key, |name, wanted| {
-            self.interfaces.values().any(|interface| interface.name == name && interface.addresses.contains(&wanted))
+            self.interfaces
+                .values()
+                .any(|interface| interface.name == name && interface.addresses.contains(&wanted))
         });
         let Some((position, rule)) = forward else { return kept_out.map_or(Ok(None), Err) };
         let inside = (network(rule.internal), forwarded_port(rule, key.destination_port));
@@ -183,7 +186,9 @@ impl Gateway {
             key.source
         };
         let wanted = u16::from_be(key.source_port);
-        let port = if taken(wanted, source) || (target.hides_remote && world.is_bound(key.protocol, source, wanted.to_be())) {
+        let port = if taken(wanted, source)
+            || (target.hides_remote && world.is_bound(key.protocol, source, wanted.to_be()))
+        {
             let range = PortRange::UNPRIVILEGED;
             let step = self.externals.draw(range);
             (0..range.len())
@@ -191,7 +196,10 @@ impl Gateway {
                     let offset = (u32::from(step) + n) % range.len();
                     range.first + u16::try_from(offset).unwrap_or(0)
                 })
-                .find(|&port| !taken(port, source) && !(target.hides_remote && world.is_bound(key.protocol, source, port.to_be())))
+                .find(|&port| {
+                    !taken(port, source)
+                        && !(target.hides_remote && world.is_bound(key.protocol, source, port.to_be()))
+                })
         } else {
             Some(wanted)
         };
@@ -225,7 +233,9 @@ impl Gateway {
         let port = u16::from_be(key.destination_port);
         let mappable = self.rules.snat.iter().any(|rule| rule.ports.contains(port));
         let external = self.is_external(key.destination)
-            || self.interface_of(key.destination).is_some_and(|interface| interface.realm() == Realm::Outside);
+            || self
+                .interface_of(key.destination)
+                .is_some_and(|interface| interface.realm() == Realm::Outside);
         if !world.is_local(address(key.destination))
             || self.rules.drop_unmatched
             || (external && mappable && key.protocol != wire::ICMP)

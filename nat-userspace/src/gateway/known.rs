@@ -117,7 +117,11 @@ impl Gateway {
     fn find_way(&mut self, world: &mut dyn World, slot: u32, direction: Direction) -> u32 {
         let Some(session) = self.sessions.get(slot) else { return next_hops::UNKNOWN };
         let to = session.rewritten(direction).destination;
-        let query = RouteQuery { source: address(session.key(direction).source), destination: address(to), ingress: 0 };
+        let query = RouteQuery {
+            source: address(session.key(direction).source),
+            destination: address(to),
+            ingress: 0,
+        };
         let Ok(route) = world.route(query) else { return next_hops::UNKNOWN };
         let Some(egress) = self.interfaces.get(&route.ifindex).cloned() else { return next_hops::UNKNOWN };
         let hop = self.next_hops.slot(world, &egress, route.gateway.unwrap_or(address(to)));
@@ -149,7 +153,13 @@ pub(super) fn finish(
 }
 
 /// Notes a packet in its session's line, as the fast path does.
-pub(super) fn note(world: &mut dyn World, frame: &mut [u8], parsed: &Parsed, slot: u32, direction: Direction) {
+pub(super) fn note(
+    world: &mut dyn World,
+    frame: &mut [u8],
+    parsed: &Parsed,
+    slot: u32,
+    direction: Direction,
+) {
     let mut line = world.activity(slot);
     let half = &mut line.directions[direction as usize];
     half.packets += 1;

@@ -57,7 +57,13 @@ pub struct MappingTable {
 
 impl MappingKey {
     /// The key under a rule's behaviour.
-    pub fn new(behaviour: Behaviour, protocol: u8, inside: (u32, u16), remote: (u32, u16), pool: u32) -> Self {
+    pub fn new(
+        behaviour: Behaviour,
+        protocol: u8,
+        inside: (u32, u16),
+        remote: (u32, u16),
+        pool: u32,
+    ) -> Self {
         let (remote, remote_port) = match behaviour {
             Behaviour::EndpointIndependent => (0, 0),
             Behaviour::AddressDependent => (remote.0, 0),

@@ -6,27 +6,27 @@
 //! one-to-one, `errors` for ICMP errors, `fragments`. Beside it `expire` (timers, events) and
 //! `changes` (interfaces, addresses, routes, neighbours).
 
-mod random;
-mod ports;
-mod externals;
-mod mappings;
-mod sessions;
-mod next_hops;
-mod hold;
-mod wheel;
-mod limits;
-mod rules;
-mod world;
-mod known;
-mod open;
-mod inbound;
-mod stateless;
-mod errors;
-mod icmp;
-mod fragments;
-mod expire;
 mod changes;
+mod errors;
+mod expire;
+mod externals;
+mod fragments;
+mod hold;
+mod icmp;
+mod inbound;
+mod known;
+mod limits;
+mod mappings;
+mod next_hops;
+mod open;
+mod ports;
+mod random;
+mod rules;
+mod sessions;
+mod stateless;
 mod view;
+mod wheel;
+mod world;
 
 use std::collections::HashMap;
 use std::net::Ipv4Addr;
@@ -39,10 +39,10 @@ use nat_common::parse::{Frames, Kind};
 use nat_common::wire;
 use nat_common::{FlowKey, Parsed, Realm, Reason, parse};
 
+pub use self::changes::Reloaded;
 pub use self::random::Random;
 pub use self::rules::{Rules, address, network};
 pub use self::sessions::{Origin, Session};
-pub use self::changes::Reloaded;
 pub use self::view::{PoolUse, SessionView};
 pub use self::world::World;
 use crate::config::{Config, Side, Timeouts};
@@ -220,7 +220,9 @@ impl Gateway {
             finish_checksum(frame, &parsed);
         }
         match parsed.kind {
-            Kind::FirstFragment | Kind::LaterFragment => self.fragment(world, now, &interface, frame, &parsed),
+            Kind::FirstFragment | Kind::LaterFragment => {
+                self.fragment(world, now, &interface, frame, &parsed)
+            }
             Kind::IcmpOther => self.icmp_error(world, now, &interface, frame, &parsed),
             Kind::Ported | Kind::Portless => self.packet(world, now, &interface, frame, &parsed),
         }

@@ -6,8 +6,8 @@ use std::net::Ipv4Addr;
 use nat_common::abi::NEXT_HOPS;
 use nat_common::next_hop::NextHop;
 
-use super::world::World;
 use super::Interface;
+use super::world::World;
 
 /// The slot that is never valid: for directions whose way is not known yet.
 pub const UNKNOWN: u32 = 0;
@@ -77,7 +77,10 @@ impl NextHops {
 
     /// Interface and neighbour of a slot.
     pub fn neighbour(&self, slot: u32) -> Option<(u32, Ipv4Addr)> {
-        self.hops.get(slot as usize).filter(|_| slot != UNKNOWN).map(|&(ifindex, address, _)| (ifindex, address))
+        self.hops
+            .get(slot as usize)
+            .filter(|_| slot != UNKNOWN)
+            .map(|&(ifindex, address, _)| (ifindex, address))
     }
 
     /// Neighbours behind an interface.

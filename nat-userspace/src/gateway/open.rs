@@ -54,7 +54,10 @@ impl Gateway {
         if rule.to == SnatTarget::None {
             return self.bypass(world, now, key, egress.realm());
         }
-        if key.protocol == wire::TCP && !tcp::opens(parsed.tcp_flags) && !tcp::may_be_picked_up(parsed.tcp_flags) {
+        if key.protocol == wire::TCP
+            && !tcp::opens(parsed.tcp_flags)
+            && !tcp::may_be_picked_up(parsed.tcp_flags)
+        {
             return Err(Refusal::Silent(Reason::DropNoSession));
         }
         if parsed.ttl <= 1 {
@@ -97,9 +100,12 @@ impl Gateway {
         let (mapping, external, port) =
             self.mapping_for(world, now, key, position, rule, egress, route.preferred_source.map(network))?;
         let rewrite = match key.query {
-            reply if reply == nat_common::flow::Query::Reply as u8 => {
-                Rewrite { source: external, destination: key.destination, source_port: 0, destination_port: port }
-            }
+            reply if reply == nat_common::flow::Query::Reply as u8 => Rewrite {
+                source: external,
+                destination: key.destination,
+                source_port: 0,
+                destination_port: port,
+            },
             _ => Rewrite {
                 source: external,
                 destination: key.destination,
@@ -203,7 +209,8 @@ impl Gateway {
                         && sessions.find(&shared_reply(key, external, port, realm)).is_none()
                 })
             } else {
-                self.externals.take(&wish, now, &mut |port| !world.is_bound(key.protocol, external, port.to_be()))
+                self.externals
+                    .take(&wish, now, &mut |port| !world.is_bound(key.protocol, external, port.to_be()))
             };
             if let Some(port) = port {
                 let external_port = port.to_be();
@@ -223,14 +230,18 @@ impl Gateway {
     }
 
     /// Puts a session and its entries in, and arms its timer.
-    pub(super) fn enter(&mut self, world: &mut dyn World, now: Instant, session: Session) -> Option<(u32, Direction)> {
-        let (mapping, remote, protocol) = (session.mapping, session_remote(&session), session.original.protocol);
+    pub(super) fn enter(
+        &mut self,
+        world: &mut dyn World,
+        now: Instant,
+        session: Session,
+    ) -> Option<(u32, Direction)> {
+        let (mapping, remote, protocol) =
+            (session.mapping, session_remote(&session), session.original.protocol);
         let origin = session.origin;
         let opened = now.saturating_duration_since(self.started).as_millis();
-        let slot = self.sessions.insert(Session {
-            opened: u64::try_from(opened).unwrap_or(u64::MAX),
-            ..session
-        })?;
+        let slot =
+            self.sessions.insert(Session { opened: u64::try_from(opened).unwrap_or(u64::MAX), ..session })?;
         if mapping != NO_MAPPING {
             self.mappings.hold(mapping, remote);
         }

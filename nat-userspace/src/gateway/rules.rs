@@ -8,7 +8,7 @@ use nat_common::classify::RuleSet;
 use nat_common::wire;
 
 use super::Interface;
-use crate::config::{Config, ForwardRule, Selector, SnatRule, SnatTarget, Side, StaticRule, Unmatched};
+use crate::config::{Config, ForwardRule, Selector, Side, SnatRule, SnatTarget, StaticRule, Unmatched};
 
 /// The rules of a configuration.
 pub struct Rules {
@@ -213,7 +213,8 @@ mod tests {
     use proptest::prelude::*;
 
     fn rules(text: &str) -> Rules {
-        let head = "[[interface]]\nname=\"lan\"\nside=\"inside\"\n[[interface]]\nname=\"wan\"\nside=\"outside\"\n";
+        let head =
+            "[[interface]]\nname=\"lan\"\nside=\"inside\"\n[[interface]]\nname=\"wan\"\nside=\"outside\"\n";
         Rules::new(&Config::parse(&format!("{head}{text}"), "test").unwrap())
     }
 

@@ -137,7 +137,8 @@ impl SessionTable {
 
     /// The session a packet belongs to, and its direction.
     pub fn find(&self, key: &FlowKey) -> Option<(u32, Direction)> {
-        let entry = self.index.find(self.hasher.hash_one(key), |&entry| self.entry_key(entry) == Some(key))?;
+        let entry =
+            self.index.find(self.hasher.hash_one(key), |&entry| self.entry_key(entry) == Some(key))?;
         Some((entry >> 1, if entry & 1 == 0 { Direction::Original } else { Direction::Reply }))
     }
 
@@ -170,7 +171,8 @@ impl SessionTable {
 
     /// Puts a session into a certain slot, as a restart finds it. `false` if it cannot be had.
     pub fn restore(&mut self, slot: u32, session: Session) -> bool {
-        if slot >= self.limit || self.find(&session.original).is_some() || self.find(&session.reply).is_some() {
+        if slot >= self.limit || self.find(&session.original).is_some() || self.find(&session.reply).is_some()
+        {
             return false;
         }
         while self.slots.len() <= slot as usize {
