@@ -2,6 +2,7 @@
 //! once, and none keeps an address or a MAC that is no longer right.
 
 use std::net::Ipv4Addr;
+use std::sync::Arc;
 use std::time::Instant;
 
 use nat_common::Direction;
@@ -24,10 +25,11 @@ impl Gateway {
     /// An interface is new or changed.
     pub fn set_interface(&mut self, world: &mut dyn World, now: Instant, interface: Interface) {
         let ifindex = interface.ifindex;
-        let before = self.interfaces.insert(ifindex, interface.clone());
+        let interface = Arc::new(interface);
+        let before = self.interfaces.insert(ifindex, Arc::clone(&interface));
         let gone: Vec<Ipv4Addr> = before
             .map(|before| {
-                before.addresses.into_iter().filter(|own| !interface.addresses.contains(own)).collect()
+                before.addresses.iter().copied().filter(|own| !interface.addresses.contains(own)).collect()
             })
             .unwrap_or_default();
         for own in gone {
@@ -42,7 +44,7 @@ impl Gateway {
     /// An interface is gone.
     pub fn remove_interface(&mut self, world: &mut dyn World, now: Instant, ifindex: u32) {
         if let Some(interface) = self.interfaces.remove(&ifindex) {
-            let down = Interface { up: false, ..interface };
+            let down = Interface { up: false, ..Interface::clone(&interface) };
             for neighbour in self.next_hops.behind(ifindex) {
                 self.next_hops.refresh(world, &down, neighbour);
             }

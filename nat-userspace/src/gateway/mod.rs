@@ -32,6 +32,7 @@ mod world;
 
 use std::collections::HashMap;
 use std::net::Ipv4Addr;
+use std::sync::Arc;
 use std::time::Instant;
 
 use ipnet::Ipv4Net;
@@ -142,7 +143,7 @@ pub struct Gateway {
     started: Instant,
     rules: Rules,
     timeouts: Timeouts,
-    interfaces: HashMap<u32, Interface>,
+    interfaces: HashMap<u32, Arc<Interface>>,
     sessions: sessions::SessionTable,
     mappings: mappings::MappingTable,
     externals: externals::Externals,
@@ -319,12 +320,12 @@ impl Gateway {
 
     /// The interface with an index.
     pub fn interface(&self, ifindex: u32) -> Option<&Interface> {
-        self.interfaces.get(&ifindex)
+        self.interfaces.get(&ifindex).map(Arc::as_ref)
     }
 
     /// The interface with a name.
     pub fn interface_named(&self, name: &str) -> Option<&Interface> {
-        self.interfaces.values().find(|interface| interface.name == name)
+        self.interfaces.values().find(|interface| interface.name == name).map(Arc::as_ref)
     }
 
     /// The rules in force.

@@ -1,6 +1,7 @@
 //! The rules in force: which one a packet meets, and the same as sets for the fast path.
 
 use std::net::Ipv4Addr;
+use std::sync::Arc;
 
 use ipnet::Ipv4Net;
 use nat_common::FlowKey;
@@ -13,7 +14,9 @@ use crate::config::{Config, ForwardRule, Selector, Side, SnatRule, SnatTarget, S
 /// The rules of a configuration.
 pub struct Rules {
     /// Source translation, in file order.
-    pub snat: Vec<SnatRule>,
+    pub snat: Vec<Arc<SnatRule>>,
+    /// The external addresses of each snat rule's pool, network byte order; empty for other rules.
+    pub pools: Vec<Arc<[u32]>>,
     /// One-to-one.
     pub statics: Vec<StaticRule>,
     /// Port forwards, in file order.
@@ -38,7 +41,8 @@ impl Rules {
     /// The rules of a configuration.
     pub fn new(config: &Config) -> Self {
         Self {
-            snat: config.snat.clone(),
+            snat: config.snat.iter().cloned().map(Arc::new).collect(),
+            pools: config.snat.iter().map(|rule| pool_addresses(&rule.to)).collect(),
             statics: config.statics.clone(),
             forwards: config.forwards.clone(),
             inside: config
@@ -52,7 +56,12 @@ impl Rules {
     }
 
     /// The first snat rule for a packet that leaves by `egress`.
-    pub fn snat(&self, key: &FlowKey, ingress: &Interface, egress: &Interface) -> Option<(u16, &SnatRule)> {
+    pub fn snat(
+        &self,
+        key: &FlowKey,
+        ingress: &Interface,
+        egress: &Interface,
+    ) -> Option<(u16, &Arc<SnatRule>)> {
         let (source, destination) = (address(key.source), address(key.destination));
         let (position, rule) = self.snat.iter().enumerate().find(|(_, rule)| {
             rule.protocols.contains(key.protocol)
@@ -84,7 +93,7 @@ impl Rules {
 
     /// The rule under whose mapping a hairpinned packet's source is hidden: as if it left for the
     /// outside.
-    pub fn hairpin(&self, key: &FlowKey) -> Option<(u16, &SnatRule)> {
+    pub fn hairpin(&self, key: &FlowKey) -> Option<(u16, &Arc<SnatRule>)> {
         let (source, destination) = (address(key.source), address(key.destination));
         let (position, rule) = self.snat.iter().enumerate().find(|(_, rule)| {
             rule.protocols.contains(key.protocol)
@@ -207,6 +216,14 @@ impl Rules {
             }
         }
         set
+    }
+}
+
+/// The addresses of a pool, network byte order.
+fn pool_addresses(target: &SnatTarget) -> Arc<[u32]> {
+    match target {
+        SnatTarget::Pool(pool) => pool.iter().map(network).collect(),
+        SnatTarget::Masquerade | SnatTarget::None => Arc::new([]),
     }
 }
 

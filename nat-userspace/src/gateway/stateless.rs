@@ -2,6 +2,7 @@
 //! forwarding off, TTL, size, hairpin). The same bytes come out, and no table entry is made but
 //! for hairpins, where both ends change.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use nat_common::flow::Rewrite;
@@ -79,7 +80,7 @@ impl Gateway {
         frame: &[u8],
         parsed: &Parsed,
         destination: u32,
-    ) -> Result<(NextHop, Interface), Outcome> {
+    ) -> Result<(NextHop, Arc<Interface>), Outcome> {
         if parsed.ttl <= 1 {
             return Err(self.answer(now, ingress, frame, parsed, Error::TtlExceeded, Reason::DropTtl));
         }
