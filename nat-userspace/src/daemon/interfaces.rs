@@ -134,7 +134,7 @@ impl Served {
             None::<&aya::programs::ProgramFd>,
             0,
         )?;
-        gateway.set_interface(kernel, now, interface);
+        gateway.set_interface(kernel, now, &interface);
         Ok(())
     }
 

@@ -173,7 +173,7 @@ impl Gateway {
             rewrite.source_port = port;
             return Ok(rewrite);
         }
-        let mut taken = |port: u16, source: u32| {
+        let taken = |port: u16, source: u32| {
             let candidate = Rewrite { source, source_port: port.to_be(), ..rewrite };
             self.sessions.find(&Session::reply_key(key, &candidate, egress.realm())).is_some()
         };

@@ -1,4 +1,4 @@
-//! One AF_XDP socket, and the frames all of them share.
+//! One `AF_XDP` socket, and the frames all of them share.
 //!
 //! The same memory is registered at every socket, so that a frame received on one is sent on
 //! another without being copied by us; a frame is always in exactly one place: a fill ring, our
