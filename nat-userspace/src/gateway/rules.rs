@@ -8,6 +8,7 @@ use nat_common::classify::RuleSet;
 use nat_common::wire;
 
 use super::Interface;
+use super::sessions::Origin;
 use crate::config::{Config, ForwardRule, Selector, Side, SnatRule, SnatTarget, StaticRule, Unmatched};
 
 /// The rules of a configuration.
@@ -48,6 +49,36 @@ impl Rules {
                 .map(|interface| interface.name.clone())
                 .collect(),
             drop_unmatched: config.unmatched_outside == Unmatched::Drop,
+        }
+    }
+
+    /// The name of what opened a session.
+    pub fn name(&self, origin: Origin) -> String {
+        let name = match origin {
+            Origin::Snat(position) | Origin::Inbound(position) => {
+                self.snat.get(usize::from(position)).map(|rule| &rule.name)
+            }
+            Origin::Forward(position) => self.forwards.get(usize::from(position)).map(|rule| &rule.name),
+            Origin::Static(position) => self.statics.get(usize::from(position)).map(|rule| &rule.name),
+            Origin::Bypass => None,
+        };
+        name.cloned().unwrap_or_default()
+    }
+
+    /// An origin of the same kind whose rule has a name.
+    pub fn position(&self, origin: Origin, name: &str) -> Option<Origin> {
+        let place = |position: Option<usize>| position.and_then(|position| u16::try_from(position).ok());
+        let snat = || place(self.snat.iter().position(|rule| rule.name == name));
+        match origin {
+            Origin::Snat(_) => snat().map(Origin::Snat),
+            Origin::Inbound(_) => snat().map(Origin::Inbound),
+            Origin::Forward(_) => {
+                place(self.forwards.iter().position(|rule| rule.name == name)).map(Origin::Forward)
+            }
+            Origin::Static(_) => {
+                place(self.statics.iter().position(|rule| rule.name == name)).map(Origin::Static)
+            }
+            Origin::Bypass => Some(Origin::Bypass),
         }
     }
 
