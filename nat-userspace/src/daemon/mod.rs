@@ -1,5 +1,5 @@
 //! The daemon: what `natgw run` is. Everything is put in place here, in an order that lets no
-//! packet through half-done; then one thread serves ([`worker`]).
+//! packet through half-done; then one thread serves (`worker`).
 
 mod claims;
 mod control;

@@ -257,6 +257,8 @@ mod tests {
             .map_or(RuleSet::EMPTY, |(_, set)| *set)
     }
 
+    type Side = fn(&SnatRule) -> &Selector;
+
     proptest! {
         /// The sets and the selectors agree for every address (negations, nesting and all).
         #[test]
@@ -277,7 +279,6 @@ mod tests {
             // Half of the cases fall where the prefixes are.
             let value = if bits & 1 == 0 { bits } else { 0x0a01_0000 | (bits >> 8 & 0xffff) };
             let address = Ipv4Addr::from(value);
-            type Side = fn(&SnatRule) -> &Selector;
             let sides: [Side; 2] = [|rule| &rule.source, |rule| &rule.destination];
             for side in sides {
                 let set = longest(&rules.selector_sets(side), address);
