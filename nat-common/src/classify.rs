@@ -8,8 +8,11 @@ use crate::wire;
 
 /// Words in a set.
 const WORDS: usize = 4;
-/// Rules that a set can hold.
-pub const RULES: usize = WORDS * 64;
+/// Rules that a set can hold: one less than it has bits, see [`INSIDE`].
+pub const RULES: usize = WORDS * 64 - 1;
+/// No rule: in the set of a source prefix, that the prefix is an inside network. What arrives from
+/// outside with such a source is forged.
+pub const INSIDE: usize = RULES;
 
 /// A set of rules by position in the file.
 #[repr(C)]

@@ -4,6 +4,7 @@
 use std::net::Ipv4Addr;
 use std::time::Instant;
 
+use ipnet::Ipv4Net;
 use nat_common::abi::{self, INTERFACE_SLOTS, LocalAddress, QUEUES};
 
 use super::kernel::Kernel;
@@ -105,6 +106,12 @@ impl Served {
             redirects,
             is_virtual,
             addresses: addresses.iter().map(|address| address.addr).collect(),
+            networks: addresses
+                .iter()
+                .filter_map(|address| Ipv4Net::new(address.addr, address.prefix).ok())
+                .filter(|net| net.prefix_len() < 32)
+                .map(|net| net.trunc())
+                .collect(),
         };
         let flag = |set, flag| if set { flag } else { 0 };
         let entry = abi::Interface {
@@ -134,7 +141,7 @@ impl Served {
             None::<&aya::programs::ProgramFd>,
             0,
         )?;
-        gateway.set_interface(kernel, now, &interface);
+        gateway.set_interface(kernel, now, interface);
         Ok(())
     }
 

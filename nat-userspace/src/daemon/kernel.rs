@@ -12,8 +12,10 @@ use crate::datapath::{Datapath, LoadError, ticks};
 use crate::gateway::{World, address};
 use crate::host::{BoundPorts, Host, Route, RouteError, RouteQuery, bound_ports};
 
-/// How often the gateway's own sockets are looked at.
-const SOCKETS_EVERY: Duration = Duration::from_secs(1);
+/// How old what is known of the gateway's own sockets may be when a port is given out.
+const SOCKETS_EVERY: Duration = Duration::from_millis(5);
+/// Reading them takes at most one part in so many of the time.
+const SOCKETS_SHARE: u32 = 20;
 /// How often the kernel's clock is read at most.
 const CLOCK_EVERY: Duration = Duration::from_millis(10);
 /// Over what time the kernel's tick rate is measured.
@@ -31,6 +33,7 @@ pub struct Kernel {
     locals: HashSet<Ipv4Addr>,
     bound: BoundPorts,
     bound_read: Instant,
+    bound_every: Duration,
     clock_read: Instant,
     jiffies: u64,
     /// The first reading, to measure the rate by.
@@ -50,6 +53,7 @@ impl Kernel {
             locals: HashSet::new(),
             bound: BoundPorts::default(),
             bound_read: now,
+            bound_every: SOCKETS_EVERY,
             clock_read: now,
             jiffies,
             first: (now, jiffies),
@@ -74,10 +78,6 @@ impl Kernel {
                 self.rate = nearest_rate(self.jiffies - self.first.1, elapsed);
             }
         }
-        if now.saturating_duration_since(self.bound_read) >= SOCKETS_EVERY {
-            self.bound_read = now;
-            self.read_sockets();
-        }
     }
 
     /// Brings the set of the gateway's addresses up to date.
@@ -91,10 +91,13 @@ impl Kernel {
     }
 
     fn read_sockets(&mut self) {
+        let begun = Instant::now();
         match bound_ports() {
             Ok(bound) => self.bound = bound,
             Err(error) => tracing::warn!(%error, "the gateway's own sockets cannot be read"),
         }
+        self.bound_read = Instant::now();
+        self.bound_every = SOCKETS_EVERY.max((self.bound_read - begun) * SOCKETS_SHARE);
     }
 }
 
@@ -164,6 +167,12 @@ impl World for Kernel {
 
     fn is_local(&self, own: Ipv4Addr) -> bool {
         self.locals.contains(&own)
+    }
+
+    fn read_bound(&mut self) {
+        if self.bound_read.elapsed() >= self.bound_every {
+            self.read_sockets();
+        }
     }
 
     fn is_bound(&self, protocol: u8, own: u32, port: u16) -> bool {

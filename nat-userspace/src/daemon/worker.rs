@@ -51,6 +51,8 @@ pub struct Worker {
     packets: Vec<Packet>,
     judged: Vec<(Packet, u32, Outcome)>,
     confirmed: Instant,
+    /// Inside networks as the fast path knows them.
+    published: Vec<ipnet::Ipv4Net>,
 }
 
 impl Worker {
@@ -77,6 +79,7 @@ impl Worker {
             packets: Vec::new(),
             judged: Vec::new(),
             confirmed: now,
+            published: Vec::new(),
         }
     }
 
@@ -84,6 +87,7 @@ impl Worker {
     /// so that the first packet they see finds everything in place.
     pub fn start(&mut self) -> anyhow::Result<()> {
         let now = Instant::now();
+        let first_hop = self.kernel.datapath.first_free_hop();
         for index in 0..self.served.len() {
             let name = self.served[index].config.name.clone();
             let link = self.kernel.host.link_by_name(&name).cloned();
@@ -95,14 +99,42 @@ impl Worker {
             served.open_sockets(&mut self.kernel, &mut self.frames, &mut self.ports, &link)?;
             served.publish(&mut self.kernel, &mut self.gateway, now, &link)?;
         }
-        publish_rules(&mut self.kernel.datapath, self.gateway.rules())?;
+        self.publish_rules()?;
         let announcements = self.claims.make(&mut self.kernel, &self.gateway, &self.config);
         self.drain_events(now);
         publish_addresses(&mut self.kernel, &self.gateway, &self.config)?;
+        if self.kernel.datapath.taken_over {
+            self.take_over(now, first_hop)?;
+        }
         for index in 0..self.served.len() {
             self.attach(index)?;
         }
         self.transmit(announcements);
+        Ok(())
+    }
+
+    /// Goes on with the sessions of a daemon that was killed or left its fast path behind.
+    fn take_over(&mut self, now: Instant, first_hop: u32) -> anyhow::Result<()> {
+        let entries = self
+            .kernel
+            .datapath
+            .flows
+            .entries()
+            .map_err(|error| anyhow::anyhow!("read the flow table that is taken over: {error}"))?;
+        let restored = self.gateway.restore(&mut self.kernel, now, &entries, first_hop);
+        self.kernel.datapath.flows.discard(&restored.discarded);
+        tracing::info!(
+            sessions = restored.sessions,
+            discarded = restored.discarded.len(),
+            "took over the flow table of an earlier daemon"
+        );
+        Ok(())
+    }
+
+    fn publish_rules(&mut self) -> anyhow::Result<()> {
+        let inside = self.gateway.inside_networks();
+        publish_rules(&mut self.kernel.datapath, self.gateway.rules(), &inside)?;
+        self.published = inside;
         Ok(())
     }
 
@@ -321,6 +353,11 @@ impl Worker {
         if addresses && let Err(error) = publish_addresses(&mut self.kernel, &self.gateway, &self.config) {
             tracing::error!(%error, "the gateway's addresses could not be handed to the fast path");
         }
+        if self.published != self.gateway.inside_networks()
+            && let Err(error) = self.publish_rules()
+        {
+            tracing::error!(%error, "the inside networks could not be handed to the fast path");
+        }
         if routes {
             self.gateway.routes_changed(&mut self.kernel);
         }
@@ -392,8 +429,7 @@ impl Worker {
         let reloaded = self.gateway.reload(&mut self.kernel, now, &config);
         self.config =
             Config { limits: self.config.limits.clone(), control: self.config.control.clone(), ..config };
-        let published =
-            publish_rules(&mut self.kernel.datapath, self.gateway.rules()).map_err(anyhow::Error::from);
+        let published = self.publish_rules();
         let announcements = self.claims.make(&mut self.kernel, &self.gateway, &self.config);
         self.drain_events(now);
         let published =

@@ -3,6 +3,7 @@
 
 use std::collections::HashSet;
 use std::net::Ipv4Addr;
+use std::sync::Arc;
 use std::time::Instant;
 
 use nat_common::Direction;
@@ -23,19 +24,20 @@ pub struct Reloaded {
 
 impl Gateway {
     /// An interface is new or changed.
-    pub fn set_interface(&mut self, world: &mut dyn World, now: Instant, interface: &Interface) {
+    pub fn set_interface(&mut self, world: &mut dyn World, now: Instant, interface: Interface) {
         let ifindex = interface.ifindex;
-        let before = self.interfaces.insert(ifindex, interface.clone());
+        let interface = Arc::new(interface);
+        let before = self.interfaces.insert(ifindex, Arc::clone(&interface));
         let gone: Vec<Ipv4Addr> = before
             .map(|before| {
-                before.addresses.into_iter().filter(|own| !interface.addresses.contains(own)).collect()
+                before.addresses.iter().copied().filter(|own| !interface.addresses.contains(own)).collect()
             })
             .unwrap_or_default();
         for own in gone {
             self.address_gone(world, now, own);
         }
         for neighbour in self.next_hops.behind(ifindex) {
-            self.next_hops.refresh(world, interface, neighbour);
+            self.next_hops.refresh(world, &interface, neighbour);
         }
         self.reserve_forwards();
     }
@@ -43,7 +45,7 @@ impl Gateway {
     /// An interface is gone.
     pub fn remove_interface(&mut self, world: &mut dyn World, now: Instant, ifindex: u32) {
         if let Some(interface) = self.interfaces.remove(&ifindex) {
-            let down = Interface { up: false, ..interface };
+            let down = Interface { up: false, ..Interface::clone(&interface) };
             for neighbour in self.next_hops.behind(ifindex) {
                 self.next_hops.refresh(world, &down, neighbour);
             }
@@ -168,7 +170,7 @@ impl Gateway {
         for slot in slots {
             if let Some(origin) = self.allowed_by(slot) {
                 reloaded.kept += 1;
-                self.belongs_to(slot, origin);
+                self.belongs_to(world, slot, origin);
             } else {
                 reloaded.ended += 1;
                 self.end(world, now, slot);
@@ -203,16 +205,22 @@ impl Gateway {
     }
 
     /// A session, and the mapping it holds, are a rule's from now on.
-    fn belongs_to(&mut self, slot: u32, origin: Origin) {
+    pub(super) fn belongs_to(&mut self, world: &mut dyn World, slot: u32, origin: Origin) {
         let Some(session) = self.sessions.get_mut(slot) else { return };
+        if session.origin == origin {
+            return;
+        }
         session.origin = origin;
+        for (key, value) in session.entries(slot) {
+            world.replace(key, value);
+        }
         if let Origin::Snat(position) | Origin::Inbound(position) = origin {
             self.mappings.set_rule(session.mapping, position);
         }
     }
 
     /// What in the rules in force would open a session as it is.
-    fn allowed_by(&self, slot: u32) -> Option<Origin> {
+    pub(super) fn allowed_by(&self, slot: u32) -> Option<Origin> {
         let session = self.sessions.get(slot)?;
         let by_rule = |key: &nat_common::FlowKey, external: u32| {
             let position = self.rules.snat.iter().position(|rule| {

@@ -55,7 +55,7 @@ impl Gateway {
         }
     }
 
-    fn arm(&mut self, due: Instant, slot: u32) {
+    pub(super) fn arm(&mut self, due: Instant, slot: u32) {
         let armed = self.wheel.arm(slot, due);
         if let Some(session) = self.sessions.get_mut(slot) {
             session.armed = armed;
@@ -127,7 +127,7 @@ impl Gateway {
         self.end(world, now, slot);
     }
 
-    fn let_go(&mut self, now: Instant, session: &Session) {
+    pub(super) fn let_go(&mut self, now: Instant, session: &Session) {
         if let Some(slot) = self.hairpins.remove(&session.original)
             && let Some(mapping) = self.mappings.release(slot, session.original.destination)
         {

@@ -1,6 +1,7 @@
 //! Packets to the gateway's external addresses: for a mapping if its filter lets them in, for a
 //! forward, else for the gateway itself. From the inside, the same is hairpinning.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use nat_common::flow::{Query, Rewrite};
@@ -162,9 +163,10 @@ impl Gateway {
                 return Err(Refusal::Silent(Reason::DropUnsolicited));
             };
             let rule = rule.clone();
-            let outside = self.interface_of(key.destination).unwrap_or_else(|| egress.clone());
+            let outside = self.interface_of(key.destination);
+            let outside = outside.as_deref().unwrap_or(egress);
             let (slot, external, port) =
-                self.mapping_for(world, now, key, position, &rule, &outside, Some(key.destination))?;
+                self.mapping_for(world, now, key, position, &rule, outside, Some(key.destination))?;
             // The mapping lives as long as this session: held in its stead by the target's, it
             // would end with the next sweep. Contacts are the filter's memory (behaviour HPN-09).
             self.mappings.hold(slot, key.destination);
@@ -212,7 +214,7 @@ impl Gateway {
     }
 
     /// The interface that has an address.
-    fn interface_of(&self, external: u32) -> Option<Interface> {
+    fn interface_of(&self, external: u32) -> Option<Arc<Interface>> {
         self.interfaces.values().find(|interface| interface.addresses.contains(&address(external))).cloned()
     }
 

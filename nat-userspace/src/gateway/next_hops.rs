@@ -24,6 +24,12 @@ impl NextHops {
         Self { slots: HashMap::new(), hops: vec![(0, Ipv4Addr::UNSPECIFIED, NextHop::default())] }
     }
 
+    /// Leaves the slots before `first` to flows of an earlier daemon.
+    pub fn begin_at(&mut self, first: u32) {
+        let unused = (0, Ipv4Addr::UNSPECIFIED, NextHop::default());
+        self.hops.resize((first as usize).max(self.hops.len()), unused);
+    }
+
     /// The slot of a neighbour; made, and its resolution asked for, if it is new.
     ///
     /// Slots are kept for the daemon's life: a gateway has few neighbours, and a full table

@@ -162,14 +162,24 @@ impl Gateway {
         egress: &Interface,
         preferred: Option<u32>,
     ) -> Result<(u32, u32, u16), Refusal> {
-        let addresses: Vec<u32> = match &rule.to {
+        let single;
+        let pooled;
+        let addresses: &[u32] = match &rule.to {
             SnatTarget::Masquerade => {
                 let primary = egress.addresses.first().copied().map(network);
                 let on_egress = |wanted: &u32| egress.addresses.iter().any(|own| network(*own) == *wanted);
-                preferred.filter(on_egress).or(primary).into_iter().collect()
+                single = preferred.filter(on_egress).or(primary);
+                single.as_slice()
             }
-            SnatTarget::Pool(pool) => pool.iter().map(network).collect(),
-            SnatTarget::None => Vec::new(),
+            SnatTarget::Pool(_) => {
+                pooled = self.rules.pools.get(usize::from(position)).cloned();
+                pooled.as_deref().unwrap_or_default()
+            }
+            SnatTarget::None => &[],
+        };
+        let belongs = |external: u32| match &rule.to {
+            SnatTarget::Pool(pool) => pool.contains(address(external)),
+            _ => addresses.contains(&external),
         };
         let Some(&first) = addresses.first() else {
             return Err(Refusal::Told(Reason::DropNoAddress, Error::AdministrativelyProhibited));
@@ -186,13 +196,14 @@ impl Gateway {
         for candidate in [&shared_by_all, &mapping_key] {
             if let Some(slot) = self.mappings.find(candidate)
                 && let Some(mapping) = self.mappings.get(slot)
-                && addresses.contains(&mapping.external)
+                && belongs(mapping.external)
             {
                 return Ok((slot, mapping.external, mapping.external_port));
             }
         }
         let is_shared = rule.mapping == Behaviour::EndpointDependent;
-        for external in self.externals.candidates(key.source, pool, &addresses, rule.pooling) {
+        world.read_bound();
+        for external in self.externals.candidates(key.source, pool, addresses, &belongs, rule.pooling) {
             let wish = Wish {
                 protocol: key.protocol,
                 address: external,

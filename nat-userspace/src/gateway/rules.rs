@@ -1,10 +1,11 @@
 //! The rules in force: which one a packet meets, and the same as sets for the fast path.
 
 use std::net::Ipv4Addr;
+use std::sync::Arc;
 
 use ipnet::Ipv4Net;
 use nat_common::FlowKey;
-use nat_common::classify::RuleSet;
+use nat_common::classify::{INSIDE, RuleSet};
 use nat_common::wire;
 
 use super::Interface;
@@ -14,7 +15,9 @@ use crate::config::{Config, ForwardRule, Selector, Side, SnatRule, SnatTarget, S
 /// The rules of a configuration.
 pub struct Rules {
     /// Source translation, in file order.
-    pub snat: Vec<SnatRule>,
+    pub snat: Vec<Arc<SnatRule>>,
+    /// The external addresses of each snat rule's pool, network byte order; empty for other rules.
+    pub pools: Vec<Arc<[u32]>>,
     /// One-to-one.
     pub statics: Vec<StaticRule>,
     /// Port forwards, in file order.
@@ -39,7 +42,8 @@ impl Rules {
     /// The rules of a configuration.
     pub fn new(config: &Config) -> Self {
         Self {
-            snat: config.snat.clone(),
+            snat: config.snat.iter().cloned().map(Arc::new).collect(),
+            pools: config.snat.iter().map(|rule| pool_addresses(&rule.to)).collect(),
             statics: config.statics.clone(),
             forwards: config.forwards.clone(),
             inside: config
@@ -83,7 +87,12 @@ impl Rules {
     }
 
     /// The first snat rule for a packet that leaves by `egress`.
-    pub fn snat(&self, key: &FlowKey, ingress: &Interface, egress: &Interface) -> Option<(u16, &SnatRule)> {
+    pub fn snat(
+        &self,
+        key: &FlowKey,
+        ingress: &Interface,
+        egress: &Interface,
+    ) -> Option<(u16, &Arc<SnatRule>)> {
         let (source, destination) = (address(key.source), address(key.destination));
         let (position, rule) = self.snat.iter().enumerate().find(|(_, rule)| {
             rule.protocols.contains(key.protocol)
@@ -115,7 +124,7 @@ impl Rules {
 
     /// The rule under whose mapping a hairpinned packet's source is hidden: as if it left for the
     /// outside.
-    pub fn hairpin(&self, key: &FlowKey) -> Option<(u16, &SnatRule)> {
+    pub fn hairpin(&self, key: &FlowKey) -> Option<(u16, &Arc<SnatRule>)> {
         let (source, destination) = (address(key.source), address(key.destination));
         let (position, rule) = self.snat.iter().enumerate().find(|(_, rule)| {
             rule.protocols.contains(key.protocol)
@@ -169,9 +178,15 @@ impl Rules {
         Some((u16::try_from(position).ok()?, Ipv4Addr::from(u32::from(to.network()) | host)))
     }
 
-    /// For every prefix that a selector names: the rules whose selector holds there.
-    pub fn selector_sets(&self, selector: impl Fn(&SnatRule) -> &Selector) -> Vec<(Ipv4Net, RuleSet)> {
+    /// For every prefix that a selector names: the rules whose selector holds there. Prefixes in
+    /// `inside` are marked as inside networks.
+    pub fn selector_sets(
+        &self,
+        selector: impl Fn(&SnatRule) -> &Selector,
+        inside: &[Ipv4Net],
+    ) -> Vec<(Ipv4Net, RuleSet)> {
         let mut prefixes = vec![Ipv4Net::default()];
+        prefixes.extend(inside.iter().map(Ipv4Net::trunc));
         for rule in &self.snat {
             let selector = selector(rule);
             prefixes.extend(selector.positive.iter().chain(&selector.negative).map(Ipv4Net::trunc));
@@ -188,6 +203,9 @@ impl Rules {
                     if covers(selector(rule), prefix) {
                         set.insert(position);
                     }
+                }
+                if inside.iter().any(|net| net.contains(&prefix)) {
+                    set.insert(INSIDE);
                 }
                 (prefix, set)
             })
@@ -229,6 +247,14 @@ impl Rules {
             }
         }
         set
+    }
+}
+
+/// The addresses of a pool, network byte order.
+fn pool_addresses(target: &SnatTarget) -> Arc<[u32]> {
+    match target {
+        SnatTarget::Pool(pool) => pool.iter().map(network).collect(),
+        SnatTarget::Masquerade | SnatTarget::None => Arc::new([]),
     }
 }
 
@@ -281,7 +307,7 @@ mod tests {
             let address = Ipv4Addr::from(value);
             let sides: [Side; 2] = [|rule| &rule.source, |rule| &rule.destination];
             for side in sides {
-                let set = longest(&rules.selector_sets(side), address);
+                let set = longest(&rules.selector_sets(side, &[]), address);
                 for (position, rule) in rules.snat.iter().enumerate() {
                     prop_assert_eq!(set.contains(position), side(rule).matches(address));
                 }

@@ -72,10 +72,13 @@ impl Session {
     /// The table entry of a direction.
     pub fn value(&self, slot: u32, direction: Direction) -> FlowValue {
         if self.origin == Origin::Bypass {
-            return FlowValue { direction: direction as u8, ..FlowValue::bypass(slot) };
+            let bypass = FlowValue::bypass(slot);
+            return FlowValue { direction: direction as u8, origin: self.origin.encode(), ..bypass };
         }
         let hop = self.next_hops[direction as usize];
-        FlowValue::translate(self.key(direction), &self.rewritten(direction), direction, slot, hop)
+        let value =
+            FlowValue::translate(self.key(direction), &self.rewritten(direction), direction, slot, hop);
+        FlowValue { origin: self.origin.encode(), ..value }
     }
 
     /// Both entries.
