@@ -55,11 +55,11 @@ impl Sum {
     #[must_use]
     pub fn add_bytes(self, bytes: &[u8]) -> Self {
         let mut sum = self;
-        let mut words = bytes.chunks_exact(2);
-        for word in &mut words {
-            sum = sum.add_u16(u16::from_ne_bytes([word[0], word[1]]));
+        let (words, rest) = bytes.as_chunks();
+        for &word in words {
+            sum = sum.add_u16(u16::from_ne_bytes(word));
         }
-        if let [last] = words.remainder() {
+        if let [last] = rest {
             sum = sum.add_u16(u16::from_ne_bytes([*last, 0]));
         }
         Self(u64::from(sum.fold()))
@@ -67,6 +67,7 @@ impl Sum {
 
     /// The sum folded to 16 bits, carries added back in.
     #[inline(always)]
+    #[expect(clippy::cast_possible_truncation, reason = "no carry is left after the third fold")]
     pub const fn fold(self) -> u16 {
         let sum = (self.0 & 0xffff_ffff) + (self.0 >> 32);
         let sum = (sum & 0xffff) + (sum >> 16);

@@ -65,7 +65,7 @@ impl RuleSet {
         while index < WORDS {
             let word = self.0[index];
             if word != 0 {
-                return word & word.wrapping_neg() & other.0[index] != 0;
+                return word.isolate_lowest_one() & other.0[index] != 0;
             }
             index += 1;
         }

@@ -121,6 +121,7 @@ fn is_tag(kind: u16) -> bool {
 /// The checks are those of RFC 1812 section 5.2.2 and the minimum lengths of TCP, UDP and ICMP:
 /// nothing that passes makes a later read leave the packet.
 #[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "a header is shorter than 64 KiB")]
 pub fn parse_ipv4<F: Frame>(frame: &F, network: usize, realm: u16) -> Result<Parsed, Reason> {
     let Some(header) = frame.at::<Ipv4>(network) else { return Err(Reason::DropTruncated) };
     // SAFETY: `at` answered for the whole header; a copy of 20 bytes.
@@ -268,7 +269,7 @@ fn check_fragment(fragment: u16, payload: u16) -> Result<Kind, Reason> {
     let offset = u32::from(fragment & wire::FRAGMENT_OFFSET) * 8;
     let more = fragment & wire::MORE_FRAGMENTS != 0;
     // behaviour FRG-15 (ping of death) and FRG-16.
-    if payload == 0 || offset + u32::from(payload) > 65_535 || (more && payload % 8 != 0) {
+    if payload == 0 || offset + u32::from(payload) > 65_535 || (more && !payload.is_multiple_of(8)) {
         return Err(Reason::DropFragment);
     }
     Ok(if offset == 0 { Kind::FirstFragment } else { Kind::LaterFragment })

@@ -7,6 +7,12 @@
 #![no_std]
 #![no_main]
 #![expect(missing_docs, reason = "the program macros make public symbols that no Rust code calls")]
+#![expect(clippy::needless_pass_by_value, reason = "the program macros hand the context over by value")]
+#![expect(clippy::not_unsafe_ptr_arg_deref, reason = "as above: nothing but the kernel calls a program")]
+#![expect(
+    clippy::cast_possible_truncation,
+    reason = "offsets, sizes and helpers' codes, all small; a checked conversion is a branch for the verifier"
+)]
 
 mod count;
 mod flow;
@@ -117,8 +123,8 @@ fn punt(ctx: &XdpContext, interface: &Interface) -> u32 {
 pub fn natgw_tc(ctx: TcContext) -> i32 {
     // SAFETY: a tc program is always given a valid context.
     let ifindex = unsafe { (*ctx.as_ptr().cast::<__sk_buff>()).ifindex };
-    let Some(interface) = maps::interface(ifindex) else { return TC_ACT_OK as i32 };
-    skb::translate(&ctx, interface, realm(interface)).unwrap_or(TC_ACT_OK as i32)
+    let Some(interface) = maps::interface(ifindex) else { return TC_ACT_OK };
+    skb::translate(&ctx, interface, realm(interface)).unwrap_or(TC_ACT_OK)
 }
 
 /// Run by the daemon, never attached: writes the clock that `last_seen` is told by.

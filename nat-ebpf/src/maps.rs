@@ -43,7 +43,7 @@ static INTERFACE: Array<Interface> = Array::with_max_entries(INTERFACE_SLOTS, 0)
 #[map]
 pub static DEVICES: DevMap = DevMap::with_max_entries(INTERFACES, 0);
 
-/// Interface's first slot + queue → AF_XDP socket. Emptied by the kernel when the daemon dies.
+/// Interface's first slot + queue → `AF_XDP` socket. Emptied by the kernel when the daemon dies.
 #[map]
 pub static SOCKETS: XskMap = XskMap::with_max_entries(INTERFACES * QUEUES, 0);
 

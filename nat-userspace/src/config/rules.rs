@@ -67,7 +67,7 @@ impl<'a, 'text> Judge<'a, 'text> {
         let destination = self.selector(raw.destination.as_ref());
         let protocols = self.protocols(raw.protocol.as_ref(), ProtocolSet::ANY);
         let out = raw.out.as_ref().map(|out| {
-            self.outside_interface(out.get_ref(), &out.span());
+            self.interface(out.get_ref(), &out.span());
             out.get_ref().clone()
         });
         let ports = raw.ports.as_ref().map_or(Some(PortRange::UNPRIVILEGED), |ports| {
@@ -216,6 +216,19 @@ impl<'a, 'text> Judge<'a, 'text> {
             .into_iter()
             .filter_map(|(span, word)| self.problems.check(&span, parse_protocol(word)))
             .fold(ProtocolSet::NONE, ProtocolSet::with)
+    }
+
+    fn interface(&mut self, name: &str, span: &Range<usize>) {
+        if self.interfaces.iter().all(|interface| interface.name != name) {
+            let there: Vec<&str> = self.interfaces.iter().map(|interface| interface.name.as_str()).collect();
+            self.problems.add(
+                span,
+                Fault::new(
+                    format!("`{name}` is not an interface of this configuration"),
+                    format!("there are: {}", there.join(", ")),
+                ),
+            );
+        }
     }
 
     fn outside_interface(&mut self, name: &str, span: &Range<usize>) {

@@ -140,7 +140,7 @@ fn snat_rules() {
     refused(&snat("source = [\"10.1.1.1/24\"]"), 3, "behind its prefix", "10.1.1.0/24");
     refused(&snat("destination = [\"!ten\"]"), 3, "`ten` is not an IPv4", "10.1.1.0/24");
     refused(&snat("protocol = [\"tcq\"]"), 3, "`tcq` is not a protocol", "number");
-    refused(&snat("out = \"lan\""), 3, "`lan` is not an outside", "outside are: wan");
+    refused(&snat("out = \"dmz\""), 3, "`dmz` is not an interface", "there are: lan, wan");
     refused(&snat("ports = \"9-8\""), 3, "ends before", "8-9");
     refused(&snat("ports = \"0-8\""), 3, "not a port", "1 to 65535");
     refused(&snat("mapping = \"cone\""), 3, "`cone`", "\"endpoint-dependent\"");
@@ -157,6 +157,9 @@ fn snat_values() {
     assert_eq!(config.snat[0].protocols, ProtocolSet::of(&[6, 47]));
     assert_eq!(config.snat[0].protocols.to_string(), "tcp,47");
     assert_eq!(config.snat[0].ports.to_string(), "2000");
+
+    let inward = valid(&snat("out = \"lan\""));
+    assert_eq!(inward.snat[0].out.as_deref(), Some("lan"));
 
     let quiet = valid(&snat("mapping = \"endpoint-dependent\""));
     assert_eq!(quiet.snat[0].filtering, Filtering::AddressAndPortDependent);

@@ -66,7 +66,7 @@ pub fn status(worker: &Worker) -> StatusReport {
             dropped: drops.iter().map(|row| row.packets).sum(),
         },
         drops,
-        warnings: worker.warnings.clone(),
+        warnings: worker.warnings(),
     }
 }
 

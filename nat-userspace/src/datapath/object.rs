@@ -90,7 +90,7 @@ pub struct Datapath {
     pub interfaces: Array<MapData, Interface>,
     /// Devices to redirect to.
     pub devices: DevMap<MapData>,
-    /// AF_XDP sockets by interface and queue.
+    /// `AF_XDP` sockets by interface and queue.
     pub sockets: XskMap<MapData>,
     /// The gateway's addresses.
     pub locals: HashMap<MapData, u32, LocalAddress>,

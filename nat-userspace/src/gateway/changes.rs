@@ -1,6 +1,7 @@
 //! The host changes under the gateway: interfaces, addresses, neighbours, routes. Flows follow at
 //! once, and none keeps an address or a MAC that is no longer right.
 
+use std::collections::HashSet;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Instant;
@@ -153,19 +154,23 @@ impl Gateway {
 
     /// Takes new rules: sessions that they would open the same way live on.
     pub fn reload(&mut self, world: &mut dyn World, now: Instant, config: &Config) -> Reloaded {
-        let permanent: Vec<u32> =
-            self.mappings.iter().filter(|(_, mapping)| mapping.permanent).map(|(slot, _)| slot).collect();
-        for slot in permanent {
-            self.mappings.remove(slot);
-        }
+        self.drop_permanent_mappings();
+        let before: Vec<(Origin, String, u64)> =
+            self.opened.drain().map(|(origin, count)| (origin, self.rules.name(origin), count)).collect();
         self.rules = super::Rules::new(config);
-        self.timeouts = config.timeouts.clone();
+        self.timeouts = config.timeouts;
         self.reserve_forwards();
+        for (origin, name, count) in before {
+            if let Some(origin) = self.rules.position(origin, &name) {
+                *self.opened.entry(origin).or_default() += count;
+            }
+        }
         let mut reloaded = Reloaded::default();
         let slots: Vec<u32> = self.sessions.iter().map(|(slot, _)| slot).collect();
         for slot in slots {
-            if self.still_allowed(slot) {
+            if let Some(origin) = self.allowed_by(slot) {
                 reloaded.kept += 1;
+                self.belongs_to(world, slot, origin);
             } else {
                 reloaded.ended += 1;
                 self.end(world, now, slot);
@@ -174,11 +179,51 @@ impl Gateway {
         reloaded
     }
 
-    /// Whether the rules in force would open a session as it is.
-    pub(super) fn still_allowed(&self, slot: u32) -> bool {
-        let Some(session) = self.sessions.get(slot) else { return false };
+    /// Takes the mappings of forwards out. Sessions that hold one live on without: its port stays
+    /// reserved.
+    fn drop_permanent_mappings(&mut self) {
+        let permanent: HashSet<u32> =
+            self.mappings.iter().filter(|(_, mapping)| mapping.permanent).map(|(slot, _)| slot).collect();
+        if permanent.is_empty() {
+            return;
+        }
+        self.hairpins.retain(|_, mapping| !permanent.contains(mapping));
+        let holders: Vec<u32> = self
+            .sessions
+            .iter()
+            .filter(|(_, session)| permanent.contains(&session.mapping))
+            .map(|(slot, _)| slot)
+            .collect();
+        for slot in holders {
+            if let Some(session) = self.sessions.get_mut(slot) {
+                session.mapping = NO_MAPPING;
+            }
+        }
+        for slot in permanent {
+            self.mappings.remove(slot);
+        }
+    }
+
+    /// A session, and the mapping it holds, are a rule's from now on.
+    pub(super) fn belongs_to(&mut self, world: &mut dyn World, slot: u32, origin: Origin) {
+        let Some(session) = self.sessions.get_mut(slot) else { return };
+        if session.origin == origin {
+            return;
+        }
+        session.origin = origin;
+        for (key, value) in session.entries(slot) {
+            world.replace(key, value);
+        }
+        if let Origin::Snat(position) | Origin::Inbound(position) = origin {
+            self.mappings.set_rule(session.mapping, position);
+        }
+    }
+
+    /// What in the rules in force would open a session as it is.
+    pub(super) fn allowed_by(&self, slot: u32) -> Option<Origin> {
+        let session = self.sessions.get(slot)?;
         let by_rule = |key: &nat_common::FlowKey, external: u32| {
-            self.rules.snat.iter().any(|rule| {
+            let position = self.rules.snat.iter().position(|rule| {
                 rule.protocols.contains(key.protocol)
                     && rule.source.matches(address(key.source))
                     && rule.destination.matches(address(key.destination))
@@ -189,25 +234,27 @@ impl Gateway {
                         }
                         crate::config::SnatTarget::None => false,
                     }
-            })
+            })?;
+            u16::try_from(position).ok()
         };
         match session.origin {
             // Judged anew by its next packet.
-            Origin::Bypass => false,
-            Origin::Snat(_) => by_rule(&session.original, session.rewrite.source),
-            Origin::Inbound(_) => {
-                session.mapping != NO_MAPPING && by_rule(&session.reply, session.original.destination)
-            }
+            Origin::Bypass => None,
+            Origin::Snat(_) => by_rule(&session.original, session.rewrite.source).map(Origin::Snat),
+            Origin::Inbound(_) if session.mapping == NO_MAPPING => None,
+            Origin::Inbound(_) => by_rule(&session.reply, session.original.destination).map(Origin::Inbound),
             Origin::Forward(_) => self
                 .rules
                 .forward(&session.original, |name, wanted| {
                     self.interfaces.values().any(|own| own.name == name && own.addresses.contains(&wanted))
                 })
-                .is_some_and(|(_, rule)| network(rule.internal) == session.rewrite.destination),
+                .filter(|(_, rule)| network(rule.internal) == session.rewrite.destination)
+                .map(|(position, _)| Origin::Forward(position)),
             Origin::Static(_) => self
                 .rules
                 .static_inbound(address(session.original.destination))
-                .is_some_and(|(_, inside)| network(inside) == session.rewrite.destination),
+                .filter(|(_, inside)| network(*inside) == session.rewrite.destination)
+                .map(|(position, _)| Origin::Static(position)),
         }
     }
 }

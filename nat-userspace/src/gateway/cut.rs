@@ -147,9 +147,9 @@ mod tests {
     #[test]
     fn frg_26_a_fragment_is_cut_further() {
         let mut frame = packet(1480);
-        write(&mut frame, 20, MORE_FRAGMENTS | 185);
+        write(&mut frame, 20, MORE_FRAGMENTS | 0xb9);
         let pieces = cut(&frame, 14, 1280).unwrap();
-        assert_eq!(read(&pieces[0], 20), Some(MORE_FRAGMENTS | 185));
+        assert_eq!(read(&pieces[0], 20), Some(MORE_FRAGMENTS | 0xb9));
         assert_eq!(read(&pieces[1], 20), Some(MORE_FRAGMENTS | (185 + 1256 / 8)));
     }
 }

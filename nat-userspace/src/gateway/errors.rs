@@ -161,12 +161,12 @@ fn read_quote(frame: &mut [u8], parsed: &Parsed, end: usize, realm: Realm) -> Op
             key.source_port = word(transport)?;
             key.destination_port = word(transport + 2)?;
         }
-        wire::ICMP => match frame.get(transport)? {
-            &(wire::ICMP_ECHO_REQUEST | wire::ICMP_TIMESTAMP_REQUEST) => {
+        wire::ICMP => match *frame.get(transport)? {
+            wire::ICMP_ECHO_REQUEST | wire::ICMP_TIMESTAMP_REQUEST => {
                 key.source_port = word(transport + 4)?;
                 key.query = Query::Request as u8;
             }
-            &(wire::ICMP_ECHO_REPLY | wire::ICMP_TIMESTAMP_REPLY) => {
+            wire::ICMP_ECHO_REPLY | wire::ICMP_TIMESTAMP_REPLY => {
                 key.destination_port = word(transport + 4)?;
                 key.query = Query::Reply as u8;
             }
@@ -233,15 +233,12 @@ fn write_quote(frame: &mut [u8], end: usize, quote: &Quote, value: &FlowValue) -
     let mut write = |at: usize, word: u16| {
         frame.get_mut(at..at + 2).map(|bytes| bytes.copy_from_slice(&word.to_ne_bytes()))
     };
-    match quote.key.protocol {
-        wire::ICMP => {
-            let is_reply = quote.key.query == Query::Reply as u8;
-            write(quote.transport + 4, if is_reply { value.destination_port } else { value.source_port })?;
-        }
-        _ => {
-            write(quote.transport, value.source_port)?;
-            write(quote.transport + 2, value.destination_port)?;
-        }
+    if quote.key.protocol == wire::ICMP {
+        let is_reply = quote.key.query == Query::Reply as u8;
+        write(quote.transport + 4, if is_reply { value.destination_port } else { value.source_port })?;
+    } else {
+        write(quote.transport, value.source_port)?;
+        write(quote.transport + 2, value.destination_port)?;
     }
     let at = quote.transport + field;
     if at + 2 <= end {

@@ -199,8 +199,8 @@ impl Gateway {
                     range.first + u16::try_from(offset).unwrap_or(0)
                 })
                 .find(|&port| {
-                    !taken(port, source)
-                        && !(target.hides_remote && world.is_bound(key.protocol, source, port.to_be()))
+                    let is_own = target.hides_remote && world.is_bound(key.protocol, source, port.to_be());
+                    !(is_own || taken(port, source))
                 })
         } else {
             Some(wanted)

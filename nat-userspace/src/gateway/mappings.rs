@@ -110,6 +110,13 @@ impl MappingTable {
         slot
     }
 
+    /// A mapping is a rule's from now on.
+    pub fn set_rule(&mut self, slot: u32, rule: u16) {
+        if let Some(mapping) = self.slots.get_mut(slot as usize).and_then(Option::as_mut) {
+            mapping.rule = rule;
+        }
+    }
+
     /// A session to `remote` holds the mapping.
     pub fn hold(&mut self, slot: u32, remote: u32) {
         if let Some(mapping) = self.slots.get_mut(slot as usize).and_then(Option::as_mut) {

@@ -185,7 +185,7 @@ impl Gateway {
         Self {
             started: now,
             rules: Rules::new(config),
-            timeouts: config.timeouts.clone(),
+            timeouts: config.timeouts,
             interfaces: HashMap::new(),
             sessions: sessions::SessionTable::new(config.limits.sessions),
             mappings: mappings::MappingTable::default(),

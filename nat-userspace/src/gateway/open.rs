@@ -14,6 +14,7 @@ use super::{Gateway, Interface, Outcome, address, network, next_hops};
 use crate::config::{Mapping as Behaviour, SnatRule, SnatTarget};
 
 /// Why a packet opens nothing.
+#[derive(Clone, Copy)]
 pub(super) enum Refusal {
     /// It is the stack's.
     Stack,
@@ -245,14 +246,14 @@ impl Gateway {
         &mut self,
         world: &mut dyn World,
         now: Instant,
-        session: Session,
+        mut session: Session,
     ) -> Option<(u32, Direction)> {
         let (mapping, remote, protocol) =
             (session.mapping, session_remote(&session), session.original.protocol);
         let origin = session.origin;
         let opened = now.saturating_duration_since(self.started).as_millis();
-        let slot =
-            self.sessions.insert(Session { opened: u64::try_from(opened).unwrap_or(u64::MAX), ..session })?;
+        session.opened = u64::try_from(opened).unwrap_or(u64::MAX);
+        let slot = self.sessions.insert(session)?;
         if mapping != NO_MAPPING {
             self.mappings.hold(mapping, remote);
         }

@@ -52,7 +52,7 @@ impl Default for Random {
 }
 
 /// 64 bits nobody outside can know: std's hash keys come from the system's generator once a
-/// thread and step by one a call, SipHash hides that.
+/// thread and step by one a call, `SipHash` hides that.
 fn system() -> u64 {
     let mut hasher = std::collections::hash_map::RandomState::new().build_hasher();
     hasher.write_u64(0);

@@ -143,13 +143,14 @@ impl Gateway {
         if mapping != NO_MAPPING {
             self.mappings.hold(mapping, remote);
         }
-        if !self.still_allowed(slot) {
+        let Some(origin) = self.allowed_by(slot) else {
             // Its entries go with those that belong to no session.
             if let Some(session) = self.sessions.remove(slot) {
                 self.let_go(now, &session);
             }
             return None;
-        }
+        };
+        self.belongs_to(world, slot, origin);
         let line = world.activity(slot);
         let left = self.sessions.get(slot).map(|session| self.time_left(world, session, &line))?;
         self.arm(now + left, slot);

@@ -9,6 +9,7 @@ use nat_common::classify::{INSIDE, RuleSet};
 use nat_common::wire;
 
 use super::Interface;
+use super::sessions::Origin;
 use crate::config::{Config, ForwardRule, Selector, Side, SnatRule, SnatTarget, StaticRule, Unmatched};
 
 /// The rules of a configuration.
@@ -52,6 +53,36 @@ impl Rules {
                 .map(|interface| interface.name.clone())
                 .collect(),
             drop_unmatched: config.unmatched_outside == Unmatched::Drop,
+        }
+    }
+
+    /// The name of what opened a session.
+    pub fn name(&self, origin: Origin) -> String {
+        let name = match origin {
+            Origin::Snat(position) | Origin::Inbound(position) => {
+                self.snat.get(usize::from(position)).map(|rule| &rule.name)
+            }
+            Origin::Forward(position) => self.forwards.get(usize::from(position)).map(|rule| &rule.name),
+            Origin::Static(position) => self.statics.get(usize::from(position)).map(|rule| &rule.name),
+            Origin::Bypass => None,
+        };
+        name.cloned().unwrap_or_default()
+    }
+
+    /// An origin of the same kind whose rule has a name.
+    pub fn position(&self, origin: Origin, name: &str) -> Option<Origin> {
+        let place = |position: Option<usize>| position.and_then(|position| u16::try_from(position).ok());
+        let snat = || place(self.snat.iter().position(|rule| rule.name == name));
+        match origin {
+            Origin::Snat(_) => snat().map(Origin::Snat),
+            Origin::Inbound(_) => snat().map(Origin::Inbound),
+            Origin::Forward(_) => {
+                place(self.forwards.iter().position(|rule| rule.name == name)).map(Origin::Forward)
+            }
+            Origin::Static(_) => {
+                place(self.statics.iter().position(|rule| rule.name == name)).map(Origin::Static)
+            }
+            Origin::Bypass => Some(Origin::Bypass),
         }
     }
 
@@ -252,6 +283,8 @@ mod tests {
             .map_or(RuleSet::EMPTY, |(_, set)| *set)
     }
 
+    type Side = fn(&SnatRule) -> &Selector;
+
     proptest! {
         /// The sets and the selectors agree for every address (negations, nesting and all).
         #[test]
@@ -272,7 +305,6 @@ mod tests {
             // Half of the cases fall where the prefixes are.
             let value = if bits & 1 == 0 { bits } else { 0x0a01_0000 | (bits >> 8 & 0xffff) };
             let address = Ipv4Addr::from(value);
-            type Side = fn(&SnatRule) -> &Selector;
             let sides: [Side; 2] = [|rule| &rule.source, |rule| &rule.destination];
             for side in sides {
                 let set = longest(&rules.selector_sets(side, &[]), address);

@@ -18,7 +18,7 @@ pub struct Session {
     pub rewrite: Rewrite,
     /// The key of packets that come back.
     pub reply: FlowKey,
-    /// The mapping that owns its external port, or [`NO_MAPPING`].
+    /// The mapping that owns its external port, or `NO_MAPPING`.
     pub mapping: u32,
     /// Next hop of each direction.
     pub next_hops: [u32; 2],

@@ -122,22 +122,8 @@ impl Gateway {
             age,
             packets: [sent.packets, received.packets],
             bytes: [sent.bytes, received.bytes],
-            rule: self.rule_name(session.origin),
+            rule: self.rules.name(session.origin),
         })
-    }
-
-    fn rule_name(&self, origin: Origin) -> String {
-        let name = match origin {
-            Origin::Snat(position) | Origin::Inbound(position) => {
-                self.rules.snat.get(usize::from(position)).map(|rule| &rule.name)
-            }
-            Origin::Forward(position) => {
-                self.rules.forwards.get(usize::from(position)).map(|rule| &rule.name)
-            }
-            Origin::Static(position) => self.rules.statics.get(usize::from(position)).map(|rule| &rule.name),
-            Origin::Bypass => None,
-        };
-        name.cloned().unwrap_or_default()
     }
 
     /// Sessions opened by each rule, by its name.
@@ -148,7 +134,7 @@ impl Gateway {
             *by_origin.entry(session.origin).or_insert(0u64) += 1;
         }
         for (origin, count) in by_origin {
-            *counts.entry(self.rule_name(origin)).or_insert(0) += count;
+            *counts.entry(self.rules.name(origin)).or_insert(0) += count;
         }
         counts
     }
@@ -157,7 +143,7 @@ impl Gateway {
     pub fn opened_by_rule(&self, name: &str) -> u64 {
         self.opened
             .iter()
-            .filter(|(origin, _)| self.rule_name(**origin) == name)
+            .filter(|(origin, _)| self.rules.name(**origin) == name)
             .map(|(_, count)| count)
             .sum()
     }

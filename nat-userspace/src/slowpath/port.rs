@@ -1,4 +1,4 @@
-//! One AF_XDP socket, and the frames all of them share.
+//! One `AF_XDP` socket, and the frames all of them share.
 //!
 //! The same memory is registered at every socket, so that a frame received on one is sent on
 //! another without being copied by us; a frame is always in exactly one place: a fill ring, our
@@ -137,7 +137,7 @@ impl Port {
         let _ = unsafe { self.rings.fill_ring.enqueue(&mut frames.umem, count, true) };
     }
 
-    /// Receives up to [`BATCH`] frames, in the order they came.
+    /// Receives up to `BATCH` frames, in the order they came.
     pub fn receive(&mut self, frames: &mut Frames, packets: &mut Vec<Packet>) -> usize {
         let Some(ring) = self.rings.rx_ring.as_mut() else { return 0 };
         // SAFETY: as for `fill`.
