@@ -16,7 +16,7 @@ use nat_common::{
     translate,
 };
 
-use crate::{Verdict, count::count, fits, flow, frame::PacketFrame, maps};
+use crate::{Verdict, fits, flow, frame::PacketFrame, maps};
 
 /// `AF_INET`.
 const AF_INET: u8 = 2;
@@ -57,7 +57,8 @@ pub fn outbound(
         return Verdict::Punt;
     }
     let rewrite = Rewrite { source: counterpart(mapping, parsed.key.source), ..same(&parsed.key) };
-    let Ok((hop, outside)) = route(ctx.ctx.cast(), interface, parsed, parsed.key.source, parsed.key.destination)
+    let Ok((hop, outside)) =
+        route(ctx.ctx.cast(), interface, parsed, parsed.key.source, parsed.key.destination)
     else {
         return Verdict::Punt;
     };
@@ -137,20 +138,21 @@ fn send(
     if !fits(parsed, hop.mtu) {
         return Verdict::Punt;
     }
-    if hop.flags & NextHop::STACK != 0 || (interface.flags & Interface::VIRTUAL != 0 && flow::partial(transport, parsed)) {
+    if hop.flags & NextHop::STACK != 0
+        || (interface.flags & Interface::VIRTUAL != 0 && flow::partial(transport, parsed))
+    {
         return Verdict::Stack;
     }
     let value = FlowValue::translate(&parsed.key, rewrite, Direction::Original, 0, 0);
     let done = match parsed.kind {
         Kind::Ported => translate::rewrite(frame, transport, parsed, &value),
-        Kind::FirstFragment => translate::rewrite_addresses(frame, parsed.network, &value).and_then(|()| {
-            translate::adjust_transport(transport, parsed.key.protocol, &value)
-        }),
+        Kind::FirstFragment => translate::rewrite_addresses(frame, parsed.network, &value)
+            .and_then(|()| translate::adjust_transport(transport, parsed.key.protocol, &value)),
         _ => translate::rewrite_addresses(frame, parsed.network, &value),
     };
     if done.is_none() {
-        return Verdict::Drop(Reason::DropTruncated);
+        // A first fragment whose checksum is in the next one (behaviour FRG-17).
+        return Verdict::Drop(Reason::DropFragment);
     }
-    count(Reason::TranslatedStatic);
-    flow::send(frame, parsed, hop)
+    flow::send(frame, parsed, hop, Reason::TranslatedStatic)
 }
