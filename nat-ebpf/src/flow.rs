@@ -48,12 +48,12 @@ pub fn forward(
     if translate::rewrite(frame, transport, parsed, flow).is_none() {
         return Verdict::Drop(Reason::DropTruncated);
     }
-    send(frame, parsed, hop)
+    send(frame, parsed, hop, Reason::Translated)
 }
 
-/// TTL, MACs, and out.
+/// TTL, MACs, and out; counted under `reason`.
 #[inline(always)]
-pub fn send(frame: &PacketFrame, parsed: &Parsed, hop: &NextHop) -> Verdict {
+pub fn send(frame: &PacketFrame, parsed: &Parsed, hop: &NextHop, reason: Reason) -> Verdict {
     if translate::decrement_ttl(frame, parsed.network).is_none()
         || translate::address_frame(frame, hop).is_none()
     {
@@ -61,7 +61,7 @@ pub fn send(frame: &PacketFrame, parsed: &Parsed, hop: &NextHop) -> Verdict {
     }
     match maps::DEVICES.redirect(hop.port, u64::from(xdp_action::XDP_DROP)) {
         Ok(action) => {
-            count(Reason::Translated);
+            count(reason);
             Verdict::Sent(action)
         }
         Err(_) => Verdict::Drop(Reason::DropTransmit),
