@@ -254,9 +254,7 @@ impl Lab {
         // Kernels without bridge netfilter have no such setting, and no such judgement.
         for namespace in [&self.switch, &self.isp.namespace] {
             let setting = "net.bridge.bridge-nf-call-iptables=0";
-            let _ = Command::new("ip")
-                .args(["netns", "exec", namespace, "sysctl", "-qew", setting])
-                .output();
+            let _ = Command::new("ip").args(["netns", "exec", namespace, "sysctl", "-qew", setting]).output();
         }
         self.isp.sysctl("ipv4.ip_forward", "1");
         self.isp.sysctl("ipv4.conf.all.send_redirects", "0");
