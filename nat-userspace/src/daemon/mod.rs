@@ -112,7 +112,7 @@ fn reload(worker: &mut Worker) -> Result<Reloaded, ApiError> {
                 tracing::warn!("{warning}");
             }
         }
-        Err(error) => tracing::error!(hint = error.hint, "{error}; the old configuration stays"),
+        Err(error) => tracing::error!("the old configuration stays: {error}"),
     }
     notify("READY=1");
     outcome
