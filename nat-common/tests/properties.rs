@@ -231,7 +231,9 @@ proptest! {
     ) {
         let set = |positions: &BTreeSet<usize>| {
             let mut set = RuleSet::EMPTY;
-            positions.iter().for_each(|&position| set.insert(position));
+            for &position in positions {
+                set.insert(position);
+            }
             set
         };
         let (a, b) = (set(&one), set(&other));

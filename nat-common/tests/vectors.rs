@@ -100,7 +100,9 @@ fn contradictions_have_names() {
         option_words: 1,
         payload: vec![0; 8],
     };
-    let cases: [(&str, u8, &[(usize, u8)], Reason); 11] = [
+    /// Name, protocol, bytes to overwrite, what it is called.
+    type Case = (&'static str, u8, &'static [(usize, u8)], Reason);
+    let cases: [Case; 11] = [
         ("version 6", wire::UDP, &[(14, 0x66)], Reason::DropBadHeader),
         ("header of 16 bytes", wire::UDP, &[(14, 0x44)], Reason::DropBadHeader),
         ("header beyond the packet", wire::UDP, &[(14, 0x4f)], Reason::DropBadHeader),
