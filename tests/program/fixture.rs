@@ -242,7 +242,7 @@ fn same(left: &[u8], right: &[u8], whose: &str, other: &str) -> Result<(), Strin
 }
 
 fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    bytes.iter().fold(String::new(), |text, byte| text + &format!("{byte:02x}"))
 }
 
 /// Judges every fixture, and tells all that failed.

@@ -132,8 +132,8 @@ pub struct Stage {
     ifindexes: [u32; 3],
     flows: HashMap<FlowKey, FlowValue>,
     hops: HashMap<u32, NextHop>,
-    /// Sockets that have to stay open: AF_XDP's, and the gateway's own.
-    _sockets: Vec<Box<dyn Any>>,
+    /// What ends when it is closed: the sockets of the daemon, and the gateway's own.
+    kept_open: Vec<Box<dyn Any>>,
 }
 
 type Work = Box<dyn FnOnce(&mut Stage) + Send>;
@@ -176,15 +176,15 @@ impl Stage {
                 .unwrap()
         });
         let mut stage =
-            Self { datapath, ifindexes, flows: HashMap::new(), hops: HashMap::new(), _sockets: Vec::new() };
+            Self { datapath, ifindexes, flows: HashMap::new(), hops: HashMap::new(), kept_open: Vec::new() };
         stage.write_interfaces();
         stage.write_addresses();
         stage.write_hops();
         stage.write_flows();
         stage.publish(RULES);
-        stage._sockets.push(Box::new(UdpSocket::bind("203.0.113.1:5000").expect("bind to UDP port 5000")));
+        stage.kept_open.push(Box::new(UdpSocket::bind("203.0.113.1:5000").expect("bind to UDP port 5000")));
         stage
-            ._sockets
+            .kept_open
             .push(Box::new(TcpListener::bind("203.0.113.1:5000").expect("listen on TCP port 5000")));
         stage
     }
@@ -255,7 +255,7 @@ impl Stage {
             if link != Link::Tap {
                 let socket = packet_socket();
                 self.datapath.sockets.set(first_socket, socket.as_raw_fd(), 0).expect("write a socket");
-                self._sockets.push(Box::new(socket));
+                self.kept_open.push(Box::new(socket));
             }
         }
     }
