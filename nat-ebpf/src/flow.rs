@@ -34,7 +34,9 @@ pub fn forward(
     if hop.flags & NextHop::VALID == 0 || !fits(parsed, hop.mtu) {
         return Verdict::Punt;
     }
-    if hop.flags & NextHop::STACK != 0 || (interface.flags & Interface::VIRTUAL != 0 && partial(transport, parsed)) {
+    if hop.flags & NextHop::STACK != 0
+        || (interface.flags & Interface::VIRTUAL != 0 && partial(transport, parsed))
+    {
         return Verdict::Stack;
     }
     note(transport, parsed, flow);
@@ -47,7 +49,9 @@ pub fn forward(
 /// TTL, MACs, and out.
 #[inline(always)]
 pub fn send(frame: &PacketFrame, parsed: &Parsed, hop: &NextHop) -> Verdict {
-    if translate::decrement_ttl(frame, parsed.network).is_none() || translate::address_frame(frame, hop).is_none() {
+    if translate::decrement_ttl(frame, parsed.network).is_none()
+        || translate::address_frame(frame, hop).is_none()
+    {
         return Verdict::Drop(Reason::DropTruncated);
     }
     match maps::DEVICES.redirect(hop.port, u64::from(xdp_action::XDP_DROP)) {
@@ -82,8 +86,7 @@ pub fn note(transport: &PacketFrame, parsed: &Parsed, flow: &FlowValue) {
             unsafe { (u32::from_be((*header).sequence), u32::from_be((*header).acknowledgement)) };
         let seen = tcp::note(line, usize::from(flow.direction), parsed.tcp_flags, sequence, acknowledgement);
         if seen != 0 {
-            let event =
-                SessionEvent { session: flow.session, seen, direction: flow.direction, pad: [0; 2] };
+            let event = SessionEvent { session: flow.session, seen, direction: flow.direction, pad: [0; 2] };
             // A full ring loses the event: the daemon looks again when the session is next due.
             let _ = maps::EVENTS.output(&event, 0);
         }

@@ -3,7 +3,7 @@
 
 use aya_ebpf::{
     EbpfContext as _,
-    bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, __sk_buff},
+    bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR},
     helpers::generated::{bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_redirect, bpf_skb_store_bytes},
     programs::TcContext,
 };
@@ -11,8 +11,8 @@ use nat_common::{
     Direction, FlowKey, FlowValue, Parsed, Realm, Reason,
     abi::Interface,
     checksum::Sum,
-    frame::Frame,
     flow::{Action, Query, Rewrite},
+    frame::Frame,
     next_hop::NextHop,
     parse::{ETHERNET, Kind, parse_ipv4, parse_link},
     wire,
@@ -58,7 +58,12 @@ pub fn translate(ctx: &TcContext, interface: &Interface, realm: u16) -> Option<i
 
 /// The translation of a packet that a one-to-one rule covers.
 #[inline(always)]
-fn one_to_one(ctx: &TcContext, interface: &Interface, parsed: &Parsed, realm: u16) -> Option<(FlowValue, NextHop)> {
+fn one_to_one(
+    ctx: &TcContext,
+    interface: &Interface,
+    parsed: &Parsed,
+    realm: u16,
+) -> Option<(FlowValue, NextHop)> {
     let settings = maps::settings()?;
     let key: &FlowKey = &parsed.key;
     let inbound = realm == Realm::Outside as u16;
@@ -113,7 +118,12 @@ fn rewrite(ctx: &TcContext, parsed: &Parsed, value: &FlowValue, hop: &NextHop) -
 /// Brings the transport checksum after. What the pseudo-header changed is told apart, because a
 /// partial checksum covers nothing else yet.
 #[inline(always)]
-fn mend_transport_checksum(skb: *mut __sk_buff, parsed: &Parsed, value: &FlowValue, transport: u32) -> Option<()> {
+fn mend_transport_checksum(
+    skb: *mut __sk_buff,
+    parsed: &Parsed,
+    value: &FlowValue,
+    transport: u32,
+) -> Option<()> {
     let (field, flags) = match parsed.key.protocol {
         wire::TCP => (transport + 16, 0),
         wire::UDP | wire::UDPLITE => (transport + 6, u64::from(BPF_F_MARK_MANGLED_0)),

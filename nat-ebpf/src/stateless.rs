@@ -57,7 +57,8 @@ pub fn outbound(
         return Verdict::Punt;
     }
     let rewrite = Rewrite { source: counterpart(mapping, parsed.key.source), ..same(&parsed.key) };
-    let Ok((hop, outside)) = route(ctx.ctx.cast(), interface, parsed, parsed.key.source, parsed.key.destination)
+    let Ok((hop, outside)) =
+        route(ctx.ctx.cast(), interface, parsed, parsed.key.source, parsed.key.destination)
     else {
         return Verdict::Punt;
     };
@@ -137,15 +138,16 @@ fn send(
     if !fits(parsed, hop.mtu) {
         return Verdict::Punt;
     }
-    if hop.flags & NextHop::STACK != 0 || (interface.flags & Interface::VIRTUAL != 0 && flow::partial(transport, parsed)) {
+    if hop.flags & NextHop::STACK != 0
+        || (interface.flags & Interface::VIRTUAL != 0 && flow::partial(transport, parsed))
+    {
         return Verdict::Stack;
     }
     let value = FlowValue::translate(&parsed.key, rewrite, Direction::Original, 0, 0);
     let done = match parsed.kind {
         Kind::Ported => translate::rewrite(frame, transport, parsed, &value),
-        Kind::FirstFragment => translate::rewrite_addresses(frame, parsed.network, &value).and_then(|()| {
-            translate::adjust_transport(transport, parsed.key.protocol, &value)
-        }),
+        Kind::FirstFragment => translate::rewrite_addresses(frame, parsed.network, &value)
+            .and_then(|()| translate::adjust_transport(transport, parsed.key.protocol, &value)),
         _ => translate::rewrite_addresses(frame, parsed.network, &value),
     };
     if done.is_none() {
