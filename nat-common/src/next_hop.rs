@@ -30,5 +30,6 @@ impl NextHop {
 }
 
 const _: () = assert!(size_of::<NextHop>() == 32);
-// One behind the other, as in a frame.
-const _: () = assert!(core::mem::offset_of!(NextHop, source) == 6);
+// First, and one behind the other, as in a frame.
+const _: () =
+    assert!(core::mem::offset_of!(NextHop, destination) == 0 && core::mem::offset_of!(NextHop, source) == 6);
