@@ -5,7 +5,7 @@
 //! whatever byte order the machine has: RFC 1071 section 2 (B) shows that the result, stored the
 //! same way, is right in either.
 
-/// A one's-complement sum, not yet folded to 16 bits.
+/// A one's-complement sum, not yet folded to 16 bits; of at most 2^15 words of 32 bits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Sum(u64);
 
@@ -69,8 +69,8 @@ impl Sum {
     #[inline(always)]
     #[expect(clippy::cast_possible_truncation, reason = "no carry is left after the third fold")]
     pub const fn fold(self) -> u16 {
+        // Less than 2^32 + 2^15: two more steps suffice.
         let sum = (self.0 & 0xffff_ffff) + (self.0 >> 32);
-        let sum = (sum & 0xffff) + (sum >> 16);
         let sum = (sum & 0xffff) + (sum >> 16);
         let sum = (sum & 0xffff) + (sum >> 16);
         sum as u16
@@ -146,6 +146,18 @@ mod tests {
     fn cks_02_udp_zero_is_sent_as_all_ones() {
         let delta = Delta::of(Sum::ZERO.subtract_u16(0x5555).add_u16(0x3285));
         assert_eq!(delta.apply_udp(0xdd2f), 0xffff);
+    }
+
+    /// As large as a sum can be, and every carry there is.
+    #[test]
+    fn a_fold_is_the_remainder() {
+        for sum in
+            [0, 0xffff, 0x1_0000, 0x1_fffe, 0xffff_ffff, 0x1_0000_7fff, (1 << 47) - 1, 0x7fff_ffff_8001]
+        {
+            let folded = u64::from(Sum(sum).fold());
+            assert_eq!(folded % 0xffff, sum % 0xffff, "{sum:#x}");
+            assert_eq!(folded == 0, sum == 0, "{sum:#x}");
+        }
     }
 
     /// behaviour CKS-01 and CKS-09.

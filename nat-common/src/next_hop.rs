@@ -30,3 +30,5 @@ impl NextHop {
 }
 
 const _: () = assert!(size_of::<NextHop>() == 32);
+// One behind the other, as in a frame.
+const _: () = assert!(core::mem::offset_of!(NextHop, source) == 6);

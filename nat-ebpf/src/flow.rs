@@ -31,6 +31,11 @@ pub fn forward(
         return Verdict::Pass;
     }
     let Some(hop) = maps::next_hop(flow.next_hop) else { return Verdict::Punt };
+    if interface.flags & Interface::GENERIC != 0 && u32::from(parsed.total_length) > interface.mtu {
+        // Segments that an offload will cut apart: the stack keeps them together and knows their
+        // size, a redirect from here would not take them.
+        return Verdict::Stack;
+    }
     if hop.flags & NextHop::VALID == 0 || !fits(parsed, hop.mtu) {
         return Verdict::Punt;
     }
@@ -43,12 +48,12 @@ pub fn forward(
     if translate::rewrite(frame, transport, parsed, flow).is_none() {
         return Verdict::Drop(Reason::DropTruncated);
     }
-    send(frame, parsed, hop)
+    send(frame, parsed, hop, Reason::Translated)
 }
 
-/// TTL, MACs, and out.
+/// TTL, MACs, and out; counted under `reason`.
 #[inline(always)]
-pub fn send(frame: &PacketFrame, parsed: &Parsed, hop: &NextHop) -> Verdict {
+pub fn send(frame: &PacketFrame, parsed: &Parsed, hop: &NextHop, reason: Reason) -> Verdict {
     if translate::decrement_ttl(frame, parsed.network).is_none()
         || translate::address_frame(frame, hop).is_none()
     {
@@ -56,7 +61,7 @@ pub fn send(frame: &PacketFrame, parsed: &Parsed, hop: &NextHop) -> Verdict {
     }
     match maps::DEVICES.redirect(hop.port, u64::from(xdp_action::XDP_DROP)) {
         Ok(action) => {
-            count(Reason::Translated);
+            count(reason);
             Verdict::Sent(action)
         }
         Err(_) => Verdict::Drop(Reason::DropTransmit),

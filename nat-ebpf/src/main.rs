@@ -171,14 +171,21 @@ fn realm(interface: &Interface) -> u16 {
 
 const _: () = assert!(Interface::OUTSIDE == 1 && Realm::Inside as u16 == 1 && Realm::Outside as u16 == 0);
 
+const _: () = assert!(core::mem::offset_of!(Interface, mac) % 2 == 0);
+
 /// Whether the frame is addressed to this interface: broadcasts and what a switch flooded are
 /// the stack's to judge, never translated (behaviour L2X-03).
 #[inline(always)]
 fn is_for(frame: &PacketFrame, interface: &Interface) -> bool {
     let Some(ethernet) = frame.at::<Ethernet>(0) else { return false };
-    // SAFETY: `at` answered for the whole header.
-    let destination = unsafe { (*ethernet).destination };
-    destination == interface.mac
+    let own = (&raw const interface.mac).cast::<[u16; 3]>();
+    // By words: byte arrays would be compared byte by byte.
+    // SAFETY: `at` answered for the whole header, which begins with the MAC; both lie at even
+    // addresses.
+    unsafe {
+        let to = *ethernet.cast::<[u16; 3]>();
+        to[0] == (*own)[0] && to[1] == (*own)[1] && to[2] == (*own)[2]
+    }
 }
 
 /// Whether the frame's TTL and size allow it through: the rest is the daemon's, who answers.

@@ -87,9 +87,10 @@ pub static INJECTED: PerCpuArray<u32> = PerCpuArray::with_max_entries(1, 0);
 /// The flow of a packet.
 #[inline(always)]
 pub fn flow(key: &FlowKey) -> Option<&'static FlowValue> {
-    // SAFETY: without preallocation a removed element is freed after an RCU grace period, so the
-    // value cannot change into another flow's while this program runs.
-    unsafe { FLOWS.get(key) }
+    let words = key.words();
+    // SAFETY: the words are the key's bytes. Without preallocation a removed element is freed after
+    // an RCU grace period, so the value cannot change into another flow's while this program runs.
+    unsafe { FLOWS.get(&*(&raw const words).cast::<FlowKey>()) }
 }
 
 /// The line of a session.

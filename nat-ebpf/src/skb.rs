@@ -3,6 +3,7 @@
 
 use aya_ebpf::{
     EbpfContext as _,
+    bindings::TC_ACT_SHOT,
     bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR},
     helpers::generated::{bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_redirect, bpf_skb_store_bytes},
     programs::TcContext,
@@ -49,11 +50,27 @@ pub fn translate(ctx: &TcContext, interface: &Interface, realm: u16) -> Option<i
         if hop.flags & NextHop::VALID == 0 || parsed.ttl <= 1 {
             return None;
         }
+        if too_big(ctx, &parsed, hop.mtu) {
+            count(Reason::DropTooBig);
+            return Some(TC_ACT_SHOT as i32);
+        }
         flow::note(&frame.skip(parsed.transport), &parsed, value);
         return rewrite(ctx, &parsed, value, hop);
     }
     let (value, hop) = one_to_one(ctx, interface, &parsed, realm)?;
     rewrite(ctx, &parsed, &value, &hop)
+}
+
+/// Whether what will be on the wire exceeds the MTU of the way out: the segments of a merged
+/// packet, else the packet. XDP has sent what is too big and whole to the daemon.
+#[inline(always)]
+fn too_big(ctx: &TcContext, parsed: &Parsed, mtu: u32) -> bool {
+    // SAFETY: a tc program is always given a valid context.
+    let segment = unsafe { (*ctx.as_ptr().cast::<__sk_buff>()).gso_size };
+    // IPv4 and TCP without options: with options a segment carries less, so this never errs
+    // against one that fits.
+    const HEADERS: u32 = 20 + 20;
+    if segment == 0 { u32::from(parsed.total_length) > mtu } else { segment + HEADERS > mtu }
 }
 
 /// The translation of a packet that a one-to-one rule covers.

@@ -16,7 +16,7 @@ use nat_common::{
     translate,
 };
 
-use crate::{Verdict, count::count, fits, flow, frame::PacketFrame, maps};
+use crate::{Verdict, fits, flow, frame::PacketFrame, maps};
 
 /// `AF_INET`.
 const AF_INET: u8 = 2;
@@ -152,8 +152,8 @@ fn send(
         _ => translate::rewrite_addresses(frame, parsed.network, &value),
     };
     if done.is_none() {
-        return Verdict::Drop(Reason::DropTruncated);
+        // A first fragment whose checksum is in the next one (behaviour FRG-17).
+        return Verdict::Drop(Reason::DropFragment);
     }
-    count(Reason::TranslatedStatic);
-    flow::send(frame, parsed, hop)
+    flow::send(frame, parsed, hop, Reason::TranslatedStatic)
 }

@@ -19,6 +19,10 @@ pub mod protocol {
     pub const TCP: u8 = 6;
     /// UDP.
     pub const UDP: u8 = 17;
+    /// Generic routing encapsulation.
+    pub const GRE: u8 = 47;
+    /// UDP-Lite.
+    pub const UDPLITE: u8 = 136;
 }
 
 /// TCP flags, combined with `|`.
@@ -99,6 +103,7 @@ pub struct Packet {
 #[derive(Clone, Debug)]
 enum Transport {
     Udp,
+    UdpLite,
     Tcp { seq: u32, ack: u32, flags: u8, window: u16, urgent: u16, options: Vec<u8> },
     Icmp { kind: u8, code: u8, rest: [u8; 4] },
     Raw(u8),
@@ -120,6 +125,11 @@ impl Packet {
     /// A UDP datagram.
     pub fn udp(source: impl Into<Endpoint>, destination: impl Into<Endpoint>) -> Self {
         Self::new(source.into(), destination.into(), Transport::Udp)
+    }
+
+    /// A UDP-Lite datagram whose checksum covers all of it (RFC 3828).
+    pub fn udplite(source: impl Into<Endpoint>, destination: impl Into<Endpoint>) -> Self {
+        Self::new(source.into(), destination.into(), Transport::UdpLite)
     }
 
     /// A TCP segment without flags; say them with [`Packet::flags`] or [`Packet::syn`].
@@ -307,7 +317,7 @@ impl Packet {
         Self { total_length: Some(length), ..self }
     }
 
-    /// Writes this into the UDP header's length.
+    /// Writes this into the length field of a UDP header, or the coverage field of a UDP-Lite one.
     pub fn udp_length(self, length: u16) -> Self {
         Self { udp_length: Some(length), ..self }
     }
@@ -405,10 +415,14 @@ impl Packet {
     fn segment(&self) -> Vec<u8> {
         let mut segment = Vec::new();
         match &self.transport {
-            Transport::Udp => {
+            Transport::Udp | Transport::UdpLite => {
+                let covers = match self.transport {
+                    Transport::UdpLite => 0,
+                    _ => length(8 + self.payload.len()),
+                };
                 segment.extend(self.source.port().to_be_bytes());
                 segment.extend(self.destination.port().to_be_bytes());
-                segment.extend(self.udp_length.unwrap_or(length(8 + self.payload.len())).to_be_bytes());
+                segment.extend(self.udp_length.unwrap_or(covers).to_be_bytes());
                 segment.extend([0, 0]);
             }
             Transport::Tcp { seq, ack, flags, window, urgent, options } => {
@@ -442,14 +456,17 @@ impl Packet {
             segment.len(),
         );
         let (at, sum) = match self.transport {
-            Transport::Udp => (6, self.checksum.over(&[&pseudo, segment])),
+            Transport::Udp | Transport::UdpLite => (6, self.checksum.over(&[&pseudo, segment])),
             Transport::Tcp { .. } => (16, self.checksum.over(&[&pseudo, segment])),
             Transport::Icmp { .. } => (2, self.checksum.over(&[segment])),
             Transport::Raw(_) => return,
         };
         // A UDP sum of 0 is sent as 0xffff: 0 would say that there is none (RFC 768).
-        let computed_zero_in_udp =
-            sum == 0 && matches!((&self.transport, self.checksum), (Transport::Udp, Checksum::Right));
+        let computed_zero_in_udp = sum == 0
+            && matches!(
+                (&self.transport, self.checksum),
+                (Transport::Udp | Transport::UdpLite, Checksum::Right)
+            );
         let sum = if computed_zero_in_udp { 0xffff } else { sum };
         segment[at..at + 2].copy_from_slice(&sum.to_be_bytes());
     }
@@ -457,6 +474,7 @@ impl Packet {
     fn protocol(&self) -> u8 {
         match self.transport {
             Transport::Udp => protocol::UDP,
+            Transport::UdpLite => protocol::UDPLITE,
             Transport::Tcp { .. } => protocol::TCP,
             Transport::Icmp { .. } => protocol::ICMP,
             Transport::Raw(protocol) => protocol,

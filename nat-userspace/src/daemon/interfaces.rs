@@ -124,6 +124,7 @@ impl Served {
                 | flag(self.attached == Some(Attached::Generic), abi::Interface::GENERIC),
             mac: link.mac,
             port: self.port,
+            mtu: link.mtu,
         };
         let slot = link.index % INTERFACE_SLOTS;
         let taken = kernel.datapath.interfaces.get(&slot, 0)?;

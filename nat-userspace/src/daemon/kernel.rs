@@ -1,6 +1,6 @@
 //! The world as the gateway core sees it, made of kernel maps and netlink.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
@@ -16,6 +16,8 @@ use crate::host::{BoundPorts, Host, Route, RouteError, RouteQuery, bound_ports};
 const SOCKETS_EVERY: Duration = Duration::from_millis(5);
 /// Reading them takes at most one part in so many of the time.
 const SOCKETS_SHARE: u32 = 20;
+/// How often a neighbour is asked for.
+const RESOLVE_EVERY: Duration = Duration::from_millis(200);
 /// How often the kernel's clock is read at most.
 const CLOCK_EVERY: Duration = Duration::from_millis(10);
 /// Over what time the kernel's tick rate is measured.
@@ -31,6 +33,8 @@ pub struct Kernel {
     pub host: Host,
     /// Every address of the gateway.
     locals: HashSet<Ipv4Addr>,
+    /// When each neighbour was last asked for.
+    asked: HashMap<(u32, Ipv4Addr), Instant>,
     bound: BoundPorts,
     bound_read: Instant,
     bound_every: Duration,
@@ -51,6 +55,7 @@ impl Kernel {
             datapath,
             host,
             locals: HashSet::new(),
+            asked: HashMap::new(),
             bound: BoundPorts::default(),
             bound_read: now,
             bound_every: SOCKETS_EVERY,
@@ -160,6 +165,13 @@ impl World for Kernel {
     }
 
     fn resolve(&mut self, ifindex: u32, neighbour: Ipv4Addr) {
+        // A burst of first packets asks once: the kernel repeats the question by itself.
+        let now = Instant::now();
+        let asked = self.asked.insert((ifindex, neighbour), now);
+        if asked.is_some_and(|asked| now - asked < RESOLVE_EVERY) {
+            self.asked.extend(asked.map(|asked| ((ifindex, neighbour), asked)));
+            return;
+        }
         if let Err(error) = self.host.resolve(ifindex, neighbour) {
             tracing::debug!(%error, %neighbour, "asking for a neighbour failed");
         }

@@ -103,6 +103,32 @@ pub struct Datapath {
     clock: Mapped<u64>,
 }
 
+/// `struct xdp_md`, whose data pointers are offsets when a program is run by hand.
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct XdpMd {
+    data: u32,
+    data_end: u32,
+    data_meta: u32,
+    ingress_ifindex: u32,
+    rx_queue_index: u32,
+    egress_ifindex: u32,
+}
+
+impl XdpMd {
+    /// The context of a frame that came in on an interface's first queue.
+    fn received(ifindex: u32, frame: &[u8]) -> Self {
+        Self {
+            data: 0,
+            data_end: u32::try_from(frame.len()).unwrap_or(0),
+            data_meta: 0,
+            ingress_ifindex: ifindex,
+            rx_queue_index: 0,
+            egress_ifindex: 0,
+        }
+    }
+}
+
 /// Takes a map out of the object.
 fn take(ebpf: &mut Ebpf, name: &'static str) -> Result<Map, LoadError> {
     ebpf.take_map(name).ok_or(LoadError::MissingMap(name))
@@ -182,38 +208,35 @@ impl Datapath {
 
     /// Hands a frame to the gateway's own stack, as if just received on `ifindex`.
     pub fn inject(&self, ifindex: u32, frame: &[u8]) -> Result<(), LoadError> {
-        /// `struct xdp_md`, whose data pointers are offsets here.
-        #[repr(C)]
-        #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-        struct XdpMd {
-            data: u32,
-            data_end: u32,
-            data_meta: u32,
-            ingress_ifindex: u32,
-            rx_queue_index: u32,
-            egress_ifindex: u32,
-        }
         let program: &Xdp = self
             .ebpf
             .program(abi::PROGRAM_INJECT)
             .ok_or(LoadError::MissingMap(abi::PROGRAM_INJECT))?
             .try_into()?;
-        let context = XdpMd {
-            data: 0,
-            data_end: u32::try_from(frame.len()).unwrap_or(0),
-            data_meta: 0,
-            ingress_ifindex: ifindex,
-            rx_queue_index: 0,
-            egress_ifindex: 0,
-        };
         program.test_run(TestRunOptions {
             data_in: Some(frame),
-            ctx_in: Some(bytemuck::bytes_of(&context)),
+            ctx_in: Some(bytemuck::bytes_of(&XdpMd::received(ifindex, frame))),
             repeat: 1,
             attrs: TestRunAttrs::new().xdp_live_frames(1),
             ..TestRunOptions::new()
         })?;
         Ok(())
+    }
+
+    /// Runs the XDP program on a frame as if received on `ifindex`, first queue, and sends it
+    /// nowhere. Returns the action and the frame as the program left it.
+    pub fn test_run(&self, ifindex: u32, frame: &[u8]) -> Result<(u32, Vec<u8>), LoadError> {
+        let program: &Xdp =
+            self.ebpf.program(abi::PROGRAM_XDP).ok_or(LoadError::MissingMap(abi::PROGRAM_XDP))?.try_into()?;
+        let mut left = vec![0; frame.len()];
+        let result = program.test_run(TestRunOptions {
+            data_in: Some(frame),
+            data_out: Some(&mut left),
+            ctx_in: Some(bytemuck::bytes_of(&XdpMd::received(ifindex, frame))),
+            repeat: 1,
+            ..TestRunOptions::new()
+        })?;
+        Ok((result.return_value, left))
     }
 
     /// Readable when [`Datapath::events`] has some.

@@ -1,0 +1,13 @@
+//! What the verifier has to walk: growth is a reviewed change of this number, not an accident.
+
+use crate::stage::on_stage;
+
+/// Instructions that the verifier may look at: 6.18 looks at about 293,000 and would look at a million.
+const BUDGET: u32 = 400_000;
+
+#[test]
+fn the_verifier_stays_within_its_budget() {
+    let verified =
+        on_stage(|stage| stage.datapath.verified_instructions()).expect("a kernel that tells (5.16)");
+    assert!(verified <= BUDGET, "{verified} instructions verified, {BUDGET} allowed");
+}
