@@ -89,9 +89,9 @@ pub fn decrement_ttl<F: Frame>(frame: &F, network: usize) -> Option<()> {
 pub fn address_frame<F: Frame>(frame: &F, hop: &NextHop) -> Option<()> {
     let ethernet = frame.at::<Ethernet>(0)?;
     // Both at once, by words: byte arrays would be copied byte by byte.
-    let from = (&raw const hop.destination).cast::<[u16; 6]>();
+    let from = core::ptr::from_ref(hop).cast::<[u16; 6]>();
     // SAFETY: `at` answered for the whole header, which nothing else borrows; its first 12 bytes are
-    // the MACs, as are the next hop's.
+    // the MACs, as are the next hop's, whose alignment is no less.
     unsafe { *ethernet.cast::<[u16; 6]>() = *from };
     Some(())
 }
