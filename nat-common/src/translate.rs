@@ -91,7 +91,7 @@ pub fn address_frame<F: Frame>(frame: &F, hop: &NextHop) -> Option<()> {
     // Both at once, by words: byte arrays would be copied byte by byte.
     let from = core::ptr::from_ref(hop).cast::<[u16; 6]>();
     // SAFETY: `at` answered for the whole header, which nothing else borrows; its first 12 bytes are
-    // the MACs, as are the next hop's.
+    // the MACs, as are the next hop's, whose alignment is no less.
     unsafe { *ethernet.cast::<[u16; 6]>() = *from };
     Some(())
 }

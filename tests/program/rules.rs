@@ -101,13 +101,16 @@ fn flt_07_what_matches_nothing_may_be_dropped() {
     assert_right(&on_stage(move |stage| stage.dropping_unmatched(|stage| judge_all(stage, &fixtures))));
 }
 
+/// Makes a packet from a source to a destination.
+type Form = fn(&str, &str) -> Packet;
+
 /// behaviour ONE-01 to ONE-03 and FRG-25: the address is all that changes, and nothing is remembered.
 #[test]
 fn one_01_one_to_one() {
     let inside = "192.168.1.17";
     let outside = "203.0.113.17";
     let remote = "198.51.100.1";
-    let forms: [(&str, fn(&str, &str) -> Packet); 11] = [
+    let forms: [(&str, Form); 11] = [
         ("UDP", |from, to| Packet::udp((from, 7), (to, 9)).payload(b"x")),
         ("UDP without a checksum", |from, to| Packet::udp((from, 7), (to, 9)).checksum(0).payload(b"x")),
         ("UDP-Lite", |from, to| Packet::udplite((from, 7), (to, 9)).payload(b"x")),

@@ -367,8 +367,8 @@ fn internal_ports(external: PortRange, given: PortRange) -> Result<PortRange, Fa
 const TCP: u8 = 6;
 const UDP: u8 = 17;
 
-/// A session names its rule by one byte.
-const MOST_SNAT_RULES: usize = 256;
+/// What a set of rules in the fast path has bits for.
+const MOST_SNAT_RULES: usize = nat_common::classify::RULES;
 
 /// What a column of a listing has room for.
 const LONGEST_NAME: usize = 63;

@@ -148,7 +148,7 @@ fn snat_rules() {
     refused(&snat("pooling = \"any\""), 3, "`any`", "\"arbitrary\"");
     refused(&snat("name = \"a b\""), 3, "cannot be a rule's name", "letters");
     refused(&(snat("name = \"x\"") + &snat("name = \"x\"")), 6, "a second rule", "unique");
-    refused(&snat("").repeat(257), 256 * 3 + 1, "257 [[snat]]", "many prefixes");
+    refused(&snat("").repeat(256), 255 * 3 + 1, "256 [[snat]]", "many prefixes");
 }
 
 #[test]
