@@ -178,6 +178,7 @@ const _: () = assert!(core::mem::offset_of!(Interface, mac) % 2 == 0);
 #[inline(always)]
 fn is_for(frame: &PacketFrame, interface: &Interface) -> bool {
     let Some(ethernet) = frame.at::<Ethernet>(0) else { return false };
+    #[expect(clippy::cast_ptr_alignment, reason = "at an even offset, as asserted above")]
     let own = (&raw const interface.mac).cast::<[u16; 3]>();
     // By words: byte arrays would be compared byte by byte.
     // SAFETY: `at` answered for the whole header, which begins with the MAC; both lie at even

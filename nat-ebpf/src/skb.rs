@@ -52,7 +52,7 @@ pub fn translate(ctx: &TcContext, interface: &Interface, realm: u16) -> Option<i
         }
         if too_big(ctx, &parsed, hop.mtu) {
             count(Reason::DropTooBig);
-            return Some(TC_ACT_SHOT as i32);
+            return Some(TC_ACT_SHOT);
         }
         flow::note(&frame.skip(parsed.transport), &parsed, value);
         return rewrite(ctx, &parsed, value, hop);
@@ -65,11 +65,11 @@ pub fn translate(ctx: &TcContext, interface: &Interface, realm: u16) -> Option<i
 /// packet, else the packet. XDP has sent what is too big and whole to the daemon.
 #[inline(always)]
 fn too_big(ctx: &TcContext, parsed: &Parsed, mtu: u32) -> bool {
+    /// IPv4 and TCP without options: with options a segment carries less, so this never errs
+    /// against one that fits.
+    const HEADERS: u32 = 20 + 20;
     // SAFETY: a tc program is always given a valid context.
     let segment = unsafe { (*ctx.as_ptr().cast::<__sk_buff>()).gso_size };
-    // IPv4 and TCP without options: with options a segment carries less, so this never errs
-    // against one that fits.
-    const HEADERS: u32 = 20 + 20;
     if segment == 0 { u32::from(parsed.total_length) > mtu } else { segment + HEADERS > mtu }
 }
 
