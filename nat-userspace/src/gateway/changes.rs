@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use nat_common::Direction;
 
-use super::sessions::{NO_MAPPING, Origin};
+use super::sessions::{NO_MAPPING, Origin, Session};
 use super::world::{RouteKind, RouteQuery, World};
 use super::{Gateway, Interface, address, network, next_hops};
 use crate::config::Config;
@@ -140,15 +140,10 @@ impl Gateway {
 
     /// Takes new rules: sessions that they would open the same way live on.
     pub fn reload(&mut self, world: &mut dyn World, now: Instant, config: &Config) -> Reloaded {
-        let permanent: Vec<u32> =
-            self.mappings.iter().filter(|(_, mapping)| mapping.permanent).map(|(slot, _)| slot).collect();
-        for slot in permanent {
-            self.mappings.remove(slot);
-        }
         self.rules = super::Rules::new(config);
         self.timeouts = config.timeouts.clone();
+        let mut reloaded = Reloaded { ended: self.retire_forwards(world, now), ..Reloaded::default() };
         self.reserve_forwards();
-        let mut reloaded = Reloaded::default();
         let slots: Vec<u32> = self.sessions.iter().map(|(slot, _)| slot).collect();
         for slot in slots {
             if self.still_allowed(slot) {
@@ -159,6 +154,33 @@ impl Gateway {
             }
         }
         reloaded
+    }
+
+    /// Takes out the mappings of forwards that are no more, with the sessions that hold them:
+    /// left in, they would hold whatever mapping has the slot next. Returns how many ended.
+    fn retire_forwards(&mut self, world: &mut dyn World, now: Instant) -> u32 {
+        let retired: Vec<u32> = self
+            .mappings
+            .iter()
+            .filter(|(_, mapping)| mapping.permanent && !self.is_forwarded(mapping))
+            .map(|(slot, _)| slot)
+            .collect();
+        if retired.is_empty() {
+            return 0;
+        }
+        let holds = |session: &Session| {
+            let hairpin = self.hairpins.get(&session.original);
+            retired.contains(&session.mapping) || hairpin.is_some_and(|slot| retired.contains(slot))
+        };
+        let slots: Vec<u32> =
+            self.sessions.iter().filter(|(_, session)| holds(session)).map(|(slot, _)| slot).collect();
+        for &slot in &slots {
+            self.end(world, now, slot);
+        }
+        for slot in retired {
+            self.mappings.remove(slot);
+        }
+        u32::try_from(slots.len()).unwrap_or(u32::MAX)
     }
 
     /// Whether the rules in force would open a session as it is.

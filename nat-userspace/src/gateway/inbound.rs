@@ -78,6 +78,7 @@ impl Gateway {
         };
         self.enter(world, now, session).ok_or_else(|| {
             self.sources.close(target.inside.0);
+            self.let_go_of_hairpin(now, key);
             Refusal::Silent(Reason::DropTable)
         })
     }
@@ -274,6 +275,19 @@ impl Gateway {
             permanent: true,
             shared: false,
         });
+    }
+
+    /// Whether a forward's mapping is what the rules in force would make.
+    pub(super) fn is_forwarded(&self, mapping: &Mapping) -> bool {
+        let port = mapping.external_port;
+        self.rules.forwards.iter().any(|rule| {
+            rule.protocols.contains(mapping.key.protocol)
+                && rule.external_ports.contains(u16::from_be(port))
+                && rule.source.is_any()
+                && !rule.masquerade_source
+                && (network(rule.internal), forwarded_port(rule, port)) == (mapping.key.address, mapping.key.port)
+                && self.forward_addresses(rule).contains(&mapping.external)
+        })
     }
 
     /// The addresses a forward listens on now, network byte order.
