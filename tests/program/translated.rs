@@ -108,7 +108,8 @@ fn timestamp(length: usize) -> Vec<u8> {
 
 #[test]
 fn inv_4_header_fields_stay() {
-    let fields: [(&str, fn(Packet) -> Packet); 4] = [
+    type Change = fn(Packet) -> Packet;
+    let fields: [(&str, Change); 4] = [
         ("TOS and DF", |packet| packet.tos(0xb9).df()),
         ("id 0", |packet| packet.id(0).df()),
         ("id ffff", |packet| packet.id(0xffff)),
