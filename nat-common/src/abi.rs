@@ -45,6 +45,8 @@ pub struct Interface {
     pub mac: [u8; 6],
     /// Its slot in the device map.
     pub port: u16,
+    /// Its MTU, bytes: a larger packet is several, merged or not yet cut apart.
+    pub mtu: u32,
 }
 
 impl Interface {
@@ -146,7 +148,7 @@ pub struct SessionEvent {
     pub pad: [u8; 2],
 }
 
-const _: () = assert!(size_of::<Interface>() == 24);
+const _: () = assert!(size_of::<Interface>() == 28);
 const _: () = assert!(size_of::<LocalAddress>() == 8);
 const _: () = assert!(size_of::<SelectorKey>() == 8);
 const _: () = assert!(size_of::<StaticKey>() == 8);

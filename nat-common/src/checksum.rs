@@ -5,7 +5,7 @@
 //! whatever byte order the machine has: RFC 1071 section 2 (B) shows that the result, stored the
 //! same way, is right in either.
 
-/// A one's-complement sum, not yet folded to 16 bits.
+/// A one's-complement sum, not yet folded to 16 bits; of at most 2^15 words of 32 bits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Sum(u64);
 
@@ -55,11 +55,11 @@ impl Sum {
     #[must_use]
     pub fn add_bytes(self, bytes: &[u8]) -> Self {
         let mut sum = self;
-        let mut words = bytes.chunks_exact(2);
-        for word in &mut words {
-            sum = sum.add_u16(u16::from_ne_bytes([word[0], word[1]]));
+        let (words, rest) = bytes.as_chunks();
+        for &word in words {
+            sum = sum.add_u16(u16::from_ne_bytes(word));
         }
-        if let [last] = words.remainder() {
+        if let [last] = rest {
             sum = sum.add_u16(u16::from_ne_bytes([*last, 0]));
         }
         Self(u64::from(sum.fold()))
@@ -67,9 +67,10 @@ impl Sum {
 
     /// The sum folded to 16 bits, carries added back in.
     #[inline(always)]
+    #[expect(clippy::cast_possible_truncation, reason = "no carry is left after the third fold")]
     pub const fn fold(self) -> u16 {
+        // Less than 2^32 + 2^15: two more steps suffice.
         let sum = (self.0 & 0xffff_ffff) + (self.0 >> 32);
-        let sum = (sum & 0xffff) + (sum >> 16);
         let sum = (sum & 0xffff) + (sum >> 16);
         let sum = (sum & 0xffff) + (sum >> 16);
         sum as u16
@@ -126,11 +127,7 @@ impl Delta {
 /// Sum of the IPv4 pseudo-header. `length` is of the transport header and data, in host order.
 #[inline(always)]
 pub const fn pseudo_header(source: u32, destination: u32, protocol: u8, length: u16) -> Sum {
-    Sum::ZERO
-        .add_u32(source)
-        .add_u32(destination)
-        .add_u16((protocol as u16).to_be())
-        .add_u16(length.to_be())
+    Sum::ZERO.add_u32(source).add_u32(destination).add_u16((protocol as u16).to_be()).add_u16(length.to_be())
 }
 
 #[cfg(test)]
@@ -149,6 +146,18 @@ mod tests {
     fn cks_02_udp_zero_is_sent_as_all_ones() {
         let delta = Delta::of(Sum::ZERO.subtract_u16(0x5555).add_u16(0x3285));
         assert_eq!(delta.apply_udp(0xdd2f), 0xffff);
+    }
+
+    /// As large as a sum can be, and every carry there is.
+    #[test]
+    fn a_fold_is_the_remainder() {
+        for sum in
+            [0, 0xffff, 0x1_0000, 0x1_fffe, 0xffff_ffff, 0x1_0000_7fff, (1 << 47) - 1, 0x7fff_ffff_8001]
+        {
+            let folded = u64::from(Sum(sum).fold());
+            assert_eq!(folded % 0xffff, sum % 0xffff, "{sum:#x}");
+            assert_eq!(folded == 0, sum == 0, "{sum:#x}");
+        }
     }
 
     /// behaviour CKS-01 and CKS-09.

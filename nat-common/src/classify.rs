@@ -8,8 +8,11 @@ use crate::wire;
 
 /// Words in a set.
 const WORDS: usize = 4;
-/// Rules that a set can hold.
-pub const RULES: usize = WORDS * 64;
+/// Rules that a set can hold: one less than it has bits, see [`INSIDE`].
+pub const RULES: usize = WORDS * 64 - 1;
+/// No rule: in the set of a source prefix, that the prefix is an inside network. What arrives from
+/// outside with such a source is forged.
+pub const INSIDE: usize = RULES;
 
 /// A set of rules by position in the file.
 #[repr(C)]
@@ -62,7 +65,7 @@ impl RuleSet {
         while index < WORDS {
             let word = self.0[index];
             if word != 0 {
-                return word & word.wrapping_neg() & other.0[index] != 0;
+                return word.isolate_lowest_one() & other.0[index] != 0;
             }
             index += 1;
         }

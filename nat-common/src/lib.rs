@@ -9,17 +9,17 @@
 #![no_std]
 
 pub mod abi;
-pub mod wire;
-pub mod frame;
-pub mod checksum;
-pub mod parse;
-pub mod flow;
-pub mod next_hop;
 pub mod activity;
+pub mod checksum;
+pub mod classify;
+pub mod flow;
+pub mod frame;
+pub mod next_hop;
+pub mod parse;
+pub mod reason;
 pub mod tcp;
 pub mod translate;
-pub mod classify;
-pub mod reason;
+pub mod wire;
 
 pub use flow::{Direction, FlowKey, FlowValue, Realm};
 pub use parse::{Parsed, parse};

@@ -30,3 +30,6 @@ impl NextHop {
 }
 
 const _: () = assert!(size_of::<NextHop>() == 32);
+// First, and one behind the other, as in a frame.
+const _: () =
+    assert!(core::mem::offset_of!(NextHop, destination) == 0 && core::mem::offset_of!(NextHop, source) == 6);

@@ -121,11 +121,13 @@ fn is_tag(kind: u16) -> bool {
 /// The checks are those of RFC 1812 section 5.2.2 and the minimum lengths of TCP, UDP and ICMP:
 /// nothing that passes makes a later read leave the packet.
 #[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "a header is shorter than 64 KiB")]
 pub fn parse_ipv4<F: Frame>(frame: &F, network: usize, realm: u16) -> Result<Parsed, Reason> {
     let Some(header) = frame.at::<Ipv4>(network) else { return Err(Reason::DropTruncated) };
-    // SAFETY: `at` answered for the whole header; a copy of 20 bytes.
-    let header = unsafe { *header };
-    let header_length = known_length(header.header_length());
+    let mut sum = header_sum(header);
+    // SAFETY: `at` answered for the whole header, which nothing writes before the last use of this.
+    let header = unsafe { &*header };
+    let header_length = header.header_length();
     let total_length = u16::from_be(header.total_length);
     if header.version_and_length >> 4 != 4
         || header_length < IPV4
@@ -134,9 +136,8 @@ pub fn parse_ipv4<F: Frame>(frame: &F, network: usize, realm: u16) -> Result<Par
     {
         return Err(Reason::DropBadHeader);
     }
-    let mut sum = header_sum(&header);
     if header_length > IPV4 {
-        sum = sum.add(check_options(frame, network, header_length)?);
+        sum = sum.add(check_options(frame, network)?);
     }
     if sum.fold() != 0xffff {
         return Err(Reason::DropBadChecksum);
@@ -223,43 +224,20 @@ pub fn parse_ipv4<F: Frame>(frame: &F, network: usize, realm: u16) -> Result<Par
     Ok(parsed)
 }
 
-/// A header length as one of the constants it can be.
-///
-/// To the verifier, what lies behind a header of unknown length lies at an unknown offset, and
-/// nothing it learns there can be compared: walking the program once for each of the ten lengths
-/// that options give is a tenth of walking it with one that is not known.
-#[inline(always)]
-fn known_length(length: usize) -> usize {
-    use core::hint::black_box;
-    match length {
-        24 => black_box(24),
-        28 => black_box(28),
-        32 => black_box(32),
-        36 => black_box(36),
-        40 => black_box(40),
-        44 => black_box(44),
-        48 => black_box(48),
-        52 => black_box(52),
-        56 => black_box(56),
-        60 => black_box(60),
-        20 => 20,
-        // Less than a header: refused.
-        _ => 0,
-    }
-}
-
 /// Sum of the 20 fixed bytes of the header; 0xffff folded means the checksum is right.
+///
+/// By words, not by fields: the program would keep every field for later, and has no registers
+/// for so many.
 #[inline(always)]
-fn header_sum(header: &Ipv4) -> Sum {
-    Sum::ZERO
-        .add_u16(u16::from_ne_bytes([header.version_and_length, header.tos]))
-        .add_u16(header.total_length)
-        .add_u16(header.id)
-        .add_u16(header.fragment)
-        .add_u16(u16::from_ne_bytes([header.ttl, header.protocol]))
-        .add_u16(header.checksum)
-        .add_u32(header.source)
-        .add_u32(header.destination)
+fn header_sum(header: *const Ipv4) -> Sum {
+    // SAFETY: as many bytes of the same alignment, any of them valid; the caller's frame answered
+    // for the whole header.
+    let words = unsafe { &*header.cast::<[u16; IPV4 / 2]>() };
+    let mut sum = Sum::ZERO;
+    for word in words {
+        sum = sum.add_u16(*word);
+    }
+    sum
 }
 
 /// Judges a fragment by its header alone: what no later one could make right is dropped.
@@ -268,30 +246,35 @@ fn check_fragment(fragment: u16, payload: u16) -> Result<Kind, Reason> {
     let offset = u32::from(fragment & wire::FRAGMENT_OFFSET) * 8;
     let more = fragment & wire::MORE_FRAGMENTS != 0;
     // behaviour FRG-15 (ping of death) and FRG-16.
-    if payload == 0 || offset + u32::from(payload) > 65_535 || (more && payload % 8 != 0) {
+    if payload == 0 || offset + u32::from(payload) > 65_535 || (more && !payload.is_multiple_of(8)) {
         return Err(Reason::DropFragment);
     }
     Ok(if offset == 0 { Kind::FirstFragment } else { Kind::LaterFragment })
 }
 
-/// Largest option list in bytes: header length 15 words.
-const OPTIONS: usize = 40;
+/// Largest option list in 16-bit words: header length 15 words of 32.
+const OPTION_WORDS: usize = 20;
 
 /// Walks the options: refuses source routes and lists that do not end well, and sums them.
 ///
-/// Out of line in the program: packets with options are rare, the loop is not small.
+/// Out of line in the program: packets with options are rare, the loop is not small. Whatever the
+/// verifier learned here of the packet's size or of the header's, it would walk the rest of the
+/// program once for each length that options can have: so the length is read again, and where
+/// the walk is is [`Forgotten`].
 #[inline(never)]
-fn check_options<F: Frame>(frame: &F, network: usize, header_length: usize) -> Result<Sum, Reason> {
-    let length = header_length.wrapping_sub(IPV4);
+fn check_options<F: Frame>(frame: &F, network: usize) -> Result<Sum, Reason> {
+    let Some(header) = frame.at_in_loop::<Ipv4>(network) else { return Err(Reason::DropTruncated) };
+    // SAFETY: `at` answered for the whole header.
+    let length = unsafe { (*header).header_length() }.wrapping_sub(IPV4);
     let mut sum = Sum::ZERO;
-    let mut walk = OptionWalk(OptionWalk::KIND);
-    let mut position = 0;
-    // One loop for both, so that the verifier walks it once and not once for each length.
-    while position < OPTIONS {
-        if position >= length {
+    let mut walk = OptionWalk(Forgotten(OptionWalk::KIND));
+    let mut position = Forgotten(0);
+    for _ in 0..OPTION_WORDS {
+        let here = position.get();
+        if usize::from(here) >= length {
             break;
         }
-        let Some(word) = frame.at_in_loop::<u16>(network + IPV4 + position) else {
+        let Some(word) = frame.at_in_loop::<u16>(network + IPV4 + usize::from(here)) else {
             return Err(Reason::DropTruncated);
         };
         // SAFETY: `at` answered for two bytes.
@@ -300,20 +283,34 @@ fn check_options<F: Frame>(frame: &F, network: usize, header_length: usize) -> R
         let [first, second] = word.to_ne_bytes();
         walk.step(first)?;
         walk.step(second)?;
-        position += 2;
+        position.set(here + 2);
     }
-    match walk.get() {
+    match walk.0.get() {
         OptionWalk::KIND | OptionWalk::ENDED => Ok(sum),
         _ => Err(Reason::DropBadOption),
     }
 }
 
-/// What the next byte of an option list is.
-///
-/// One byte, never zero, read and written through memory: the verifier knows nothing of such a
-/// byte on the stack, and so walks the list once, not once for each length an option may have
-/// (which took 800,000 instructions).
-struct OptionWalk(u8);
+/// A byte that is read and written through memory: the verifier knows nothing of such a byte on
+/// the stack, and so walks a loop once and not once for each value the byte may have.
+struct Forgotten(u8);
+
+impl Forgotten {
+    #[inline(always)]
+    fn get(&self) -> u8 {
+        // SAFETY: a reference is valid for reads.
+        unsafe { core::ptr::from_ref(&self.0).read_volatile() }
+    }
+
+    #[inline(always)]
+    fn set(&mut self, value: u8) {
+        // SAFETY: a unique reference is valid for writes.
+        unsafe { core::ptr::from_mut(&mut self.0).write_volatile(value) }
+    }
+}
+
+/// What the next byte of an option list is; never zero.
+struct OptionWalk(Forgotten);
 
 impl OptionWalk {
     /// An option's type.
@@ -328,7 +325,7 @@ impl OptionWalk {
     /// Takes the next byte.
     #[inline(always)]
     fn step(&mut self, byte: u8) -> Result<(), Reason> {
-        let next = match self.get() {
+        let next = match self.0.get() {
             Self::ENDED => return Ok(()),
             Self::LENGTH => match byte {
                 2 => Self::KIND,
@@ -345,19 +342,7 @@ impl OptionWalk {
             inside if inside == Self::INSIDE + 1 => Self::KIND,
             inside => inside - 1,
         };
-        self.set(next);
+        self.0.set(next);
         Ok(())
-    }
-
-    #[inline(always)]
-    fn get(&self) -> u8 {
-        // SAFETY: a reference is valid for reads.
-        unsafe { core::ptr::from_ref(&self.0).read_volatile() }
-    }
-
-    #[inline(always)]
-    fn set(&mut self, value: u8) {
-        // SAFETY: a unique reference is valid for writes.
-        unsafe { core::ptr::from_mut(&mut self.0).write_volatile(value) }
     }
 }

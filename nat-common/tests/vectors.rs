@@ -88,7 +88,9 @@ fn vlan_tags_are_read() {
     }
 }
 
-/// Where a packet contradicts itself, and what it is called.
+/// Name, protocol, bytes to overwrite, what it is called.
+type Case = (&'static str, u8, &'static [(usize, u8)], Reason);
+
 #[test]
 fn contradictions_have_names() {
     let sample = |protocol| Sample {
@@ -100,8 +102,6 @@ fn contradictions_have_names() {
         option_words: 1,
         payload: vec![0; 8],
     };
-    /// Name, protocol, bytes to overwrite, what it is called.
-    type Case = (&'static str, u8, &'static [(usize, u8)], Reason);
     let cases: [Case; 11] = [
         ("version 6", wire::UDP, &[(14, 0x66)], Reason::DropBadHeader),
         ("header of 16 bytes", wire::UDP, &[(14, 0x44)], Reason::DropBadHeader),

@@ -31,6 +31,11 @@ pub fn forward(
         return Verdict::Pass;
     }
     let Some(hop) = maps::next_hop(flow.next_hop) else { return Verdict::Punt };
+    if interface.flags & Interface::GENERIC != 0 && u32::from(parsed.total_length) > interface.mtu {
+        // Segments that an offload will cut apart: the stack keeps them together and knows their
+        // size, a redirect from here would not take them.
+        return Verdict::Stack;
+    }
     if hop.flags & NextHop::VALID == 0 || !fits(parsed, hop.mtu) {
         return Verdict::Punt;
     }

@@ -7,15 +7,21 @@
 #![no_std]
 #![no_main]
 #![expect(missing_docs, reason = "the program macros make public symbols that no Rust code calls")]
+#![expect(clippy::needless_pass_by_value, reason = "the program macros hand the context over by value")]
+#![expect(clippy::not_unsafe_ptr_arg_deref, reason = "as above: nothing but the kernel calls a program")]
+#![expect(
+    clippy::cast_possible_truncation,
+    reason = "offsets, sizes and helpers' codes, all small; a checked conversion is a branch for the verifier"
+)]
 
-mod maps;
-mod frame;
 mod count;
 mod flow;
+mod frame;
+mod maps;
 mod miss;
-mod stateless;
-mod sockets;
 mod skb;
+mod sockets;
+mod stateless;
 
 use aya_ebpf::{
     EbpfContext as _,
@@ -117,8 +123,8 @@ fn punt(ctx: &XdpContext, interface: &Interface) -> u32 {
 pub fn natgw_tc(ctx: TcContext) -> i32 {
     // SAFETY: a tc program is always given a valid context.
     let ifindex = unsafe { (*ctx.as_ptr().cast::<__sk_buff>()).ifindex };
-    let Some(interface) = maps::interface(ifindex) else { return TC_ACT_OK as i32 };
-    skb::translate(&ctx, interface, realm(interface)).unwrap_or(TC_ACT_OK as i32)
+    let Some(interface) = maps::interface(ifindex) else { return TC_ACT_OK };
+    skb::translate(&ctx, interface, realm(interface)).unwrap_or(TC_ACT_OK)
 }
 
 /// Run by the daemon, never attached: writes the clock that `last_seen` is told by.
@@ -165,14 +171,21 @@ fn realm(interface: &Interface) -> u16 {
 
 const _: () = assert!(Interface::OUTSIDE == 1 && Realm::Inside as u16 == 1 && Realm::Outside as u16 == 0);
 
+const _: () = assert!(core::mem::offset_of!(Interface, mac) % 2 == 0);
+
 /// Whether the frame is addressed to this interface: broadcasts and what a switch flooded are
 /// the stack's to judge, never translated (behaviour L2X-03).
 #[inline(always)]
 fn is_for(frame: &PacketFrame, interface: &Interface) -> bool {
     let Some(ethernet) = frame.at::<Ethernet>(0) else { return false };
-    // SAFETY: `at` answered for the whole header.
-    let destination = unsafe { (*ethernet).destination };
-    destination == interface.mac
+    let own = (&raw const interface.mac).cast::<[u16; 3]>();
+    // By words: byte arrays would be compared byte by byte.
+    // SAFETY: `at` answered for the whole header, which begins with the MAC; both lie at even
+    // addresses.
+    unsafe {
+        let to = *ethernet.cast::<[u16; 3]>();
+        to[0] == (*own)[0] && to[1] == (*own)[1] && to[2] == (*own)[2]
+    }
 }
 
 /// Whether the frame's TTL and size allow it through: the rest is the daemon's, who answers.

@@ -43,7 +43,7 @@ static INTERFACE: Array<Interface> = Array::with_max_entries(INTERFACE_SLOTS, 0)
 #[map]
 pub static DEVICES: DevMap = DevMap::with_max_entries(INTERFACES, 0);
 
-/// Interface's first slot + queue → AF_XDP socket. Emptied by the kernel when the daemon dies.
+/// Interface's first slot + queue → `AF_XDP` socket. Emptied by the kernel when the daemon dies.
 #[map]
 pub static SOCKETS: XskMap = XskMap::with_max_entries(INTERFACES * QUEUES, 0);
 
@@ -87,9 +87,10 @@ pub static INJECTED: PerCpuArray<u32> = PerCpuArray::with_max_entries(1, 0);
 /// The flow of a packet.
 #[inline(always)]
 pub fn flow(key: &FlowKey) -> Option<&'static FlowValue> {
-    // SAFETY: without preallocation a removed element is freed after an RCU grace period, so the
-    // value cannot change into another flow's while this program runs.
-    unsafe { FLOWS.get(key) }
+    let words = key.words();
+    // SAFETY: the words are the key's bytes. Without preallocation a removed element is freed after
+    // an RCU grace period, so the value cannot change into another flow's while this program runs.
+    unsafe { FLOWS.get(&*(&raw const words).cast::<FlowKey>()) }
 }
 
 /// The line of a session.
@@ -138,8 +139,6 @@ pub fn rules_to(generation: u32, address: u32) -> Option<&'static RuleSet> {
 /// The one-to-one rule of an address seen from one side.
 #[inline(always)]
 pub fn one_to_one(generation: u32, inbound: bool, address: u32) -> Option<&'static StaticValue> {
-    ONE_TO_ONE.get(&Key::new(
-        64,
-        StaticKey { generation: generation as u16, inbound: u16::from(inbound), address },
-    ))
+    ONE_TO_ONE
+        .get(&Key::new(64, StaticKey { generation: generation as u16, inbound: u16::from(inbound), address }))
 }

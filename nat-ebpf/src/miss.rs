@@ -4,7 +4,7 @@ use aya_ebpf::programs::XdpContext;
 use nat_common::{
     Parsed, Reason,
     abi::{Interface, LocalAddress, Settings},
-    classify::{RuleSet, is_group, is_martian_destination, is_martian_source, protocol_class},
+    classify::{INSIDE, RuleSet, is_group, is_martian_destination, is_martian_source, protocol_class},
     flow::Query,
     parse::Kind,
     wire,
@@ -30,6 +30,9 @@ pub fn judge(
     }
     let Some(settings) = maps::settings() else { return Verdict::Pass };
     let outside = interface.flags & Interface::OUTSIDE != 0;
+    if outside && is_forged(settings, parsed.key.source) {
+        return Verdict::Drop(Reason::DropSpoofed);
+    }
     if let Some(mapping) = maps::one_to_one(settings.generation, true, parsed.key.destination) {
         return stateless::inbound(ctx, interface, frame, transport, parsed, mapping);
     }
@@ -40,6 +43,13 @@ pub fn judge(
         return stateless::outbound(ctx, interface, frame, transport, parsed, mapping);
     }
     by_rules(settings, parsed, outside)
+}
+
+/// Whether a source cannot be outside: the gateway's own, or of an inside network (RFC 2827).
+#[inline(always)]
+fn is_forged(settings: &Settings, source: u32) -> bool {
+    maps::local(source).is_some()
+        || maps::rules_from(settings.generation, source).is_some_and(|rules| rules.contains(INSIDE))
 }
 
 /// Addressed to the gateway: its sockets first, then mappings and forwards, then its stack.
@@ -113,6 +123,7 @@ fn by_rules(settings: &Settings, parsed: &Parsed, outside: bool) -> Verdict {
 /// Rules whose selectors hold for a source, a destination and a protocol.
 #[inline(always)]
 fn matching(settings: &Settings, protocols: &RuleSet, source: u32, destination: u32) -> RuleSet {
+    // The bit that is no rule is in no set of destinations or protocols.
     let (Some(from), Some(to)) =
         (maps::rules_from(settings.generation, source), maps::rules_to(settings.generation, destination))
     else {

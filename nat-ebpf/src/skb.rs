@@ -3,7 +3,8 @@
 
 use aya_ebpf::{
     EbpfContext as _,
-    bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, __sk_buff},
+    bindings::TC_ACT_SHOT,
+    bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR},
     helpers::generated::{bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_redirect, bpf_skb_store_bytes},
     programs::TcContext,
 };
@@ -11,8 +12,8 @@ use nat_common::{
     Direction, FlowKey, FlowValue, Parsed, Realm, Reason,
     abi::Interface,
     checksum::Sum,
-    frame::Frame,
     flow::{Action, Query, Rewrite},
+    frame::Frame,
     next_hop::NextHop,
     parse::{ETHERNET, Kind, parse_ipv4, parse_link},
     wire,
@@ -49,6 +50,10 @@ pub fn translate(ctx: &TcContext, interface: &Interface, realm: u16) -> Option<i
         if hop.flags & NextHop::VALID == 0 || parsed.ttl <= 1 {
             return None;
         }
+        if too_big(ctx, &parsed, hop.mtu) {
+            count(Reason::DropTooBig);
+            return Some(TC_ACT_SHOT as i32);
+        }
         flow::note(&frame.skip(parsed.transport), &parsed, value);
         return rewrite(ctx, &parsed, value, hop);
     }
@@ -56,9 +61,26 @@ pub fn translate(ctx: &TcContext, interface: &Interface, realm: u16) -> Option<i
     rewrite(ctx, &parsed, &value, &hop)
 }
 
+/// Whether what will be on the wire exceeds the MTU of the way out: the segments of a merged
+/// packet, else the packet. XDP has sent what is too big and whole to the daemon.
+#[inline(always)]
+fn too_big(ctx: &TcContext, parsed: &Parsed, mtu: u32) -> bool {
+    // SAFETY: a tc program is always given a valid context.
+    let segment = unsafe { (*ctx.as_ptr().cast::<__sk_buff>()).gso_size };
+    // IPv4 and TCP without options: with options a segment carries less, so this never errs
+    // against one that fits.
+    const HEADERS: u32 = 20 + 20;
+    if segment == 0 { u32::from(parsed.total_length) > mtu } else { segment + HEADERS > mtu }
+}
+
 /// The translation of a packet that a one-to-one rule covers.
 #[inline(always)]
-fn one_to_one(ctx: &TcContext, interface: &Interface, parsed: &Parsed, realm: u16) -> Option<(FlowValue, NextHop)> {
+fn one_to_one(
+    ctx: &TcContext,
+    interface: &Interface,
+    parsed: &Parsed,
+    realm: u16,
+) -> Option<(FlowValue, NextHop)> {
     let settings = maps::settings()?;
     let key: &FlowKey = &parsed.key;
     let inbound = realm == Realm::Outside as u16;
@@ -113,7 +135,12 @@ fn rewrite(ctx: &TcContext, parsed: &Parsed, value: &FlowValue, hop: &NextHop) -
 /// Brings the transport checksum after. What the pseudo-header changed is told apart, because a
 /// partial checksum covers nothing else yet.
 #[inline(always)]
-fn mend_transport_checksum(skb: *mut __sk_buff, parsed: &Parsed, value: &FlowValue, transport: u32) -> Option<()> {
+fn mend_transport_checksum(
+    skb: *mut __sk_buff,
+    parsed: &Parsed,
+    value: &FlowValue,
+    transport: u32,
+) -> Option<()> {
     let (field, flags) = match parsed.key.protocol {
         wire::TCP => (transport + 16, 0),
         wire::UDP | wire::UDPLITE => (transport + 6, u64::from(BPF_F_MARK_MANGLED_0)),

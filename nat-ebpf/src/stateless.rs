@@ -103,6 +103,7 @@ pub fn route(
     fib.ifindex = interface.ifindex;
     fib.__bindgen_anon_3.ipv4_src = source;
     fib.__bindgen_anon_4.ipv4_dst = destination;
+    #[expect(clippy::cast_possible_wrap, reason = "the size is 64")]
     // SAFETY: the context is valid and the size is the structure's.
     let found = unsafe { bpf_fib_lookup(context, &raw mut fib, size_of::<Fib>() as i32, 0) };
     if found != i64::from(BPF_FIB_LKUP_RET_SUCCESS) {

@@ -8,7 +8,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use natgw::api::{
-    ApiError, Counted, Deleted, Direction, Handler, PoolRow, Reply, Request, Row, RuleRow, Server, SessionRow,
+    ApiError, Counted, Deleted, Direction, Handler, PoolRow, Reloaded, Reply, Request, Row, RuleRow, Server,
+    SessionRow,
 };
 use serde_json::{Value, json};
 
@@ -87,6 +88,9 @@ impl Handler for Made {
                 };
                 reply.row(Row::Rule(&row))?;
                 Ok(json!({}))
+            }
+            Request::Reload => {
+                Ok(json!(Reloaded { kept: 12, ended: 1, warnings: vec!["[limits] has changed".to_owned()] }))
             }
             Request::Status => Err(ApiError::new("report: not today", "come back tomorrow")),
         }
@@ -171,6 +175,7 @@ fn json() {
     let rules = parsed("rule list --json");
     assert_eq!((&rules[0]["kind"], rules[0].get("ports")), (&json!("snat"), None));
     assert_eq!(parsed("session count --json"), json!({ "sessions": 3 }));
+    assert_eq!(parsed("reload --json")["kept"], 12);
     assert_eq!(parsed("session delete --json --state active"), json!({ "deleted": 1 }));
 }
 
@@ -183,6 +188,10 @@ fn filters_and_counts() {
     assert_eq!(daemon.stdout("session count --remote 198.51.100.7:80 --state active --rule office"), "5\n");
     assert_eq!(daemon.stdout("session delete --inside 10.1.1.0/24"), "10 sessions deleted\n");
     assert_eq!(daemon.stdout("session flush"), "10 sessions deleted\n");
+    assert_eq!(
+        daemon.stdout("reload"),
+        "reloaded: 12 sessions kept, 1 ended\nwarning: [limits] has changed\n"
+    );
 }
 
 #[test]

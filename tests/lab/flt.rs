@@ -4,7 +4,7 @@ use std::{
     net::UdpSocket,
     sync::atomic::{AtomicBool, Ordering},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use nat_tests::{Lab, Packet, gateway, packet::tcp};
@@ -103,9 +103,11 @@ fn flt_08_nothing_leaks_while_natgw_reloads_or_restarts() {
     let mut stage = Stage::build(Lab::builder().forwarding(), gateway::STANDARD);
     let client = stage.lab.a.within(|| UdpSocket::bind("192.168.1.10:40000")).unwrap();
     let done = AtomicBool::new(false);
+    let deadline = Instant::now() + Duration::from_secs(20);
     thread::scope(|scope| {
         scope.spawn(|| {
-            while !done.load(Ordering::Relaxed) {
+            // Should a step below fail, the scope waits for this thread, and nobody says that it is done.
+            while !done.load(Ordering::Relaxed) && Instant::now() < deadline {
                 client.send_to(b"knock", "198.51.100.1:1000").unwrap();
                 seconds(0.001);
             }

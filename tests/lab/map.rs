@@ -201,3 +201,16 @@ fn map_13_odd_ports_and_ids_come_back_as_they_were() {
 fn destination(packet: &Decoded) -> String {
     packet.destination().unwrap().to_string()
 }
+
+#[test]
+fn s000_r2_towards_the_inside_a_rule_hides_remotes_behind_the_inside_address() {
+    let rule = "[[snat]]\nname = \"inward\"\ndestination = [\"192.168.1.0/24\"]\nout = \"lan\"\nto = \"masquerade\"\n";
+    let stage = Stage::snat(rule);
+    // The remote knows the private address: that is what this case asks for.
+    stage.expect_bad_packets();
+    let seen = stage.reaches(&stage.udp("198.51.100.1:1000", "192.168.1.10:40000"), &stage.a);
+    assert_eq!(source(&seen), "192.168.1.1:1000");
+    let answer = stage.send(&stage.udp("192.168.1.10:40000", "192.168.1.1:1000"));
+    let back = stage.s1.expect_payload(answer.payload());
+    assert_eq!(source(&back), "192.168.1.10:40000");
+}

@@ -76,6 +76,23 @@ fn ops_03_a_reload_leaves_sessions_alone() {
 }
 
 #[test]
+fn ops_03_a_session_stays_its_rules_when_another_comes_before_it() {
+    let mut stage = Stage::standard();
+    let mapped = source(&stage.crosses(&stage.udp(CLIENT, SERVER)));
+    let guests = "[[snat]]\nname = \"guests\"\nsource = [\"10.9.0.0/16\"]\nfiltering = \"endpoint-independent\"\nto = \"masquerade\"\n\n[[snat]]\n";
+    stage.gateway.configure(&gateway::STANDARD.replace("[[snat]]\n", guests));
+    let answer = stage.gateway.natgw(&["reload", "--json"]);
+    assert_eq!((answer["kept"].as_u64(), answer["ended"].as_u64()), (Some(1), Some(0)), "{answer}");
+    assert_eq!(stage.gateway.sessions()[0]["rule"], "office");
+    stage.reaches(&stage.udp("198.51.100.1:9", &mapped), &stage.a);
+    stage.stopped(&stage.udp("198.51.100.2:9", &mapped), &stage.a);
+    stage.gateway.kill();
+    stage.gateway.restart();
+    assert!(stage.gateway.sessions().iter().all(|session| session["rule"] == "office"));
+    stage.reaches(&stage.udp(SERVER, &mapped), &stage.a);
+}
+
+#[test]
 fn ops_04_a_bad_file_changes_nothing_and_says_where_it_is_bad() {
     let stage = Stage::standard();
     let mapped = source(&stage.crosses(&stage.udp(CLIENT, SERVER)));

@@ -192,7 +192,7 @@ impl Stage {
     /// Puts other rules in force.
     fn publish(&mut self, rules: &str) {
         let config = Config::parse(rules, "the stage's rules").expect("the rules are right");
-        publish_rules(&mut self.datapath, &Rules::new(&config)).expect("publish the rules");
+        publish_rules(&mut self.datapath, &Rules::new(&config), &[]).expect("publish the rules");
     }
 
     /// Calls `work` while what matches nothing is dropped.
@@ -238,8 +238,15 @@ impl Stage {
                 Link::Tap => Interface::VIRTUAL,
                 Link::Wan => Interface::OUTSIDE,
             };
-            let interface =
-                Interface { ifindex, first_socket, queues: 1, flags, mac: link.mac(), port: link.index() };
+            let interface = Interface {
+                ifindex,
+                first_socket,
+                queues: 1,
+                flags,
+                mac: link.mac(),
+                port: link.index(),
+                mtu: 1500,
+            };
             self.datapath
                 .interfaces
                 .set(ifindex % INTERFACE_SLOTS, &interface, 0)

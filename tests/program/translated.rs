@@ -106,9 +106,11 @@ fn timestamp(length: usize) -> Vec<u8> {
     option
 }
 
+/// Changes a packet's field.
+type Change = fn(Packet) -> Packet;
+
 #[test]
 fn inv_4_header_fields_stay() {
-    type Change = fn(Packet) -> Packet;
     let fields: [(&str, Change); 4] = [
         ("TOS and DF", |packet| packet.tos(0xb9).df()),
         ("id 0", |packet| packet.id(0).df()),

@@ -250,6 +250,12 @@ impl Lab {
             }
         });
         self.wait_for_carriers();
+        // A switch does not judge what it carries; bridges would drop bad headers for netfilter.
+        // Kernels without bridge netfilter have no such setting, and no such judgement.
+        for namespace in [&self.switch, &self.isp.namespace] {
+            let setting = "net.bridge.bridge-nf-call-iptables=0";
+            let _ = Command::new("ip").args(["netns", "exec", namespace, "sysctl", "-qew", setting]).output();
+        }
         self.isp.sysctl("ipv4.ip_forward", "1");
         self.isp.sysctl("ipv4.conf.all.send_redirects", "0");
         if builder.forwarding {

@@ -20,7 +20,7 @@ type Check = (&'static str, fn() -> Result);
 pub(crate) const CHECKS: &[Check] = &[
     ("rustfmt", format),
     ("clippy", clippy),
-    ("clippy for the eBPF program", clippy_ebpf),
+    ("clippy for the eBPF programs", clippy_ebpf),
     ("rustdoc", doc),
     ("cargo-deny", deny),
 ];
@@ -36,6 +36,8 @@ fn clippy() -> Result {
         "--workspace",
         "--exclude",
         "nat-ebpf",
+        "--exclude",
+        "nat-bench-ebpf",
         "--all-targets",
         "--",
         "-D",
@@ -43,13 +45,15 @@ fn clippy() -> Result {
     ]))
 }
 
-/// nat-ebpf does not compile for the host: it has neither std nor a way to unwind.
+/// The programs do not compile for the host: they have neither std nor a way to unwind.
 fn clippy_ebpf() -> Result {
     let words = [
         "clippy",
         "--locked",
         "--package",
         "nat-ebpf",
+        "--package",
+        "nat-bench-ebpf",
         "--bins",
         "--target",
         "bpfel-unknown-none",

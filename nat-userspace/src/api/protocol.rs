@@ -60,6 +60,8 @@ pub enum Request {
     PoolList,
     /// Rows are [`RuleRow`]s.
     RuleList,
+    /// Reads the configuration file anew; done is a [`Reloaded`].
+    Reload,
 }
 
 /// A row of a listing, as a handler hands it over.
@@ -139,6 +141,17 @@ pub struct Counted {
 pub struct Deleted {
     /// That many.
     pub deleted: u64,
+}
+
+/// What a reload did.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+pub struct Reloaded {
+    /// Sessions that live on.
+    pub kept: u64,
+    /// Sessions that the new rules do not allow.
+    pub ended: u64,
+    /// What is allowed but hardly wanted, and what waits for a restart; one sentence each.
+    pub warnings: Vec<String>,
 }
 
 /// The daemon as a whole.
@@ -256,7 +269,7 @@ pub struct RuleRow {
     pub destination: String,
     /// `any` or names and numbers.
     pub protocol: String,
-    /// The outside interface it is bound to.
+    /// The interface it is bound to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub out: Option<String>,
     /// What the address becomes.

@@ -6,6 +6,7 @@ mod check;
 mod generate;
 mod output;
 mod pool;
+mod reload;
 mod rule;
 mod run;
 mod session;
@@ -52,6 +53,12 @@ enum Verb {
     /// Prints all that is wrong with its place in the file and what would be right, and exits
     /// with 1; or one line and, perhaps, warnings. Needs neither root nor a daemon.
     Check(check::Check),
+    /// Apply the configuration file anew
+    ///
+    /// The daemon reads the file it was started with. Sessions that the new rules allow live on. A
+    /// file with anything wrong in it changes nothing: what is wrong is printed, and the exit code
+    /// is 1.
+    Reload(Format),
     /// Show interfaces, counts, ports in use, packets and drops
     Status(Format),
     /// List, count and delete sessions
@@ -96,6 +103,7 @@ pub fn main() -> ExitCode {
     let result = match verb {
         Verb::Run(run) => run.carry_out(socket),
         Verb::Check(check) => check.carry_out(),
+        Verb::Reload(format) => reload::carry_out(format, &daemon),
         Verb::Status(format) => status::carry_out(format, &daemon),
         Verb::Session(session) => session.carry_out(&daemon),
         Verb::Pool(pool) => pool.carry_out(&daemon),
@@ -159,7 +167,7 @@ impl Failure {
         // Nothing is left to do if standard error is gone, too.
         let mut stderr = io::stderr().lock();
         let _ = io::Write::write_fmt(&mut stderr, format_args!("error: {message}\n"));
-        if let Some(hint) = hint {
+        if let Some(hint) = hint.filter(|hint| !hint.is_empty()) {
             let _ = io::Write::write_fmt(&mut stderr, format_args!("  hint: {hint}\n"));
         }
         ExitCode::from(code)

@@ -24,20 +24,14 @@ pub(super) struct Run {
 
 impl Run {
     pub(super) fn carry_out(self, socket: Option<PathBuf>) -> Result<(), Failure> {
-        let mut config = Config::load(&self.file.config)?;
-        if let Some(socket) = socket {
-            config.control.socket = socket;
-        }
+        let config = Config::load(&self.file.config)?;
         tracing_subscriber::fmt()
             .with_env_filter(EnvFilter::try_from_env(LOG_VARIABLE).unwrap_or_else(|_| EnvFilter::new("info")))
             .with_ansi(io::stderr().is_terminal() && !output::plain_wanted())
             .with_writer(io::stderr)
             .init();
-        for warning in &config.warnings {
-            tracing::warn!("{warning}");
-        }
-        let options = RunOptions { keep: self.keep, config_path: self.file.config };
-        daemon::run(config, options).map_err(|error| {
+        let options = RunOptions { keep: self.keep, config_path: self.file.config, socket };
+        daemon::run(options, config).map_err(|error| {
             let hint = error.downcast_ref::<ServerError>().map(|error| error.hint().to_owned());
             Failure::Said { message: format!("{error:#}"), hint }
         })

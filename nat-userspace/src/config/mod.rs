@@ -97,7 +97,7 @@ pub struct SnatRule {
     pub destination: Selector,
     /// IP protocols it holds for.
     pub protocols: ProtocolSet,
-    /// Only what leaves by this outside interface.
+    /// Only what leaves by this interface: an inside one hides remotes from the inside.
     pub out: Option<String>,
     /// Which external addresses are used.
     pub to: SnatTarget,

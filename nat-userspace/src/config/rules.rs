@@ -67,7 +67,7 @@ impl<'a, 'text> Judge<'a, 'text> {
         let destination = self.selector(raw.destination.as_ref());
         let protocols = self.protocols(raw.protocol.as_ref(), ProtocolSet::ANY);
         let out = raw.out.as_ref().map(|out| {
-            self.outside_interface(out.get_ref(), &out.span());
+            self.interface(out.get_ref(), &out.span());
             out.get_ref().clone()
         });
         let ports = raw.ports.as_ref().map_or(Some(PortRange::UNPRIVILEGED), |ports| {
@@ -218,6 +218,19 @@ impl<'a, 'text> Judge<'a, 'text> {
             .fold(ProtocolSet::NONE, ProtocolSet::with)
     }
 
+    fn interface(&mut self, name: &str, span: &Range<usize>) {
+        if self.interfaces.iter().all(|interface| interface.name != name) {
+            let there: Vec<&str> = self.interfaces.iter().map(|interface| interface.name.as_str()).collect();
+            self.problems.add(
+                span,
+                Fault::new(
+                    format!("`{name}` is not an interface of this configuration"),
+                    format!("there are: {}", there.join(", ")),
+                ),
+            );
+        }
+    }
+
     fn outside_interface(&mut self, name: &str, span: &Range<usize>) {
         let outside: Vec<&str> = self
             .interfaces
@@ -354,8 +367,8 @@ fn internal_ports(external: PortRange, given: PortRange) -> Result<PortRange, Fa
 const TCP: u8 = 6;
 const UDP: u8 = 17;
 
-/// A session names its rule by one byte.
-const MOST_SNAT_RULES: usize = 256;
+/// What a set of rules in the fast path has bits for.
+const MOST_SNAT_RULES: usize = nat_common::classify::RULES;
 
 /// What a column of a listing has room for.
 const LONGEST_NAME: usize = 63;

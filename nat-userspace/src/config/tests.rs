@@ -140,7 +140,7 @@ fn snat_rules() {
     refused(&snat("source = [\"10.1.1.1/24\"]"), 3, "behind its prefix", "10.1.1.0/24");
     refused(&snat("destination = [\"!ten\"]"), 3, "`ten` is not an IPv4", "10.1.1.0/24");
     refused(&snat("protocol = [\"tcq\"]"), 3, "`tcq` is not a protocol", "number");
-    refused(&snat("out = \"lan\""), 3, "`lan` is not an outside", "outside are: wan");
+    refused(&snat("out = \"dmz\""), 3, "`dmz` is not an interface", "there are: lan, wan");
     refused(&snat("ports = \"9-8\""), 3, "ends before", "8-9");
     refused(&snat("ports = \"0-8\""), 3, "not a port", "1 to 65535");
     refused(&snat("mapping = \"cone\""), 3, "`cone`", "\"endpoint-dependent\"");
@@ -148,7 +148,7 @@ fn snat_rules() {
     refused(&snat("pooling = \"any\""), 3, "`any`", "\"arbitrary\"");
     refused(&snat("name = \"a b\""), 3, "cannot be a rule's name", "letters");
     refused(&(snat("name = \"x\"") + &snat("name = \"x\"")), 6, "a second rule", "unique");
-    refused(&snat("").repeat(257), 256 * 3 + 1, "257 [[snat]]", "many prefixes");
+    refused(&snat("").repeat(256), 255 * 3 + 1, "256 [[snat]]", "many prefixes");
 }
 
 #[test]
@@ -157,6 +157,9 @@ fn snat_values() {
     assert_eq!(config.snat[0].protocols, ProtocolSet::of(&[6, 47]));
     assert_eq!(config.snat[0].protocols.to_string(), "tcp,47");
     assert_eq!(config.snat[0].ports.to_string(), "2000");
+
+    let inward = valid(&snat("out = \"lan\""));
+    assert_eq!(inward.snat[0].out.as_deref(), Some("lan"));
 
     let quiet = valid(&snat("mapping = \"endpoint-dependent\""));
     assert_eq!(quiet.snat[0].filtering, Filtering::AddressAndPortDependent);
@@ -251,7 +254,8 @@ fn other_sections() {
     refused(&format!("[control]\nsocket = \"/{}\"\n", "x".repeat(107)), 2, "more than 107", "shorter");
     refused("[[service]]\nprotocol = \"tcp\"\n", 1, "no virtual servers", "[[forward]]");
     refused("[log]\nsessions = \"json\"\n", 2, "no session log", "none");
-    refused("[metrics]\nlisten = \"127.0.0.1:9477\"\n", 2, "no metrics", "listen = \"\"");
+    let metrics = valid("[metrics]\nlisten = \"127.0.0.1:9477\"\n");
+    assert!(metrics.warnings[0].contains("nothing listens on 127.0.0.1:9477"), "{:?}", metrics.warnings);
     assert!(valid("[log]\nsessions = \"none\"\n[metrics]\nlisten = \"\"\n").warnings.is_empty());
 }
 

@@ -32,7 +32,7 @@ pub(super) fn config(text: &str) -> Result<Config, Vec<Problem>> {
         unmatched_outside: choose(raw.unmatched.outside.as_ref(), &Unmatched::WORDS, &mut problems),
         control: control(&raw.control, &mut problems),
         interfaces,
-        warnings,
+        warnings: warnings.into_iter().chain(not_served(&raw)).collect(),
     };
     let found = problems.into_found();
     if found.is_empty() { Ok(config) } else { Err(found) }
@@ -59,15 +59,14 @@ fn refuse_what_is_not_there(raw: &file::File, problems: &mut Problems<'_>) {
             ),
         );
     }
-    if let Some(listen) = raw.metrics.listen.as_ref().filter(|word| !word.get_ref().is_empty()) {
-        problems.add(
-            &listen.span(),
-            Fault::new(
-                format!("this version serves no metrics (`{}`)", listen.get_ref()),
-                "write listen = \"\"; `natgw status --json` has the counters",
-            ),
-        );
-    }
+}
+
+/// What is configured and harmless, but not there in this version.
+fn not_served(raw: &file::File) -> Option<String> {
+    let listen = raw.metrics.listen.as_ref().map(Spanned::get_ref).filter(|word| !word.is_empty())?;
+    Some(format!(
+        "this version serves no metrics, nothing listens on {listen}; `natgw status --json` has the counters"
+    ))
 }
 
 fn interfaces(raw: &[Spanned<file::Interface>], problems: &mut Problems<'_>) -> Vec<InterfaceConfig> {

@@ -29,24 +29,25 @@ impl Claims {
             if kernel.locals().contains(&own) {
                 continue;
             }
-            let Some(ifindex) = self.segment(kernel, config, own) else { continue };
+            let Some(ifindex) = Self::segment(kernel, config, own) else { continue };
             match kernel.host.add_address(ifindex, own) {
                 Ok(()) => {
                     self.0.push((ifindex, own));
                     if let Some(interface) = gateway.interface(ifindex) {
                         tracing::info!(address = %own, interface = interface.name, "external address added");
-                        announcements
-                            .push(Emission { ifindex, frame: announcement(interface.mac, own) });
+                        announcements.push(Emission { ifindex, frame: announcement(interface.mac, own) });
                     }
                 }
-                Err(error) => tracing::warn!(%error, address = %own, "an external address could not be added"),
+                Err(error) => {
+                    tracing::warn!(%error, address = %own, "an external address could not be added");
+                }
             }
         }
         announcements
     }
 
     /// The outside interface whose subnet an address is in.
-    fn segment(&self, kernel: &Kernel, config: &Config, own: Ipv4Addr) -> Option<u32> {
+    fn segment(kernel: &Kernel, config: &Config, own: Ipv4Addr) -> Option<u32> {
         config.interfaces.iter().find_map(|interface| {
             let link = kernel.host.link_by_name(&interface.name)?;
             let on_link = kernel.host.addresses(link.index).iter().any(|address| {

@@ -66,7 +66,8 @@ impl Mailbox {
         let mut rung = [0; 64];
         while std::io::Read::read(&mut &self.bell, &mut rung).is_ok_and(|count| count > 0) {}
         if self.reload.swap(false, Ordering::Relaxed) {
-            super::reload(worker);
+            // Its outcome is in the log.
+            let _ = super::reload(worker);
         }
         while let Ok(task) = self.tasks.try_recv() {
             task(worker);
@@ -77,7 +78,10 @@ impl Mailbox {
 
 impl Post {
     /// Has something done on the worker's thread and waits for it.
-    fn ask<T: Send + 'static>(&self, task: impl FnOnce(&mut Worker) -> T + Send + 'static) -> Result<T, ApiError> {
+    fn ask<T: Send + 'static>(
+        &self,
+        task: impl FnOnce(&mut Worker) -> T + Send + 'static,
+    ) -> Result<T, ApiError> {
         let ended = || ApiError::new("the daemon is ending", "start it again with `natgw run`");
         let (answer, receiver) = channel();
         let boxed: Task = Box::new(move |worker| {
@@ -137,6 +141,7 @@ fn value<T: serde::Serialize>(answer: &T) -> Value {
 }
 
 /// Ends a listing whose client is gone.
+#[expect(clippy::needless_pass_by_value, reason = "as `map_err` hands it over")]
 fn gone(error: std::io::Error) -> ApiError {
     ApiError::new(format!("send the answer: {error}"), "the client has closed the connection")
 }
@@ -166,6 +171,7 @@ impl Handler for Post {
             }
             Request::SessionDelete { filter } => self.delete(&filter),
             Request::SessionFlush => self.delete(&SessionFilter::default()),
+            Request::Reload => Ok(value(&self.ask(super::reload)??)),
             Request::PoolList => {
                 for row in self.ask(|worker| report::pools(worker))? {
                     reply.row(Row::Pool(&row)).map_err(gone)?;

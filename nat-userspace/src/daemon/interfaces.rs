@@ -4,6 +4,7 @@
 use std::net::Ipv4Addr;
 use std::time::Instant;
 
+use ipnet::Ipv4Net;
 use nat_common::abi::{self, INTERFACE_SLOTS, LocalAddress, QUEUES};
 
 use super::kernel::Kernel;
@@ -105,6 +106,12 @@ impl Served {
             redirects,
             is_virtual,
             addresses: addresses.iter().map(|address| address.addr).collect(),
+            networks: addresses
+                .iter()
+                .filter_map(|address| Ipv4Net::new(address.addr, address.prefix).ok())
+                .filter(|net| net.prefix_len() < 32)
+                .map(|net| net.trunc())
+                .collect(),
         };
         let flag = |set, flag| if set { flag } else { 0 };
         let entry = abi::Interface {
@@ -117,13 +124,11 @@ impl Served {
                 | flag(self.attached == Some(Attached::Generic), abi::Interface::GENERIC),
             mac: link.mac,
             port: self.port,
+            mtu: link.mtu,
         };
         let slot = link.index % INTERFACE_SLOTS;
         let taken = kernel.datapath.interfaces.get(&slot, 0)?;
-        if taken.ifindex != 0
-            && taken.ifindex != link.index
-            && gateway.interface(taken.ifindex).is_some()
-        {
+        if taken.ifindex != 0 && taken.ifindex != link.index && gateway.interface(taken.ifindex).is_some() {
             anyhow::bail!(
                 "interfaces {} and {} (of index) share slot {slot} of the interface table: create one of them anew",
                 taken.ifindex,
@@ -131,7 +136,12 @@ impl Served {
             );
         }
         kernel.datapath.interfaces.set(slot, &entry, 0)?;
-        kernel.datapath.devices.set(u32::from(self.port), link.index, None::<&aya::programs::ProgramFd>, 0)?;
+        kernel.datapath.devices.set(
+            u32::from(self.port),
+            link.index,
+            None::<&aya::programs::ProgramFd>,
+            0,
+        )?;
         gateway.set_interface(kernel, now, interface);
         Ok(())
     }
@@ -176,7 +186,9 @@ pub fn publish_addresses(kernel: &mut Kernel, gateway: &Gateway, config: &Config
         named.contains(&own)
             || config.interfaces.iter().any(|interface| {
                 (interface.side == Side::Outside || inward)
-                    && gateway.interface_named(&interface.name).is_some_and(|found| found.addresses.contains(&own))
+                    && gateway
+                        .interface_named(&interface.name)
+                        .is_some_and(|found| found.addresses.contains(&own))
             })
     };
     let mut wanted = std::collections::HashMap::new();
@@ -192,8 +204,13 @@ pub fn publish_addresses(kernel: &mut Kernel, gateway: &Gateway, config: &Config
     for broadcast in kernel.host.broadcasts() {
         wanted.entry(network(broadcast)).or_insert_with(LocalAddress::default);
     }
-    let stale: Vec<u32> =
-        kernel.datapath.locals.keys().filter_map(Result::ok).filter(|own| !wanted.contains_key(own)).collect();
+    let stale: Vec<u32> = kernel
+        .datapath
+        .locals
+        .keys()
+        .filter_map(Result::ok)
+        .filter(|own| !wanted.contains_key(own))
+        .collect();
     for own in stale {
         let _ = kernel.datapath.locals.remove(&own);
     }
@@ -210,7 +227,11 @@ fn mappable(config: &Config) -> PortRange {
         .snat
         .iter()
         // Well-known source ports stay well-known under the default range (RFC 4787 REQ-3a).
-        .map(|rule| if rule.ports == default { PortRange { first: 0, last: default.last } } else { rule.ports })
+        .map(
+            |rule| {
+                if rule.ports == default { PortRange { first: 0, last: default.last } } else { rule.ports }
+            },
+        )
         .reduce(|all, range| PortRange { first: all.first.min(range.first), last: all.last.max(range.last) })
         // No rule, no mapping: an empty range.
         .unwrap_or(PortRange { first: u16::MAX, last: 0 })

@@ -1,6 +1,6 @@
 //! The world as the gateway core sees it, made of kernel maps and netlink.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
@@ -12,8 +12,12 @@ use crate::datapath::{Datapath, LoadError, ticks};
 use crate::gateway::{World, address};
 use crate::host::{BoundPorts, Host, Route, RouteError, RouteQuery, bound_ports};
 
-/// How often the gateway's own sockets are looked at.
-const SOCKETS_EVERY: Duration = Duration::from_secs(1);
+/// How old what is known of the gateway's own sockets may be when a port is given out.
+const SOCKETS_EVERY: Duration = Duration::from_millis(5);
+/// Reading them takes at most one part in so many of the time.
+const SOCKETS_SHARE: u32 = 20;
+/// How often a neighbour is asked for.
+const RESOLVE_EVERY: Duration = Duration::from_millis(200);
 /// How often the kernel's clock is read at most.
 const CLOCK_EVERY: Duration = Duration::from_millis(10);
 /// Over what time the kernel's tick rate is measured.
@@ -29,8 +33,11 @@ pub struct Kernel {
     pub host: Host,
     /// Every address of the gateway.
     locals: HashSet<Ipv4Addr>,
+    /// When each neighbour was last asked for.
+    asked: HashMap<(u32, Ipv4Addr), Instant>,
     bound: BoundPorts,
     bound_read: Instant,
+    bound_every: Duration,
     clock_read: Instant,
     jiffies: u64,
     /// The first reading, to measure the rate by.
@@ -48,8 +55,10 @@ impl Kernel {
             datapath,
             host,
             locals: HashSet::new(),
+            asked: HashMap::new(),
             bound: BoundPorts::default(),
             bound_read: now,
+            bound_every: SOCKETS_EVERY,
             clock_read: now,
             jiffies,
             first: (now, jiffies),
@@ -74,10 +83,6 @@ impl Kernel {
                 self.rate = nearest_rate(self.jiffies - self.first.1, elapsed);
             }
         }
-        if now.saturating_duration_since(self.bound_read) >= SOCKETS_EVERY {
-            self.bound_read = now;
-            self.read_sockets();
-        }
     }
 
     /// Brings the set of the gateway's addresses up to date.
@@ -91,10 +96,13 @@ impl Kernel {
     }
 
     fn read_sockets(&mut self) {
+        let begun = Instant::now();
         match bound_ports() {
             Ok(bound) => self.bound = bound,
             Err(error) => tracing::warn!(%error, "the gateway's own sockets cannot be read"),
         }
+        self.bound_read = Instant::now();
+        self.bound_every = SOCKETS_EVERY.max((self.bound_read - begun) * SOCKETS_SHARE);
     }
 }
 
@@ -157,6 +165,13 @@ impl World for Kernel {
     }
 
     fn resolve(&mut self, ifindex: u32, neighbour: Ipv4Addr) {
+        // A burst of first packets asks once: the kernel repeats the question by itself.
+        let now = Instant::now();
+        let asked = self.asked.insert((ifindex, neighbour), now);
+        if asked.is_some_and(|asked| now - asked < RESOLVE_EVERY) {
+            self.asked.extend(asked.map(|asked| ((ifindex, neighbour), asked)));
+            return;
+        }
         if let Err(error) = self.host.resolve(ifindex, neighbour) {
             tracing::debug!(%error, %neighbour, "asking for a neighbour failed");
         }
@@ -164,6 +179,12 @@ impl World for Kernel {
 
     fn is_local(&self, own: Ipv4Addr) -> bool {
         self.locals.contains(&own)
+    }
+
+    fn read_bound(&mut self) {
+        if self.bound_read.elapsed() >= self.bound_every {
+            self.read_sockets();
+        }
     }
 
     fn is_bound(&self, protocol: u8, own: u32, port: u16) -> bool {

@@ -1,13 +1,13 @@
 //! The daemon: what `natgw run` is. Everything is put in place here, in an order that lets no
-//! packet through half-done; then one thread serves ([`worker`]).
+//! packet through half-done; then one thread serves (`worker`).
 
-mod kernel;
-mod interfaces;
 mod claims;
-mod worker;
 mod control;
-mod report;
+mod interfaces;
+mod kernel;
 mod preflight;
+mod report;
+mod worker;
 
 use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
@@ -19,7 +19,7 @@ use anyhow::Context as _;
 use self::control::Mailbox;
 use self::kernel::Kernel;
 use self::worker::Worker;
-use crate::api::Server;
+use crate::api::{ApiError, Reloaded, Server};
 use crate::config::Config;
 use crate::datapath::Datapath;
 use crate::gateway::{Gateway, Random};
@@ -31,15 +31,17 @@ use crate::slowpath::Frames;
 pub struct RunOptions {
     /// Leave the fast path in place at the end.
     pub keep: bool,
-    /// Where the configuration was read.
+    /// Where the configuration was read, and is read anew.
     pub config_path: PathBuf,
+    /// Where to listen instead of where the configuration says.
+    pub socket: Option<PathBuf>,
 }
 
-/// Largest MTU whose frames fit the smaller frame size of AF_XDP memory.
+/// Largest MTU whose frames fit the smaller frame size of `AF_XDP` memory.
 const SMALL_MTU: u32 = 1700;
 
 /// Runs the gateway until it is told to end.
-pub fn run(config: Config, options: RunOptions) -> anyhow::Result<()> {
+pub fn run(options: RunOptions, config: Config) -> anyhow::Result<()> {
     preflight::privileges()?;
     let host = Host::open().context("read the host's interfaces and addresses")?;
     preflight::interfaces(&host, &config)?;
@@ -54,13 +56,12 @@ pub fn run(config: Config, options: RunOptions) -> anyhow::Result<()> {
     let frames = Frames::new(sockets.max(u32::try_from(config.interfaces.len()).unwrap_or(1)), jumbo)?;
     let kernel = Kernel::new(datapath, host)?;
     let gateway = Gateway::new(&config, Instant::now(), Random::new());
-    let socket = config.control.socket.clone();
-    let mut worker = Worker::new(config, gateway, kernel, frames);
-    let found = preflight::warnings(&worker.kernel.host, &worker.config);
-    for warning in &found {
+    let socket = options.socket.as_ref().unwrap_or(&config.control.socket).clone();
+    let keep = options.keep;
+    let mut worker = Worker::new(options, config, gateway, kernel, frames);
+    for warning in worker.warnings() {
         tracing::warn!("{warning}");
     }
-    worker.warnings.extend(found);
     worker.start().context("take the interfaces into service")?;
     let server = Server::bind(&socket, Arc::new(post))?;
     tracing::info!(
@@ -71,8 +72,7 @@ pub fn run(config: Config, options: RunOptions) -> anyhow::Result<()> {
         "natgw is ready"
     );
     notify("READY=1");
-    let mut worker = Serving { worker: Some(worker), keep: options.keep };
-    CONFIG_PATH.set(options.config_path).ok();
+    let mut worker = Serving { worker: Some(worker), keep };
     let served = match worker.worker.as_mut() {
         Some(worker) => worker.serve(&mailbox),
         None => Ok(()),
@@ -96,26 +96,29 @@ impl Drop for Serving {
     }
 }
 
-/// Where SIGHUP reads the configuration anew.
-static CONFIG_PATH: std::sync::OnceLock<PathBuf> = std::sync::OnceLock::new();
-
 /// Reads the configuration anew: what is wrong with it changes nothing.
-fn reload(worker: &mut Worker) {
-    let Some(path) = CONFIG_PATH.get() else { return };
+fn reload(worker: &mut Worker) -> Result<Reloaded, ApiError> {
     notify("RELOADING=1");
-    match Config::load(path).map_err(anyhow::Error::new).and_then(|config| worker.reload(config)) {
-        Ok(reloaded) => tracing::info!(
-            file = %path.display(),
-            kept = reloaded.kept,
-            ended = reloaded.ended,
-            "configuration reloaded"
-        ),
-        Err(error) => tracing::error!("reload {}: {error:#}; the old configuration stays", path.display()),
+    let file = worker.options.config_path.clone();
+    let outcome = match Config::load(&file) {
+        Ok(config) => worker.reload(config),
+        // It names the file, the line, and what to do.
+        Err(error) => Err(ApiError::new(format!("reload: {error}"), "")),
+    };
+    match &outcome {
+        Ok(Reloaded { kept, ended, warnings }) => {
+            tracing::info!(file = %file.display(), kept, ended, "configuration reloaded");
+            for warning in warnings {
+                tracing::warn!("{warning}");
+            }
+        }
+        Err(error) => tracing::error!("the old configuration stays: {error}"),
     }
     notify("READY=1");
+    outcome
 }
 
-/// Tells systemd how far the daemon is (sd_notify(3)).
+/// Tells systemd how far the daemon is (`sd_notify(3)`).
 fn notify(state: &str) {
     let Some(path) = std::env::var_os("NOTIFY_SOCKET") else { return };
     let sent = UnixDatagram::unbound().and_then(|socket| match path.to_string_lossy().strip_prefix('@') {

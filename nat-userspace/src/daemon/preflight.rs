@@ -27,7 +27,7 @@ pub fn privileges() -> anyhow::Result<()> {
     let has = |capability: u32| effective & (1 << capability) != 0;
     let missing: Vec<String> = CAPABILITIES
         .iter()
-        .filter(|(number, ..)| !has(*number) && !(*number >= 38 && has(SYS_ADMIN)))
+        .filter(|(number, ..)| !(has(*number) || (*number >= 38 && has(SYS_ADMIN))))
         .map(|(_, name, purpose)| format!("{name} ({purpose})"))
         .collect();
     if !missing.is_empty() {

@@ -4,8 +4,8 @@ use nat_common::Reason;
 
 use super::worker::Worker;
 use crate::api::{
-    Direction, DropRow, InterfaceStatus, PacketTotals, PoolRow, RuleCounts, RuleRow, SessionRow, StatusReport,
-    rule_rows,
+    Direction, DropRow, InterfaceStatus, PacketTotals, PoolRow, RuleCounts, RuleRow, SessionRow,
+    StatusReport, rule_rows,
 };
 use crate::config::{Side, protocol_name};
 use crate::datapath::Attached;
@@ -60,16 +60,13 @@ pub fn status(worker: &Worker) -> StatusReport {
         mappings: worker.gateway.mapping_count() as u64,
         pools: pools(worker),
         packets: PacketTotals {
-            translated: sum(&[
-                Reason::Translated,
-                Reason::TranslatedByStack,
-            ]),
+            translated: sum(&[Reason::Translated, Reason::TranslatedByStack]),
             passed: worker.count(Reason::Passed),
             punted: worker.count(Reason::Punted),
             dropped: drops.iter().map(|row| row.packets).sum(),
         },
         drops,
-        warnings: worker.warnings.clone(),
+        warnings: worker.warnings(),
     }
 }
 

@@ -13,6 +13,8 @@ use super::claims::Claims;
 use super::control::Mailbox;
 use super::interfaces::{Served, publish_addresses};
 use super::kernel::Kernel;
+use super::{RunOptions, preflight};
+use crate::api::{ApiError, Reloaded};
 use crate::config::Config;
 use crate::datapath::publish_rules;
 use crate::gateway::{Emission, Gateway, Outcome, World as _};
@@ -29,6 +31,8 @@ const ROUNDS: usize = 16;
 pub struct Worker {
     /// When it began.
     pub started: Instant,
+    /// What the command line said.
+    pub options: RunOptions,
     /// The configuration in force.
     pub config: Config,
     /// The core.
@@ -39,8 +43,6 @@ pub struct Worker {
     pub served: Vec<Served>,
     /// Addresses added.
     pub claims: Claims,
-    /// What `status` warns of.
-    pub warnings: Vec<String>,
     /// Frames of the daemon's own making and counting: beyond the core's counts.
     pub transmit_failures: u64,
     // Sockets before the memory they use: dropped in this order.
@@ -49,27 +51,35 @@ pub struct Worker {
     packets: Vec<Packet>,
     judged: Vec<(Packet, u32, Outcome)>,
     confirmed: Instant,
+    /// Inside networks as the fast path knows them.
+    published: Vec<ipnet::Ipv4Net>,
 }
 
 impl Worker {
     /// A worker whose interfaces are not attached yet.
-    pub fn new(config: Config, gateway: Gateway, kernel: Kernel, frames: Frames) -> Self {
+    pub fn new(
+        options: RunOptions,
+        config: Config,
+        gateway: Gateway,
+        kernel: Kernel,
+        frames: Frames,
+    ) -> Self {
         let now = Instant::now();
-        let config_warnings = config.warnings.clone();
         Self {
             started: now,
             served: Served::of(&config),
+            options,
             config,
             gateway,
             kernel,
             claims: Claims::default(),
-            warnings: config_warnings,
             transmit_failures: 0,
             ports: Vec::new(),
             frames,
             packets: Vec::new(),
             judged: Vec::new(),
             confirmed: now,
+            published: Vec::new(),
         }
     }
 
@@ -77,26 +87,54 @@ impl Worker {
     /// so that the first packet they see finds everything in place.
     pub fn start(&mut self) -> anyhow::Result<()> {
         let now = Instant::now();
+        let first_hop = self.kernel.datapath.first_free_hop();
         for index in 0..self.served.len() {
             let name = self.served[index].config.name.clone();
             let link = self.kernel.host.link_by_name(&name).cloned();
-            match link {
-                Some(link) => {
-                    let served = &mut self.served[index];
-                    served.open_sockets(&mut self.kernel, &mut self.frames, &mut self.ports, &link)?;
-                    served.publish(&mut self.kernel, &mut self.gateway, now, &link)?;
-                }
-                None => tracing::warn!(interface = name, "is not there yet: it is served once it appears"),
-            }
+            let Some(link) = link else {
+                tracing::warn!(interface = name, "is not there yet: it is served once it appears");
+                continue;
+            };
+            let served = &mut self.served[index];
+            served.open_sockets(&mut self.kernel, &mut self.frames, &mut self.ports, &link)?;
+            served.publish(&mut self.kernel, &mut self.gateway, now, &link)?;
         }
-        publish_rules(&mut self.kernel.datapath, self.gateway.rules())?;
+        self.publish_rules()?;
         let announcements = self.claims.make(&mut self.kernel, &self.gateway, &self.config);
         self.drain_events(now);
         publish_addresses(&mut self.kernel, &self.gateway, &self.config)?;
+        if self.kernel.datapath.taken_over {
+            self.take_over(now, first_hop)?;
+        }
         for index in 0..self.served.len() {
             self.attach(index)?;
         }
         self.transmit(announcements);
+        Ok(())
+    }
+
+    /// Goes on with the sessions of a daemon that was killed or left its fast path behind.
+    fn take_over(&mut self, now: Instant, first_hop: u32) -> anyhow::Result<()> {
+        let entries = self
+            .kernel
+            .datapath
+            .flows
+            .entries()
+            .map_err(|error| anyhow::anyhow!("read the flow table that is taken over: {error}"))?;
+        let restored = self.gateway.restore(&mut self.kernel, now, &entries, first_hop);
+        self.kernel.datapath.flows.discard(&restored.discarded);
+        tracing::info!(
+            sessions = restored.sessions,
+            discarded = restored.discarded.len(),
+            "took over the flow table of an earlier daemon"
+        );
+        Ok(())
+    }
+
+    fn publish_rules(&mut self) -> anyhow::Result<()> {
+        let inside = self.gateway.inside_networks();
+        publish_rules(&mut self.kernel.datapath, self.gateway.rules(), &inside)?;
+        self.published = inside;
         Ok(())
     }
 
@@ -251,9 +289,11 @@ impl Worker {
         }
         self.confirmed = now;
         for (ifindex, neighbour) in self.gateway.neighbours() {
-            let stale = self.kernel.host.neighbour(ifindex, neighbour).is_some_and(|known| {
-                matches!(known.state, NeighbourState::Stale)
-            });
+            let stale = self
+                .kernel
+                .host
+                .neighbour(ifindex, neighbour)
+                .is_some_and(|known| matches!(known.state, NeighbourState::Stale));
             if stale {
                 self.kernel.resolve(ifindex, neighbour);
             }
@@ -313,6 +353,11 @@ impl Worker {
         if addresses && let Err(error) = publish_addresses(&mut self.kernel, &self.gateway, &self.config) {
             tracing::error!(%error, "the gateway's addresses could not be handed to the fast path");
         }
+        if self.published != self.gateway.inside_networks()
+            && let Err(error) = self.publish_rules()
+        {
+            tracing::error!(%error, "the inside networks could not be handed to the fast path");
+        }
         if routes {
             self.gateway.routes_changed(&mut self.kernel);
         }
@@ -326,8 +371,7 @@ impl Worker {
         };
         let known = self.served[position].ifindex;
         if known == Some(index) || (known.is_none() && self.served[position].queues > 0) {
-            if let Err(error) =
-                self.served[position].publish(&mut self.kernel, &mut self.gateway, now, &link)
+            if let Err(error) = self.served[position].publish(&mut self.kernel, &mut self.gateway, now, &link)
             {
                 tracing::error!(%error, interface = link.name, "a change could not be handed to the fast path");
             }
@@ -356,24 +400,49 @@ impl Worker {
         }
     }
 
+    /// What is allowed but hardly wanted in the configuration, and what on the host is likely to
+    /// bite.
+    pub fn warnings(&self) -> Vec<String> {
+        let mut warnings = self.config.warnings.clone();
+        warnings.extend(preflight::warnings(&self.kernel.host, &self.config));
+        warnings
+    }
+
     /// Takes a new configuration. The interfaces stay as they are.
-    pub fn reload(&mut self, config: Config) -> anyhow::Result<crate::gateway::Reloaded> {
-        let names = |config: &Config| {
-            config.interfaces.iter().map(|one| (one.name.clone(), one.side, one.mode)).collect::<Vec<_>>()
-        };
-        anyhow::ensure!(
-            names(&config) == names(&self.config),
-            "interfaces differ from those in service; hint: restart the daemon to change interfaces"
-        );
+    pub fn reload(&mut self, config: Config) -> Result<Reloaded, ApiError> {
+        if config.interfaces != self.config.interfaces {
+            return Err(ApiError::new(
+                "reload: the [[interface]] sections differ from those in service",
+                "restart the daemon to change interfaces: with `run --keep` established sessions go on meanwhile",
+            ));
+        }
+        let waiting = [
+            ("limits", config.limits != self.config.limits),
+            ("control", config.control != self.config.control),
+        ];
+        let mut warnings: Vec<String> = waiting
+            .iter()
+            .filter(|(_, differs)| *differs)
+            .map(|(section, _)| format!("[{section}] has changed: that takes effect at the next start"))
+            .collect();
         let now = Instant::now();
         let reloaded = self.gateway.reload(&mut self.kernel, now, &config);
-        publish_rules(&mut self.kernel.datapath, self.gateway.rules())?;
-        self.config = config;
+        self.config =
+            Config { limits: self.config.limits.clone(), control: self.config.control.clone(), ..config };
+        let published = self.publish_rules();
         let announcements = self.claims.make(&mut self.kernel, &self.gateway, &self.config);
         self.drain_events(now);
-        publish_addresses(&mut self.kernel, &self.gateway, &self.config)?;
+        let published =
+            published.and_then(|()| publish_addresses(&mut self.kernel, &self.gateway, &self.config));
         self.transmit(announcements);
-        Ok(reloaded)
+        published.map_err(|error| {
+            ApiError::new(
+                format!("reload: hand the rules to the fast path: {error:#}"),
+                "the daemon goes by the new rules, the fast path in part by the old ones: reload a file with fewer prefixes, or restart",
+            )
+        })?;
+        warnings.extend(self.config.warnings.iter().cloned());
+        Ok(Reloaded { kept: u64::from(reloaded.kept), ended: u64::from(reloaded.ended), warnings })
     }
 
     /// Packets counted by reason: by the fast path on all CPUs, and by the core.

@@ -32,7 +32,7 @@ pub enum Attached {
 pub struct AttachError {
     what: &'static str,
     interface: String,
-    source: Cause,
+    source: Box<Cause>,
 }
 
 /// What the kernel or aya said.
@@ -51,7 +51,7 @@ enum Cause {
 impl AttachError {
     /// Whether another XDP program is attached already.
     pub fn is_busy(&self) -> bool {
-        matches!(&self.source, Cause::Program(ProgramError::SyscallError(error))
+        matches!(&*self.source, Cause::Program(ProgramError::SyscallError(error))
             if error.io_error.raw_os_error() == Some(libc::EBUSY))
     }
 }
@@ -60,7 +60,7 @@ impl Datapath {
     /// Attaches both programs to an interface, in place of those of an earlier daemon.
     pub fn attach(&mut self, name: &str, ifindex: u32, mode: AttachMode) -> Result<Attached, AttachError> {
         let at = |what| {
-            move |source: Cause| AttachError { what, interface: name.to_owned(), source }
+            move |source: Cause| AttachError { what, interface: name.to_owned(), source: source.into() }
         };
         // The tc program first: what XDP leaves to it must not find the hook empty.
         self.attach_tc(ifindex).map_err(at("the tc program"))?;
@@ -165,7 +165,8 @@ pub(super) fn prepare_pins(bpffs: &Path) -> Result<PathBuf, LoadError> {
 }
 
 fn is_bpffs(path: &Path) -> bool {
-    rustix::fs::statfs(path).is_ok_and(|stat| u64::try_from(stat.f_type).is_ok_and(|kind| kind == BPF_FS_MAGIC))
+    rustix::fs::statfs(path)
+        .is_ok_and(|stat| u64::try_from(stat.f_type).is_ok_and(|kind| kind == BPF_FS_MAGIC))
 }
 
 fn mount(path: &Path) -> io::Result<()> {

@@ -29,13 +29,14 @@ struct BatchAttr {
 fn run(command: libc::c_long, attr: &mut BatchAttr) -> (usize, io::Result<()>) {
     // SAFETY: `attr` points to buffers that the callers below keep alive and that are as long as
     // `count` says; the kernel writes `count` back.
-    let result = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attr), size_of::<BatchAttr>()) };
+    let result =
+        unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attr), size_of::<BatchAttr>()) };
     if result >= 0 {
         return (attr.count as usize, Ok(()));
     }
     let error = io::Error::last_os_error();
     // A request refused before its first entry leaves the count as it was given.
-    let refused = matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EFAULT | libc::EPERM ));
+    let refused = matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EFAULT | libc::EPERM));
     (if refused { 0 } else { attr.count as usize }, Err(error))
 }
 

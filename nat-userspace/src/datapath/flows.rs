@@ -78,8 +78,7 @@ impl FlowTable {
         let mut first_error = Ok(());
         let mut start = 0;
         while start < self.sessions.len() {
-            let (done, outcome) =
-                batch::update(self.fd(), &self.reply.0[start..], &self.reply.1[start..]);
+            let (done, outcome) = batch::update(self.fd(), &self.reply.0[start..], &self.reply.1[start..]);
             let end = start + done;
             let (forwarded, forward_outcome) =
                 batch::update(self.fd(), &self.original.0[start..end], &self.original.1[start..end]);

@@ -1,14 +1,14 @@
 //! The kernel side as the daemon sees it: the loaded programs, their maps, and where they are
 //! pinned so that they outlive the daemon.
 
+mod attach;
 mod batch;
+mod flows;
 mod mapped;
 mod object;
-mod attach;
-mod flows;
 mod sets;
 
-pub use self::attach::{Attached, AttachError};
+pub use self::attach::{AttachError, Attached};
 pub use self::flows::FlowTable;
 pub use self::mapped::Mapped;
 pub use self::object::{Datapath, LoadError, ticks};

@@ -20,8 +20,20 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/na
 
 /// Maps that outlive the daemon: all but those that only it uses.
 const PINNED: [&str; 14] = [
-    "FLOWS", "ACTIVITY", "HOPS", "INTERFACE", "DEVICES", "SOCKETS", "LOCALS", "SETTINGS", "SOURCES",
-    "DESTINATIONS", "ONE_TO_ONE", "COUNTERS", "EVENTS", "INJECTED",
+    "FLOWS",
+    "ACTIVITY",
+    "HOPS",
+    "INTERFACE",
+    "DEVICES",
+    "SOCKETS",
+    "LOCALS",
+    "SETTINGS",
+    "SOURCES",
+    "DESTINATIONS",
+    "ONE_TO_ONE",
+    "COUNTERS",
+    "EVENTS",
+    "INJECTED",
 ];
 
 /// What can go wrong while loading.
@@ -78,7 +90,7 @@ pub struct Datapath {
     pub interfaces: Array<MapData, Interface>,
     /// Devices to redirect to.
     pub devices: DevMap<MapData>,
-    /// AF_XDP sockets by interface and queue.
+    /// `AF_XDP` sockets by interface and queue.
     pub sockets: XskMap<MapData>,
     /// The gateway's addresses.
     pub locals: HashMap<MapData, u32, LocalAddress>,
@@ -169,11 +181,18 @@ impl Datapath {
             settings: typed(&mut ebpf, "SETTINGS")?,
             counters: typed(&mut ebpf, "COUNTERS")?,
             events: typed(&mut ebpf, "EVENTS")?,
-            clock: Mapped::new(clock.fd(), 1).map_err(|source| LoadError::Memory { name: "CLOCK", source })?,
+            clock: Mapped::new(clock.fd(), 1)
+                .map_err(|source| LoadError::Memory { name: "CLOCK", source })?,
             ebpf,
             pins,
             taken_over,
         })
+    }
+
+    /// The first next hop that no flow can name yet.
+    pub fn first_free_hop(&self) -> u32 {
+        let used = |index: &u32| self.hops.get(index, 0).is_ok_and(|hop| hop.ifindex != 0);
+        (1..abi::NEXT_HOPS).take_while(used).count().try_into().map_or(1, |used: u32| used + 1)
     }
 
     /// Jiffies now.
@@ -248,7 +267,5 @@ where
 
 /// Whether a pinned map has the size wanted; its layout is told by the version in its path.
 fn fits(pin: &Path, entries: u32) -> bool {
-    MapData::from_pin(pin)
-        .and_then(|map| map.info())
-        .is_ok_and(|info| info.max_entries() == entries)
+    MapData::from_pin(pin).and_then(|map| map.info()).is_ok_and(|info| info.max_entries() == entries)
 }

@@ -2,6 +2,7 @@
 
 use aya::maps::lpm_trie::Key;
 use aya::maps::{LpmTrie, Map, MapData, MapError};
+use ipnet::Ipv4Net;
 use nat_common::abi::{SelectorKey, Settings, StaticKey, StaticValue};
 use nat_common::classify::RuleSet;
 
@@ -12,12 +13,14 @@ use crate::gateway::{Rules, network};
 const GENERATION: u32 = 32;
 
 /// Publishes rules: the fast path judges by them from the next packet on, never by a mixture.
-pub fn publish_rules(datapath: &mut Datapath, rules: &Rules) -> Result<(), LoadError> {
+///
+/// `inside` are the inside networks: from outside, no packet may come from there.
+pub fn publish_rules(datapath: &mut Datapath, rules: &Rules, inside: &[Ipv4Net]) -> Result<(), LoadError> {
     let before = datapath.settings.get(&0, 0).unwrap_or_default().generation;
     let generation = before.wrapping_add(1);
     for (name, sets) in [
-        ("SOURCES", rules.selector_sets(|rule| &rule.source)),
-        ("DESTINATIONS", rules.selector_sets(|rule| &rule.destination)),
+        ("SOURCES", rules.selector_sets(|rule| &rule.source, inside)),
+        ("DESTINATIONS", rules.selector_sets(|rule| &rule.destination, &[])),
     ] {
         let mut trie: LpmTrie<&mut MapData, SelectorKey, RuleSet> = trie(datapath, name)?;
         for (prefix, set) in sets {

@@ -1,12 +1,14 @@
 //! The host changes under the gateway: interfaces, addresses, neighbours, routes. Flows follow at
 //! once, and none keeps an address or a MAC that is no longer right.
 
+use std::collections::HashSet;
 use std::net::Ipv4Addr;
+use std::sync::Arc;
 use std::time::Instant;
 
 use nat_common::Direction;
 
-use super::sessions::{NO_MAPPING, Origin, Session};
+use super::sessions::{NO_MAPPING, Origin};
 use super::world::{RouteKind, RouteQuery, World};
 use super::{Gateway, Interface, address, network, next_hops};
 use crate::config::Config;
@@ -24,9 +26,12 @@ impl Gateway {
     /// An interface is new or changed.
     pub fn set_interface(&mut self, world: &mut dyn World, now: Instant, interface: Interface) {
         let ifindex = interface.ifindex;
-        let before = self.interfaces.insert(ifindex, interface.clone());
+        let interface = Arc::new(interface);
+        let before = self.interfaces.insert(ifindex, Arc::clone(&interface));
         let gone: Vec<Ipv4Addr> = before
-            .map(|before| before.addresses.into_iter().filter(|own| !interface.addresses.contains(own)).collect())
+            .map(|before| {
+                before.addresses.iter().copied().filter(|own| !interface.addresses.contains(own)).collect()
+            })
             .unwrap_or_default();
         for own in gone {
             self.address_gone(world, now, own);
@@ -40,7 +45,7 @@ impl Gateway {
     /// An interface is gone.
     pub fn remove_interface(&mut self, world: &mut dyn World, now: Instant, ifindex: u32) {
         if let Some(interface) = self.interfaces.remove(&ifindex) {
-            let down = Interface { up: false, ..interface };
+            let down = Interface { up: false, ..Interface::clone(&interface) };
             for neighbour in self.next_hops.behind(ifindex) {
                 self.next_hops.refresh(world, &down, neighbour);
             }
@@ -79,7 +84,13 @@ impl Gateway {
     }
 
     /// A neighbour answered, moved or is gone.
-    pub fn neighbour_changed(&mut self, world: &mut dyn World, now: Instant, ifindex: u32, neighbour: Ipv4Addr) {
+    pub fn neighbour_changed(
+        &mut self,
+        world: &mut dyn World,
+        now: Instant,
+        ifindex: u32,
+        neighbour: Ipv4Addr,
+    ) {
         let Some(interface) = self.interfaces.get(&ifindex).cloned() else { return };
         if self.next_hops.refresh(world, &interface, neighbour) {
             self.release(world, now, (ifindex, neighbour));
@@ -114,18 +125,21 @@ impl Gateway {
             Direction::Original => Direction::Reply,
             Direction::Reply => Direction::Original,
         };
-        let ingress = self.next_hops.neighbour(session.next_hops[opposite as usize]).map_or(0, |(ifindex, _)| ifindex);
+        let ingress =
+            self.next_hops.neighbour(session.next_hops[opposite as usize]).map_or(0, |(ifindex, _)| ifindex);
         let query = RouteQuery {
             source: address(session.key(direction).source),
             destination: address(to),
             ingress: if direction == Direction::Original { ingress } else { 0 },
         };
         let hop = match world.route(query) {
-            Ok(route) if route.kind == RouteKind::Unicast => match self.interfaces.get(&route.ifindex).cloned() {
-                // A session stays on the side where it began, so also on its external address.
-                Some(egress) => self.next_hops.slot(world, &egress, route.gateway.unwrap_or(address(to))),
-                None => next_hops::UNKNOWN,
-            },
+            Ok(route) if route.kind == RouteKind::Unicast => {
+                match self.interfaces.get(&route.ifindex).cloned() {
+                    // A session stays on the side where it began, so also on its external address.
+                    Some(egress) => self.next_hops.slot(world, &egress, route.gateway.unwrap_or(address(to))),
+                    None => next_hops::UNKNOWN,
+                }
+            }
             _ => next_hops::UNKNOWN,
         };
         if session_hop(self, slot, direction) == hop {
@@ -140,14 +154,23 @@ impl Gateway {
 
     /// Takes new rules: sessions that they would open the same way live on.
     pub fn reload(&mut self, world: &mut dyn World, now: Instant, config: &Config) -> Reloaded {
+        self.drop_permanent_mappings();
+        let before: Vec<(Origin, String, u64)> =
+            self.opened.drain().map(|(origin, count)| (origin, self.rules.name(origin), count)).collect();
         self.rules = super::Rules::new(config);
-        self.timeouts = config.timeouts.clone();
-        let mut reloaded = Reloaded { ended: self.retire_forwards(world, now), ..Reloaded::default() };
+        self.timeouts = config.timeouts;
         self.reserve_forwards();
+        for (origin, name, count) in before {
+            if let Some(origin) = self.rules.position(origin, &name) {
+                *self.opened.entry(origin).or_default() += count;
+            }
+        }
+        let mut reloaded = Reloaded::default();
         let slots: Vec<u32> = self.sessions.iter().map(|(slot, _)| slot).collect();
         for slot in slots {
-            if self.still_allowed(slot) {
+            if let Some(origin) = self.allowed_by(slot) {
                 reloaded.kept += 1;
+                self.belongs_to(world, slot, origin);
             } else {
                 reloaded.ended += 1;
                 self.end(world, now, slot);
@@ -156,38 +179,51 @@ impl Gateway {
         reloaded
     }
 
-    /// Takes out the mappings of forwards that are no more, with the sessions that hold them:
-    /// left in, they would hold whatever mapping has the slot next. Returns how many ended.
-    fn retire_forwards(&mut self, world: &mut dyn World, now: Instant) -> u32 {
-        let retired: Vec<u32> = self
-            .mappings
+    /// Takes the mappings of forwards out. Sessions that hold one live on without: its port stays
+    /// reserved.
+    fn drop_permanent_mappings(&mut self) {
+        let permanent: HashSet<u32> =
+            self.mappings.iter().filter(|(_, mapping)| mapping.permanent).map(|(slot, _)| slot).collect();
+        if permanent.is_empty() {
+            return;
+        }
+        self.hairpins.retain(|_, mapping| !permanent.contains(mapping));
+        let holders: Vec<u32> = self
+            .sessions
             .iter()
-            .filter(|(_, mapping)| mapping.permanent && !self.is_forwarded(mapping))
+            .filter(|(_, session)| permanent.contains(&session.mapping))
             .map(|(slot, _)| slot)
             .collect();
-        if retired.is_empty() {
-            return 0;
+        for slot in holders {
+            if let Some(session) = self.sessions.get_mut(slot) {
+                session.mapping = NO_MAPPING;
+            }
         }
-        let holds = |session: &Session| {
-            let hairpin = self.hairpins.get(&session.original);
-            retired.contains(&session.mapping) || hairpin.is_some_and(|slot| retired.contains(slot))
-        };
-        let slots: Vec<u32> =
-            self.sessions.iter().filter(|(_, session)| holds(session)).map(|(slot, _)| slot).collect();
-        for &slot in &slots {
-            self.end(world, now, slot);
-        }
-        for slot in retired {
+        for slot in permanent {
             self.mappings.remove(slot);
         }
-        u32::try_from(slots.len()).unwrap_or(u32::MAX)
     }
 
-    /// Whether the rules in force would open a session as it is.
-    fn still_allowed(&self, slot: u32) -> bool {
-        let Some(session) = self.sessions.get(slot) else { return false };
+    /// A session, and the mapping it holds, are a rule's from now on.
+    pub(super) fn belongs_to(&mut self, world: &mut dyn World, slot: u32, origin: Origin) {
+        let Some(session) = self.sessions.get_mut(slot) else { return };
+        if session.origin == origin {
+            return;
+        }
+        session.origin = origin;
+        for (key, value) in session.entries(slot) {
+            world.replace(key, value);
+        }
+        if let Origin::Snat(position) | Origin::Inbound(position) = origin {
+            self.mappings.set_rule(session.mapping, position);
+        }
+    }
+
+    /// What in the rules in force would open a session as it is.
+    pub(super) fn allowed_by(&self, slot: u32) -> Option<Origin> {
+        let session = self.sessions.get(slot)?;
         let by_rule = |key: &nat_common::FlowKey, external: u32| {
-            self.rules.snat.iter().any(|rule| {
+            let position = self.rules.snat.iter().position(|rule| {
                 rule.protocols.contains(key.protocol)
                     && rule.source.matches(address(key.source))
                     && rule.destination.matches(address(key.destination))
@@ -198,23 +234,27 @@ impl Gateway {
                         }
                         crate::config::SnatTarget::None => false,
                     }
-            })
+            })?;
+            u16::try_from(position).ok()
         };
         match session.origin {
             // Judged anew by its next packet.
-            Origin::Bypass => false,
-            Origin::Snat(_) => by_rule(&session.original, session.rewrite.source),
-            Origin::Inbound(_) => session.mapping != NO_MAPPING && by_rule(&session.reply, session.original.destination),
+            Origin::Bypass => None,
+            Origin::Snat(_) => by_rule(&session.original, session.rewrite.source).map(Origin::Snat),
+            Origin::Inbound(_) if session.mapping == NO_MAPPING => None,
+            Origin::Inbound(_) => by_rule(&session.reply, session.original.destination).map(Origin::Inbound),
             Origin::Forward(_) => self
                 .rules
                 .forward(&session.original, |name, wanted| {
                     self.interfaces.values().any(|own| own.name == name && own.addresses.contains(&wanted))
                 })
-                .is_some_and(|(_, rule)| network(rule.internal) == session.rewrite.destination),
+                .filter(|(_, rule)| network(rule.internal) == session.rewrite.destination)
+                .map(|(position, _)| Origin::Forward(position)),
             Origin::Static(_) => self
                 .rules
                 .static_inbound(address(session.original.destination))
-                .is_some_and(|(_, inside)| network(inside) == session.rewrite.destination),
+                .filter(|(_, inside)| network(*inside) == session.rewrite.destination)
+                .map(|(position, _)| Origin::Static(position)),
         }
     }
 }

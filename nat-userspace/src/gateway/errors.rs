@@ -39,7 +39,9 @@ impl Gateway {
         parsed: &Parsed,
     ) -> Outcome {
         let is_own = world.is_local(address(parsed.key.destination));
-        let nobodys = if is_own { Outcome::ToStack } else { Outcome::Drop(Reason::DropIcmpError) };
+        // Messages that are no errors, to the gateway, are the stack's; errors only if they are
+        // about a socket of the gateway's (behaviour ICE-10, LOC-09).
+        let nobodys = Outcome::Drop(Reason::DropIcmpError);
         let end = parsed.network + usize::from(parsed.total_length);
         let Some(message) = frame.get(parsed.transport..end) else { return nobodys };
         let is_error = matches!(
@@ -47,7 +49,7 @@ impl Gateway {
             Some(&(wire::ICMP_UNREACHABLE | wire::ICMP_TIME_EXCEEDED | wire::ICMP_PARAMETER_PROBLEM))
         );
         if !is_error {
-            return nobodys;
+            return if is_own { Outcome::ToStack } else { nobodys };
         }
         if Sum::ZERO.add_bytes(message).fold() != 0xffff {
             return Outcome::Drop(Reason::DropIcmpError);
@@ -56,6 +58,10 @@ impl Gateway {
         // Packets the other way arrive on this side with the quote's endpoints exchanged.
         let opposite = quote.key.reversed(ingress.realm());
         let Some((slot, direction)) = self.sessions.find(&opposite) else {
+            world.read_bound();
+            if is_own && is_about_own(world, &quote.key) {
+                return Outcome::ToStack;
+            }
             return self.stateless_error(world, now, ingress, frame, parsed).unwrap_or(nobodys);
         };
         let Some(session) = self.sessions.get(slot) else { return nobodys };
@@ -76,6 +82,9 @@ impl Gateway {
             parsed.key.source
         };
         let hop_index = session.next_hops[direction as usize];
+        if ingress.realm() == Realm::Inside && !self.is_from(frame, session.next_hops[caused_by as usize]) {
+            return Outcome::Drop(Reason::DropIcmpError);
+        }
         if parsed.key.destination != opposite.destination {
             return Outcome::Drop(Reason::DropIcmpError);
         }
@@ -96,6 +105,26 @@ impl Gateway {
             None => Outcome::Drop(Reason::DropIcmpError),
         }
     }
+}
+
+impl Gateway {
+    /// Whether a frame comes from a next hop: errors about an inside host come from it, or from the
+    /// router it is behind, not from its neighbours (behaviour ATK-10).
+    fn is_from(&self, frame: &[u8], next_hop: u32) -> bool {
+        let hop = self.next_hops.get(next_hop);
+        hop.flags & nat_common::next_hop::NextHop::VALID == 0
+            || frame.get(6..12) == Some(&hop.destination[..])
+    }
+}
+
+/// Whether a quoted packet may be the gateway's own: a socket has its source, or it is a query,
+/// whose sockets cannot be looked up.
+fn is_about_own(world: &dyn World, quoted: &FlowKey) -> bool {
+    world.is_local(address(quoted.source))
+        && match quoted.protocol {
+            wire::TCP | wire::UDP => world.is_bound(quoted.protocol, quoted.source, quoted.source_port),
+            _ => true,
+        }
 }
 
 /// Reads the packet an error quotes. `None` if it is too short, contradicts itself, is a later
@@ -132,12 +161,12 @@ fn read_quote(frame: &mut [u8], parsed: &Parsed, end: usize, realm: Realm) -> Op
             key.source_port = word(transport)?;
             key.destination_port = word(transport + 2)?;
         }
-        wire::ICMP => match frame.get(transport)? {
-            &(wire::ICMP_ECHO_REQUEST | wire::ICMP_TIMESTAMP_REQUEST) => {
+        wire::ICMP => match *frame.get(transport)? {
+            wire::ICMP_ECHO_REQUEST | wire::ICMP_TIMESTAMP_REQUEST => {
                 key.source_port = word(transport + 4)?;
                 key.query = Query::Request as u8;
             }
-            &(wire::ICMP_ECHO_REPLY | wire::ICMP_TIMESTAMP_REPLY) => {
+            wire::ICMP_ECHO_REPLY | wire::ICMP_TIMESTAMP_REPLY => {
                 key.destination_port = word(transport + 4)?;
                 key.query = Query::Reply as u8;
             }
@@ -204,15 +233,12 @@ fn write_quote(frame: &mut [u8], end: usize, quote: &Quote, value: &FlowValue) -
     let mut write = |at: usize, word: u16| {
         frame.get_mut(at..at + 2).map(|bytes| bytes.copy_from_slice(&word.to_ne_bytes()))
     };
-    match quote.key.protocol {
-        wire::ICMP => {
-            let is_reply = quote.key.query == Query::Reply as u8;
-            write(quote.transport + 4, if is_reply { value.destination_port } else { value.source_port })?;
-        }
-        _ => {
-            write(quote.transport, value.source_port)?;
-            write(quote.transport + 2, value.destination_port)?;
-        }
+    if quote.key.protocol == wire::ICMP {
+        let is_reply = quote.key.query == Query::Reply as u8;
+        write(quote.transport + 4, if is_reply { value.destination_port } else { value.source_port })?;
+    } else {
+        write(quote.transport, value.source_port)?;
+        write(quote.transport + 2, value.destination_port)?;
     }
     let at = quote.transport + field;
     if at + 2 <= end {

@@ -55,7 +55,7 @@ impl Gateway {
         }
     }
 
-    fn arm(&mut self, due: Instant, slot: u32) {
+    pub(super) fn arm(&mut self, due: Instant, slot: u32) {
         let armed = self.wheel.arm(slot, due);
         if let Some(session) = self.sessions.get_mut(slot) {
             session.armed = armed;
@@ -127,7 +127,7 @@ impl Gateway {
         self.end(world, now, slot);
     }
 
-    fn let_go(&mut self, now: Instant, session: &Session) {
+    pub(super) fn let_go(&mut self, now: Instant, session: &Session) {
         self.let_go_of_hairpin(now, &session.original);
         if session.mapping != NO_MAPPING
             && let Some(mapping) = self.mappings.release(session.mapping, session_remote(session))
@@ -193,7 +193,12 @@ impl Gateway {
     }
 
     /// Frames that waited for a neighbour which has answered: judged anew, for the caller to send.
-    pub(super) fn release(&mut self, world: &mut dyn World, now: Instant, neighbour: (u32, std::net::Ipv4Addr)) {
+    pub(super) fn release(
+        &mut self,
+        world: &mut dyn World,
+        now: Instant,
+        neighbour: (u32, std::net::Ipv4Addr),
+    ) {
         for Held { ingress, mut frame } in self.holds.release(neighbour) {
             let outcome = self.handle(world, now, ingress, &mut frame);
             if outcome != Outcome::Held {

@@ -8,7 +8,7 @@ use nat_common::wire;
 
 use super::ports::{Holder, PortTable};
 use super::random::Random;
-use crate::config::{PortRange, Pooling};
+use crate::config::{Pooling, PortRange};
 
 /// All ports a mapping may have unless the rule names others: RFC 4787 REQ-3a wants well-known
 /// source ports kept well-known, and all others not.
@@ -68,14 +68,22 @@ impl Externals {
         }
     }
 
-    /// The candidates for an inside host, best first.
-    pub fn candidates(&mut self, inside: u32, pool: u32, addresses: &[u32], pooling: Pooling) -> Vec<u32> {
+    /// The candidates for an inside host, best first. `belongs` tells whether an address is one of
+    /// `addresses`, which may be many.
+    pub fn candidates(
+        &mut self,
+        inside: u32,
+        pool: u32,
+        addresses: &[u32],
+        belongs: &dyn Fn(u32) -> bool,
+        pooling: Pooling,
+    ) -> Vec<u32> {
         let random = &mut self.random;
         if pooling == Pooling::Arbitrary {
             let start = random.below(addresses.len().max(1));
             return addresses[start..].iter().chain(&addresses[..start]).copied().collect();
         }
-        let paired = self.pairs.get(&(inside, pool)).copied().filter(|pair| addresses.contains(pair));
+        let paired = self.pairs.get(&(inside, pool)).copied().filter(|&pair| belongs(pair));
         let pair = paired.or_else(|| {
             let load = |address: &u32| self.paired.get(address).copied().unwrap_or(0);
             addresses.iter().copied().min_by_key(load)
@@ -90,6 +98,13 @@ impl Externals {
             candidates.extend(addresses.iter().copied().filter(|&address| address != pair));
         }
         candidates
+    }
+
+    /// Remembers which external address an inside host is paired with.
+    pub fn pair(&mut self, inside: u32, pool: u32, external: u32) {
+        if self.pairs.insert((inside, pool), external).is_none() {
+            *self.paired.entry(external).or_default() += 1;
+        }
     }
 
     /// Takes a port for one mapping. `usable` says which are not the gateway's own.

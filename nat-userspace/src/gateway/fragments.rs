@@ -9,11 +9,11 @@ use nat_common::flow::Query;
 use nat_common::frame::{Frame as _, SliceFrame};
 use nat_common::parse::Kind;
 use nat_common::wire::{self, Ethernet, Icmp, Ipv4, Tcp, Udp};
-use nat_common::{Parsed, Realm, Reason, translate};
+use nat_common::{Parsed, Realm, Reason, next_hop::NextHop, translate};
 
 use super::known::header;
 use super::world::World;
-use super::{Gateway, Interface, Outcome, Released, address};
+use super::{Gateway, Interface, Outcome, Released, address, cut};
 
 /// What the fragments of one datagram share (RFC 791), and the side they come from.
 type Key = (u32, u32, u8, u16, Realm);
@@ -28,7 +28,7 @@ const WAITING_PER_SOURCE: u32 = 1024;
 /// What became of a datagram's first fragment.
 #[derive(Clone, Copy, Debug)]
 enum Verdict {
-    Send { ifindex: u32, macs: [[u8; 6]; 2], source: u32, destination: u32 },
+    Send { hop: NextHop, source: u32, destination: u32, id: u16 },
     ToStack,
     Drop(Reason),
 }
@@ -140,7 +140,7 @@ impl Gateway {
             return self.first_fragment(world, now, ingress, frame, parsed, key);
         }
         match self.fragments.datagrams.get(&key).and_then(|datagram| datagram.verdict) {
-            Some(verdict) => follow(frame, parsed, verdict),
+            Some(verdict) => self.follow(frame, parsed, verdict),
             None if self.fragments.hold(key, now, ingress.ifindex, frame) => Outcome::Held,
             None => Outcome::Drop(Reason::DropHoldFull),
         }
@@ -156,6 +156,7 @@ impl Gateway {
         parsed: &Parsed,
         key: Key,
     ) -> Outcome {
+        let Some(ip) = header(frame, parsed) else { return Outcome::Drop(Reason::DropTruncated) };
         let outcome = match whole(frame, parsed) {
             Ok(whole) => self.packet(world, now, ingress, frame, &whole),
             Err(_) if world.is_local(address(parsed.key.destination)) => Outcome::ToStack,
@@ -166,17 +167,45 @@ impl Gateway {
             Outcome::Held => return outcome,
             Outcome::ToStack => Verdict::ToStack,
             Outcome::Drop(reason) => Verdict::Drop(reason),
-            Outcome::Send { ifindex, .. } => match sent(frame, parsed, ifindex) {
-                Some(verdict) => verdict,
-                None => return Outcome::Drop(Reason::DropTruncated),
-            },
+            // Cut: its pieces are on their way, with the identification it came with.
+            Outcome::Cut => {
+                match self.emissions.last().map(|emission| (emission.ifindex, emission.frame.clone())) {
+                    Some((ifindex, mut piece)) => match self.sent(&mut piece, parsed, ifindex) {
+                        Some(verdict) => verdict,
+                        None => return Outcome::Drop(Reason::DropTruncated),
+                    },
+                    None => return outcome,
+                }
+            }
+            Outcome::Send { ifindex, .. } => {
+                if ip.source != header(frame, parsed).map_or(0, |sent| sent.source) {
+                    // Datagrams of two hosts may have one identification; behind one address they
+                    // would be taken for one (behaviour FRG-20).
+                    let Some(sent) = header(frame, parsed) else {
+                        return Outcome::Drop(Reason::DropTruncated);
+                    };
+                    let id = self.identifications.next(
+                        sent.source,
+                        sent.destination,
+                        sent.protocol,
+                        &mut self.random,
+                    );
+                    if cut::set_id(frame, parsed.network, id).is_none() {
+                        return Outcome::Drop(Reason::DropTruncated);
+                    }
+                }
+                match self.sent(frame, parsed, ifindex) {
+                    Some(verdict) => verdict,
+                    None => return Outcome::Drop(Reason::DropTruncated),
+                }
+            }
         };
         // An identification used again for another datagram follows the new first (FRG-22).
         self.fragments.datagram(key, now).verdict = Some(verdict);
         for (ingress, mut frame) in self.fragments.take_waiting(&key) {
             let Some(view) = SliceFrame::new(&mut frame) else { continue };
             let nat_common::parse::Frames::Ipv4(parsed) = nat_common::parse(&view, key.4) else { continue };
-            let outcome = follow(&mut frame, &parsed, verdict);
+            let outcome = self.follow(&mut frame, &parsed, verdict);
             if let Outcome::Drop(reason) = outcome {
                 self.counts.add(reason);
             }
@@ -238,49 +267,57 @@ fn whole(frame: &mut [u8], parsed: &Parsed) -> Result<Parsed, Reason> {
     Ok(whole)
 }
 
-/// What a first fragment that was sent has become, for the others to follow.
-fn sent(frame: &mut [u8], parsed: &Parsed, ifindex: u32) -> Option<Verdict> {
-    let ip = header(frame, parsed)?;
-    let view = SliceFrame::new(frame)?;
-    // SAFETY: `at` answers for the whole header, which is copied.
-    let ethernet = view.at::<Ethernet>(0).map(|ethernet| unsafe { *ethernet })?;
-    Some(Verdict::Send {
-        ifindex,
-        macs: [ethernet.destination, ethernet.source],
-        source: ip.source,
-        destination: ip.destination,
-    })
-}
+impl Gateway {
+    /// What a first fragment that was sent has become, for the others to follow.
+    fn sent(&self, frame: &mut [u8], parsed: &Parsed, ifindex: u32) -> Option<Verdict> {
+        let ip = header(frame, parsed)?;
+        let view = SliceFrame::new(frame)?;
+        // SAFETY: `at` answers for the whole header, which is copied.
+        let ethernet = view.at::<Ethernet>(0).map(|ethernet| unsafe { *ethernet })?;
+        let hop = NextHop {
+            destination: ethernet.destination,
+            source: ethernet.source,
+            ifindex,
+            mtu: self.interfaces.get(&ifindex)?.mtu,
+            ..NextHop::default()
+        };
+        Some(Verdict::Send { hop, source: ip.source, destination: ip.destination, id: ip.id })
+    }
 
-/// Sends a later fragment after its first.
-fn follow(frame: &mut [u8], parsed: &Parsed, verdict: Verdict) -> Outcome {
-    let (ifindex, macs, source, destination) = match verdict {
-        Verdict::Send { ifindex, macs, source, destination } => (ifindex, macs, source, destination),
-        Verdict::ToStack => return Outcome::ToStack,
-        Verdict::Drop(reason) => return Outcome::Drop(reason),
-    };
-    if parsed.ttl <= 1 {
-        return Outcome::Drop(Reason::DropTtl);
-    }
-    let Some(view) = SliceFrame::new(frame) else { return Outcome::Drop(Reason::DropTruncated) };
-    let (Some(ip), Some(ethernet)) = (view.at::<Ipv4>(parsed.network), view.at::<Ethernet>(0)) else {
-        return Outcome::Drop(Reason::DropTruncated);
-    };
-    // SAFETY: `at` answered for the whole headers, which nothing else borrows.
-    unsafe {
-        let sum = Sum::ZERO
-            .subtract_u32((*ip).source)
-            .subtract_u32((*ip).destination)
-            .add_u32(source)
-            .add_u32(destination);
-        (*ip).source = source;
-        (*ip).destination = destination;
-        (*ip).checksum = Delta::of(sum).apply((*ip).checksum);
-        (*ethernet).destination = macs[0];
-        (*ethernet).source = macs[1];
-    }
-    match translate::decrement_ttl(&view, parsed.network) {
-        Some(()) => Outcome::Send { ifindex, session: None },
-        None => Outcome::Drop(Reason::DropTruncated),
+    /// Sends a later fragment after its first.
+    fn follow(&mut self, frame: &mut [u8], parsed: &Parsed, verdict: Verdict) -> Outcome {
+        let (hop, source, destination, id) = match verdict {
+            Verdict::Send { hop, source, destination, id } => (hop, source, destination, id),
+            Verdict::ToStack => return Outcome::ToStack,
+            Verdict::Drop(reason) => return Outcome::Drop(reason),
+        };
+        if parsed.ttl <= 1 {
+            return Outcome::Drop(Reason::DropTtl);
+        }
+        let Some(view) = SliceFrame::new(frame) else { return Outcome::Drop(Reason::DropTruncated) };
+        let Some(ip) = view.at::<Ipv4>(parsed.network) else { return Outcome::Drop(Reason::DropTruncated) };
+        // SAFETY: `at` answered for the whole header, which nothing else borrows.
+        unsafe {
+            let sum = Sum::ZERO
+                .subtract_u32((*ip).source)
+                .subtract_u32((*ip).destination)
+                .subtract_u16((*ip).id)
+                .add_u32(source)
+                .add_u32(destination)
+                .add_u16(id);
+            (*ip).source = source;
+            (*ip).destination = destination;
+            (*ip).id = id;
+            (*ip).checksum = Delta::of(sum).apply((*ip).checksum);
+        }
+        let done = translate::decrement_ttl(&view, parsed.network)
+            .and_then(|()| translate::address_frame(&view, &hop));
+        if done.is_none() {
+            return Outcome::Drop(Reason::DropTruncated);
+        }
+        if u32::from(parsed.total_length) > hop.mtu && !cut::may_be_cut(frame, parsed.network) {
+            return Outcome::Drop(Reason::DropTooBig);
+        }
+        self.cut_to_size(frame, parsed, &hop, Outcome::Send { ifindex: hop.ifindex, session: None })
     }
 }

@@ -1,6 +1,7 @@
 //! Packets to the gateway's external addresses: for a mapping if its filter lets them in, for a
 //! forward, else for the gateway itself. From the inside, the same is hairpinning.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use nat_common::flow::{Query, Rewrite};
@@ -48,7 +49,8 @@ impl Gateway {
         if parsed.ttl <= 1 {
             return Err(Refusal::Told(Reason::DropTtl, super::icmp::Error::TtlExceeded));
         }
-        let query = RouteQuery { source: address(key.source), destination: address(target.inside.0), ingress: 0 };
+        let query =
+            RouteQuery { source: address(key.source), destination: address(target.inside.0), ingress: 0 };
         let route = world.route(query).map_err(super::open::unreachable)?;
         let Some(egress) = self.interfaces.get(&route.ifindex).cloned() else {
             return Err(Refusal::Silent(Reason::DropNoRoute));
@@ -111,7 +113,9 @@ impl Gateway {
             kept_out = Some(Reason::DropFiltered);
         }
         let forward = self.rules.forward(key, |name, wanted| {
-            self.interfaces.values().any(|interface| interface.name == name && interface.addresses.contains(&wanted))
+            self.interfaces
+                .values()
+                .any(|interface| interface.name == name && interface.addresses.contains(&wanted))
         });
         let Some((position, rule)) = forward else { return kept_out.map_or(Ok(None), Err) };
         let inside = (network(rule.internal), forwarded_port(rule, key.destination_port));
@@ -160,9 +164,10 @@ impl Gateway {
                 return Err(Refusal::Silent(Reason::DropUnsolicited));
             };
             let rule = rule.clone();
-            let outside = self.interface_of(key.destination).unwrap_or_else(|| egress.clone());
+            let outside = self.interface_of(key.destination);
+            let outside = outside.as_deref().unwrap_or(egress);
             let (slot, external, port) =
-                self.mapping_for(world, now, key, position, &rule, &outside, Some(key.destination))?;
+                self.mapping_for(world, now, key, position, &rule, outside, Some(key.destination))?;
             // The mapping lives as long as this session: held in its stead by the target's, it
             // would end with the next sweep. Contacts are the filter's memory (behaviour HPN-09).
             self.mappings.hold(slot, key.destination);
@@ -171,7 +176,7 @@ impl Gateway {
             rewrite.source_port = port;
             return Ok(rewrite);
         }
-        let mut taken = |port: u16, source: u32| {
+        let taken = |port: u16, source: u32| {
             let candidate = Rewrite { source, source_port: port.to_be(), ..rewrite };
             self.sessions.find(&Session::reply_key(key, &candidate, egress.realm())).is_some()
         };
@@ -184,7 +189,9 @@ impl Gateway {
             key.source
         };
         let wanted = u16::from_be(key.source_port);
-        let port = if taken(wanted, source) || (target.hides_remote && world.is_bound(key.protocol, source, wanted.to_be())) {
+        let port = if taken(wanted, source)
+            || (target.hides_remote && world.is_bound(key.protocol, source, wanted.to_be()))
+        {
             let range = PortRange::UNPRIVILEGED;
             let step = self.externals.draw(range);
             (0..range.len())
@@ -192,7 +199,10 @@ impl Gateway {
                     let offset = (u32::from(step) + n) % range.len();
                     range.first + u16::try_from(offset).unwrap_or(0)
                 })
-                .find(|&port| !taken(port, source) && !(target.hides_remote && world.is_bound(key.protocol, source, port.to_be())))
+                .find(|&port| {
+                    let is_own = target.hides_remote && world.is_bound(key.protocol, source, port.to_be());
+                    !(is_own || taken(port, source))
+                })
         } else {
             Some(wanted)
         };
@@ -205,7 +215,7 @@ impl Gateway {
     }
 
     /// The interface that has an address.
-    fn interface_of(&self, external: u32) -> Option<Interface> {
+    fn interface_of(&self, external: u32) -> Option<Arc<Interface>> {
         self.interfaces.values().find(|interface| interface.addresses.contains(&address(external))).cloned()
     }
 
@@ -226,7 +236,9 @@ impl Gateway {
         let port = u16::from_be(key.destination_port);
         let mappable = self.rules.snat.iter().any(|rule| rule.ports.contains(port));
         let external = self.is_external(key.destination)
-            || self.interface_of(key.destination).is_some_and(|interface| interface.realm() == Realm::Outside);
+            || self
+                .interface_of(key.destination)
+                .is_some_and(|interface| interface.realm() == Realm::Outside);
         if !world.is_local(address(key.destination))
             || self.rules.drop_unmatched
             || (external && mappable && key.protocol != wire::ICMP)
@@ -275,19 +287,6 @@ impl Gateway {
             permanent: true,
             shared: false,
         });
-    }
-
-    /// Whether a forward's mapping is what the rules in force would make.
-    pub(super) fn is_forwarded(&self, mapping: &Mapping) -> bool {
-        let port = mapping.external_port;
-        self.rules.forwards.iter().any(|rule| {
-            rule.protocols.contains(mapping.key.protocol)
-                && rule.external_ports.contains(u16::from_be(port))
-                && rule.source.is_any()
-                && !rule.masquerade_source
-                && (network(rule.internal), forwarded_port(rule, port)) == (mapping.key.address, mapping.key.port)
-                && self.forward_addresses(rule).contains(&mapping.external)
-        })
     }
 
     /// The addresses a forward listens on now, network byte order.

@@ -7,10 +7,11 @@ use nat_common::frame::{Frame as _, SliceFrame};
 use nat_common::wire::{self, Ipv4, Tcp};
 use nat_common::{Direction, FlowValue, Parsed, Reason, next_hop::NextHop, tcp, translate};
 
+use super::cut::{cut, may_be_cut};
 use super::icmp::Error;
 use super::sessions::Origin;
 use super::world::{RouteQuery, World};
-use super::{Gateway, Interface, Outcome, address, next_hops};
+use super::{Emission, Gateway, Interface, Outcome, address, next_hops};
 
 impl Gateway {
     /// Sends a packet of a session on.
@@ -34,7 +35,8 @@ impl Gateway {
         match self.prepare(world, now, ingress, frame, parsed, value.next_hop, slot, direction) {
             Ok(hop) => {
                 note(world, frame, parsed, slot, direction);
-                finish(frame, parsed, &value, &hop, Some(slot))
+                let outcome = finish(frame, parsed, &value, &hop, Some(slot));
+                self.cut_to_size(frame, parsed, &hop, outcome)
             }
             Err(outcome) => outcome,
         }
@@ -93,13 +95,35 @@ impl Gateway {
             }
             hop = *self.next_hops.get(next_hop);
         }
-        if u32::from(parsed.total_length) > hop.mtu {
+        if u32::from(parsed.total_length) > hop.mtu && !may_be_cut(frame, parsed.network) {
             return Err(self.too_big(now, ingress, frame, parsed, &hop));
         }
         Ok(hop)
     }
 
-    /// A packet that does not fit: fragmented by whoever sent it if it may not be here.
+    /// Cuts a frame that is ready to be sent if it is too big, which [`Gateway::passable`] lets
+    /// through only where it may be cut.
+    pub(super) fn cut_to_size(
+        &mut self,
+        frame: &[u8],
+        parsed: &Parsed,
+        hop: &NextHop,
+        outcome: Outcome,
+    ) -> Outcome {
+        let Outcome::Send { ifindex, .. } = outcome else { return outcome };
+        if u32::from(parsed.total_length) <= hop.mtu {
+            return outcome;
+        }
+        match cut(frame, parsed.network, usize::try_from(hop.mtu).unwrap_or(0)) {
+            Some(pieces) => {
+                self.emissions.extend(pieces.into_iter().map(|frame| Emission { ifindex, frame }));
+                Outcome::Cut
+            }
+            None => Outcome::Drop(Reason::DropTooBig),
+        }
+    }
+
+    /// A packet that does not fit and may not be cut: its sender is told (RFC 1191).
     fn too_big(
         &mut self,
         now: Instant,
@@ -117,7 +141,11 @@ impl Gateway {
     fn find_way(&mut self, world: &mut dyn World, slot: u32, direction: Direction) -> u32 {
         let Some(session) = self.sessions.get(slot) else { return next_hops::UNKNOWN };
         let to = session.rewritten(direction).destination;
-        let query = RouteQuery { source: address(session.key(direction).source), destination: address(to), ingress: 0 };
+        let query = RouteQuery {
+            source: address(session.key(direction).source),
+            destination: address(to),
+            ingress: 0,
+        };
         let Ok(route) = world.route(query) else { return next_hops::UNKNOWN };
         let Some(egress) = self.interfaces.get(&route.ifindex).cloned() else { return next_hops::UNKNOWN };
         let hop = self.next_hops.slot(world, &egress, route.gateway.unwrap_or(address(to)));
@@ -149,7 +177,13 @@ pub(super) fn finish(
 }
 
 /// Notes a packet in its session's line, as the fast path does.
-pub(super) fn note(world: &mut dyn World, frame: &mut [u8], parsed: &Parsed, slot: u32, direction: Direction) {
+pub(super) fn note(
+    world: &mut dyn World,
+    frame: &mut [u8],
+    parsed: &Parsed,
+    slot: u32,
+    direction: Direction,
+) {
     let mut line = world.activity(slot);
     let half = &mut line.directions[direction as usize];
     half.packets += 1;

@@ -2,7 +2,10 @@
 //! gateway itself sends.
 
 use std::collections::HashMap;
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+/// How often idle sources are forgotten.
+const SWEEP_EVERY: Duration = Duration::from_secs(1);
 
 /// So many a second, and as many at once.
 pub struct Bucket {
@@ -35,12 +38,13 @@ pub struct Sources {
     sessions_limit: u32,
     rate_limit: u32,
     sessions: HashMap<u32, (u32, Bucket)>,
+    swept: Option<Instant>,
 }
 
 impl Sources {
     /// Limits of zero mean none.
     pub fn new(sessions_limit: u32, rate_limit: u32) -> Self {
-        Self { sessions_limit, rate_limit, sessions: HashMap::new() }
+        Self { sessions_limit, rate_limit, sessions: HashMap::new(), swept: None }
     }
 
     /// Whether a source may open one more session now; it then has.
@@ -72,6 +76,10 @@ impl Sources {
 
     /// Forgets idle sources whose bucket is full again.
     pub fn sweep(&mut self, now: Instant) {
+        if self.swept.is_some_and(|swept| now.saturating_duration_since(swept) < SWEEP_EVERY) {
+            return;
+        }
+        self.swept = Some(now);
         self.sessions.retain(|_, (count, bucket)| {
             *count > 0 || now.saturating_duration_since(bucket.filled).as_secs() < 2
         });

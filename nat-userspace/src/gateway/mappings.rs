@@ -57,7 +57,13 @@ pub struct MappingTable {
 
 impl MappingKey {
     /// The key under a rule's behaviour.
-    pub fn new(behaviour: Behaviour, protocol: u8, inside: (u32, u16), remote: (u32, u16), pool: u32) -> Self {
+    pub fn new(
+        behaviour: Behaviour,
+        protocol: u8,
+        inside: (u32, u16),
+        remote: (u32, u16),
+        pool: u32,
+    ) -> Self {
         let (remote, remote_port) = match behaviour {
             Behaviour::EndpointIndependent => (0, 0),
             Behaviour::AddressDependent => (remote.0, 0),
@@ -102,6 +108,13 @@ impl MappingTable {
             self.by_external.insert((mapping.key.protocol, mapping.external, mapping.external_port), slot);
         }
         slot
+    }
+
+    /// A mapping is a rule's from now on.
+    pub fn set_rule(&mut self, slot: u32, rule: u16) {
+        if let Some(mapping) = self.slots.get_mut(slot as usize).and_then(Option::as_mut) {
+            mapping.rule = rule;
+        }
     }
 
     /// A session to `remote` holds the mapping.

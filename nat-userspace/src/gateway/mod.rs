@@ -6,32 +6,36 @@
 //! one-to-one, `errors` for ICMP errors, `fragments`. Beside it `expire` (timers, events) and
 //! `changes` (interfaces, addresses, routes, neighbours).
 
-mod random;
-mod ports;
-mod externals;
-mod mappings;
-mod sessions;
-mod next_hops;
-mod hold;
-mod wheel;
-mod limits;
-mod rules;
-mod world;
-mod known;
-mod open;
-mod inbound;
-mod stateless;
-mod errors;
-mod icmp;
-mod fragments;
-mod expire;
 mod changes;
+mod cut;
+mod errors;
+mod expire;
+mod externals;
+mod fragments;
+mod hold;
+mod icmp;
+mod inbound;
+mod known;
+mod limits;
+mod mappings;
+mod next_hops;
+mod open;
+mod ports;
+mod random;
+mod restore;
+mod rules;
+mod sessions;
+mod stateless;
 mod view;
+mod wheel;
+mod world;
 
 use std::collections::HashMap;
 use std::net::Ipv4Addr;
+use std::sync::Arc;
 use std::time::Instant;
 
+use ipnet::Ipv4Net;
 use nat_common::classify::{is_group, is_martian_destination, is_martian_source};
 use nat_common::flow::is_partial;
 use nat_common::frame::{Frame as _, SliceFrame};
@@ -39,10 +43,11 @@ use nat_common::parse::{Frames, Kind};
 use nat_common::wire;
 use nat_common::{FlowKey, Parsed, Realm, Reason, parse};
 
+pub use self::changes::Reloaded;
 pub use self::random::Random;
+pub use self::restore::Restored;
 pub use self::rules::{Rules, address, network};
 pub use self::sessions::{Origin, Session};
-pub use self::changes::Reloaded;
 pub use self::view::{PoolUse, SessionView};
 pub use self::world::World;
 use crate::config::{Config, Side, Timeouts};
@@ -70,6 +75,8 @@ pub struct Interface {
     pub is_virtual: bool,
     /// Its IPv4 addresses, primary first.
     pub addresses: Vec<Ipv4Addr>,
+    /// The networks on its link.
+    pub networks: Vec<Ipv4Net>,
 }
 
 impl Interface {
@@ -93,6 +100,8 @@ pub enum Outcome {
         /// must not be sent.
         session: Option<u32>,
     },
+    /// What is to be sent of it is among the emissions: it had to be cut.
+    Cut,
     /// The gateway's own: hand it to the stack, untouched.
     ToStack,
     /// Kept (a copy), for a neighbour or a fragment.
@@ -134,7 +143,7 @@ pub struct Gateway {
     started: Instant,
     rules: Rules,
     timeouts: Timeouts,
-    interfaces: HashMap<u32, Interface>,
+    interfaces: HashMap<u32, Arc<Interface>>,
     sessions: sessions::SessionTable,
     mappings: mappings::MappingTable,
     externals: externals::Externals,
@@ -144,6 +153,8 @@ pub struct Gateway {
     wheel: wheel::Wheel,
     sources: limits::Sources,
     errors: limits::Bucket,
+    identifications: cut::Identifications,
+    random: Random,
     /// Mappings that the sources of hairpinned sessions have, by the sessions' first keys.
     hairpins: HashMap<FlowKey, u32>,
     /// Sessions whose first packets found no neighbour.
@@ -170,15 +181,15 @@ pub struct Released {
 
 impl Gateway {
     /// A gateway without interfaces or sessions.
-    pub fn new(config: &Config, now: Instant, random: Random) -> Self {
+    pub fn new(config: &Config, now: Instant, mut random: Random) -> Self {
         Self {
             started: now,
             rules: Rules::new(config),
-            timeouts: config.timeouts.clone(),
+            timeouts: config.timeouts,
             interfaces: HashMap::new(),
             sessions: sessions::SessionTable::new(config.limits.sessions),
             mappings: mappings::MappingTable::default(),
-            externals: externals::Externals::new(config.timeouts.quarantine, random),
+            externals: externals::Externals::new(config.timeouts.quarantine, random.split()),
             next_hops: next_hops::NextHops::new(),
             holds: hold::Holds::default(),
             fragments: fragments::Fragments::new(config.timeouts.fragment),
@@ -188,6 +199,8 @@ impl Gateway {
                 config.limits.new_per_second_per_source,
             ),
             errors: limits::Bucket::new(ERRORS_PER_SECOND, now),
+            identifications: cut::Identifications::default(),
+            random,
             hairpins: HashMap::new(),
             unreachable: Vec::new(),
             emissions: Vec::new(),
@@ -220,7 +233,9 @@ impl Gateway {
             finish_checksum(frame, &parsed);
         }
         match parsed.kind {
-            Kind::FirstFragment | Kind::LaterFragment => self.fragment(world, now, &interface, frame, &parsed),
+            Kind::FirstFragment | Kind::LaterFragment => {
+                self.fragment(world, now, &interface, frame, &parsed)
+            }
             Kind::IcmpOther => self.icmp_error(world, now, &interface, frame, &parsed),
             Kind::Ported | Kind::Portless => self.packet(world, now, &interface, frame, &parsed),
         }
@@ -247,7 +262,8 @@ impl Gateway {
             return Outcome::Drop(Reason::DropMartian);
         }
         // From an address of the gateway's own, or to itself (behaviour ATK-01, ATK-02).
-        if source == destination || world.is_local(address(source)) {
+        let forged = ingress.side == Side::Outside && self.is_inside(address(source));
+        if source == destination || forged || world.is_local(address(source)) {
             return Outcome::Drop(Reason::DropSpoofed);
         }
         if let Some(outcome) = self.one_to_one(world, now, ingress, frame, parsed) {
@@ -264,6 +280,34 @@ impl Gateway {
         }
     }
 
+    /// The inside networks: on inside links, and those that rules translate from.
+    pub fn inside_networks(&self) -> Vec<Ipv4Net> {
+        let on_links = self
+            .interfaces
+            .values()
+            .filter(|interface| interface.side == Side::Inside)
+            .flat_map(|interface| interface.networks.iter().copied());
+        let outside = |net: &Ipv4Net| {
+            self.interfaces
+                .values()
+                .filter(|interface| interface.side == Side::Outside)
+                .any(|interface| interface.networks.iter().any(|link| net.contains(link)))
+        };
+        let translated = self
+            .rules
+            .snat
+            .iter()
+            .filter(|rule| rule.destination.positive.is_empty())
+            .flat_map(|rule| rule.source.positive.iter().copied())
+            .filter(|net| !outside(net));
+        on_links.chain(translated).collect()
+    }
+
+    /// Whether an address is of an inside network.
+    fn is_inside(&self, own: Ipv4Addr) -> bool {
+        self.inside_networks().iter().any(|net| net.contains(&own))
+    }
+
     /// Whether an address is one that mappings live on.
     fn is_external(&self, destination: u32) -> bool {
         self.rules.snat.iter().any(|rule| match &rule.to {
@@ -276,12 +320,12 @@ impl Gateway {
 
     /// The interface with an index.
     pub fn interface(&self, ifindex: u32) -> Option<&Interface> {
-        self.interfaces.get(&ifindex)
+        self.interfaces.get(&ifindex).map(Arc::as_ref)
     }
 
     /// The interface with a name.
     pub fn interface_named(&self, name: &str) -> Option<&Interface> {
-        self.interfaces.values().find(|interface| interface.name == name)
+        self.interfaces.values().find(|interface| interface.name == name).map(Arc::as_ref)
     }
 
     /// The rules in force.

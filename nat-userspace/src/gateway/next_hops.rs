@@ -6,8 +6,8 @@ use std::net::Ipv4Addr;
 use nat_common::abi::NEXT_HOPS;
 use nat_common::next_hop::NextHop;
 
-use super::world::World;
 use super::Interface;
+use super::world::World;
 
 /// The slot that is never valid: for directions whose way is not known yet.
 pub const UNKNOWN: u32 = 0;
@@ -22,6 +22,12 @@ impl NextHops {
     /// Only the invalid one.
     pub fn new() -> Self {
         Self { slots: HashMap::new(), hops: vec![(0, Ipv4Addr::UNSPECIFIED, NextHop::default())] }
+    }
+
+    /// Leaves the slots before `first` to flows of an earlier daemon.
+    pub fn begin_at(&mut self, first: u32) {
+        let unused = (0, Ipv4Addr::UNSPECIFIED, NextHop::default());
+        self.hops.resize((first as usize).max(self.hops.len()), unused);
     }
 
     /// The slot of a neighbour; made, and its resolution asked for, if it is new.
@@ -77,7 +83,10 @@ impl NextHops {
 
     /// Interface and neighbour of a slot.
     pub fn neighbour(&self, slot: u32) -> Option<(u32, Ipv4Addr)> {
-        self.hops.get(slot as usize).filter(|_| slot != UNKNOWN).map(|&(ifindex, address, _)| (ifindex, address))
+        self.hops
+            .get(slot as usize)
+            .filter(|_| slot != UNKNOWN)
+            .map(|&(ifindex, address, _)| (ifindex, address))
     }
 
     /// Neighbours behind an interface.

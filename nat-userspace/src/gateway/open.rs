@@ -14,6 +14,7 @@ use super::{Gateway, Interface, Outcome, address, network, next_hops};
 use crate::config::{Mapping as Behaviour, SnatRule, SnatTarget};
 
 /// Why a packet opens nothing.
+#[derive(Clone, Copy)]
 pub(super) enum Refusal {
     /// It is the stack's.
     Stack,
@@ -54,7 +55,10 @@ impl Gateway {
         if rule.to == SnatTarget::None {
             return self.bypass(world, now, key, egress.realm());
         }
-        if key.protocol == wire::TCP && !tcp::opens(parsed.tcp_flags) && !tcp::may_be_picked_up(parsed.tcp_flags) {
+        if key.protocol == wire::TCP
+            && !tcp::opens(parsed.tcp_flags)
+            && !tcp::may_be_picked_up(parsed.tcp_flags)
+        {
             return Err(Refusal::Silent(Reason::DropNoSession));
         }
         if parsed.ttl <= 1 {
@@ -97,9 +101,12 @@ impl Gateway {
         let (mapping, external, port) =
             self.mapping_for(world, now, key, position, rule, egress, route.preferred_source.map(network))?;
         let rewrite = match key.query {
-            reply if reply == nat_common::flow::Query::Reply as u8 => {
-                Rewrite { source: external, destination: key.destination, source_port: 0, destination_port: port }
-            }
+            reply if reply == nat_common::flow::Query::Reply as u8 => Rewrite {
+                source: external,
+                destination: key.destination,
+                source_port: 0,
+                destination_port: port,
+            },
             _ => Rewrite {
                 source: external,
                 destination: key.destination,
@@ -155,14 +162,24 @@ impl Gateway {
         egress: &Interface,
         preferred: Option<u32>,
     ) -> Result<(u32, u32, u16), Refusal> {
-        let addresses: Vec<u32> = match &rule.to {
+        let single;
+        let pooled;
+        let addresses: &[u32] = match &rule.to {
             SnatTarget::Masquerade => {
                 let primary = egress.addresses.first().copied().map(network);
                 let on_egress = |wanted: &u32| egress.addresses.iter().any(|own| network(*own) == *wanted);
-                preferred.filter(on_egress).or(primary).into_iter().collect()
+                single = preferred.filter(on_egress).or(primary);
+                single.as_slice()
             }
-            SnatTarget::Pool(pool) => pool.iter().map(network).collect(),
-            SnatTarget::None => Vec::new(),
+            SnatTarget::Pool(_) => {
+                pooled = self.rules.pools.get(usize::from(position)).cloned();
+                pooled.as_deref().unwrap_or_default()
+            }
+            SnatTarget::None => &[],
+        };
+        let belongs = |external: u32| match &rule.to {
+            SnatTarget::Pool(pool) => pool.contains(address(external)),
+            _ => addresses.contains(&external),
         };
         let Some(&first) = addresses.first() else {
             return Err(Refusal::Told(Reason::DropNoAddress, Error::AdministrativelyProhibited));
@@ -179,13 +196,14 @@ impl Gateway {
         for candidate in [&shared_by_all, &mapping_key] {
             if let Some(slot) = self.mappings.find(candidate)
                 && let Some(mapping) = self.mappings.get(slot)
-                && addresses.contains(&mapping.external)
+                && belongs(mapping.external)
             {
                 return Ok((slot, mapping.external, mapping.external_port));
             }
         }
         let is_shared = rule.mapping == Behaviour::EndpointDependent;
-        for external in self.externals.candidates(key.source, pool, &addresses, rule.pooling) {
+        world.read_bound();
+        for external in self.externals.candidates(key.source, pool, addresses, &belongs, rule.pooling) {
             let wish = Wish {
                 protocol: key.protocol,
                 address: external,
@@ -203,7 +221,8 @@ impl Gateway {
                         && sessions.find(&shared_reply(key, external, port, realm)).is_none()
                 })
             } else {
-                self.externals.take(&wish, now, &mut |port| !world.is_bound(key.protocol, external, port.to_be()))
+                self.externals
+                    .take(&wish, now, &mut |port| !world.is_bound(key.protocol, external, port.to_be()))
             };
             if let Some(port) = port {
                 let external_port = port.to_be();
@@ -223,14 +242,18 @@ impl Gateway {
     }
 
     /// Puts a session and its entries in, and arms its timer.
-    pub(super) fn enter(&mut self, world: &mut dyn World, now: Instant, session: Session) -> Option<(u32, Direction)> {
-        let (mapping, remote, protocol) = (session.mapping, session_remote(&session), session.original.protocol);
+    pub(super) fn enter(
+        &mut self,
+        world: &mut dyn World,
+        now: Instant,
+        mut session: Session,
+    ) -> Option<(u32, Direction)> {
+        let (mapping, remote, protocol) =
+            (session.mapping, session_remote(&session), session.original.protocol);
         let origin = session.origin;
         let opened = now.saturating_duration_since(self.started).as_millis();
-        let slot = self.sessions.insert(Session {
-            opened: u64::try_from(opened).unwrap_or(u64::MAX),
-            ..session
-        })?;
+        session.opened = u64::try_from(opened).unwrap_or(u64::MAX);
+        let slot = self.sessions.insert(session)?;
         if mapping != NO_MAPPING {
             self.mappings.hold(mapping, remote);
         }

@@ -169,8 +169,10 @@ impl PortTable {
             }
         }
         // A narrow range within a wide table: look through the list once.
-        let found =
-            self.free[class].iter().copied().find(|port| (range.first..=range.last).contains(port) && usable(*port));
+        let found = self.free[class]
+            .iter()
+            .copied()
+            .find(|port| (range.first..=range.last).contains(port) && usable(*port));
         if let Some(port) = found {
             self.remove_free(port);
         }

@@ -24,6 +24,13 @@ impl Random {
         Self { state: seed | 1, drawn: 0, reseeds: false }
     }
 
+    /// Another generator, seeded by this one.
+    #[must_use]
+    pub fn split(&mut self) -> Self {
+        let seed = u64::try_from(self.below(usize::MAX >> 32)).unwrap_or(1);
+        Self { state: self.state.rotate_left(32) ^ seed | 1, drawn: 0, reseeds: self.reseeds }
+    }
+
     /// A number below `bound`, which must not be zero.
     pub fn below(&mut self, bound: usize) -> usize {
         self.drawn += 1;
@@ -45,7 +52,7 @@ impl Default for Random {
 }
 
 /// 64 bits nobody outside can know: std's hash keys come from the system's generator once a
-/// thread and step by one a call, SipHash hides that.
+/// thread and step by one a call, `SipHash` hides that.
 fn system() -> u64 {
     let mut hasher = std::collections::hash_map::RandomState::new().build_hasher();
     hasher.write_u64(0);

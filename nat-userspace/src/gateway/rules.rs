@@ -1,19 +1,23 @@
 //! The rules in force: which one a packet meets, and the same as sets for the fast path.
 
 use std::net::Ipv4Addr;
+use std::sync::Arc;
 
 use ipnet::Ipv4Net;
 use nat_common::FlowKey;
-use nat_common::classify::RuleSet;
+use nat_common::classify::{INSIDE, RuleSet};
 use nat_common::wire;
 
 use super::Interface;
-use crate::config::{Config, ForwardRule, Selector, SnatRule, SnatTarget, Side, StaticRule, Unmatched};
+use super::sessions::Origin;
+use crate::config::{Config, ForwardRule, Selector, Side, SnatRule, SnatTarget, StaticRule, Unmatched};
 
 /// The rules of a configuration.
 pub struct Rules {
     /// Source translation, in file order.
-    pub snat: Vec<SnatRule>,
+    pub snat: Vec<Arc<SnatRule>>,
+    /// The external addresses of each snat rule's pool, network byte order; empty for other rules.
+    pub pools: Vec<Arc<[u32]>>,
     /// One-to-one.
     pub statics: Vec<StaticRule>,
     /// Port forwards, in file order.
@@ -38,7 +42,8 @@ impl Rules {
     /// The rules of a configuration.
     pub fn new(config: &Config) -> Self {
         Self {
-            snat: config.snat.clone(),
+            snat: config.snat.iter().cloned().map(Arc::new).collect(),
+            pools: config.snat.iter().map(|rule| pool_addresses(&rule.to)).collect(),
             statics: config.statics.clone(),
             forwards: config.forwards.clone(),
             inside: config
@@ -51,8 +56,43 @@ impl Rules {
         }
     }
 
+    /// The name of what opened a session.
+    pub fn name(&self, origin: Origin) -> String {
+        let name = match origin {
+            Origin::Snat(position) | Origin::Inbound(position) => {
+                self.snat.get(usize::from(position)).map(|rule| &rule.name)
+            }
+            Origin::Forward(position) => self.forwards.get(usize::from(position)).map(|rule| &rule.name),
+            Origin::Static(position) => self.statics.get(usize::from(position)).map(|rule| &rule.name),
+            Origin::Bypass => None,
+        };
+        name.cloned().unwrap_or_default()
+    }
+
+    /// An origin of the same kind whose rule has a name.
+    pub fn position(&self, origin: Origin, name: &str) -> Option<Origin> {
+        let place = |position: Option<usize>| position.and_then(|position| u16::try_from(position).ok());
+        let snat = || place(self.snat.iter().position(|rule| rule.name == name));
+        match origin {
+            Origin::Snat(_) => snat().map(Origin::Snat),
+            Origin::Inbound(_) => snat().map(Origin::Inbound),
+            Origin::Forward(_) => {
+                place(self.forwards.iter().position(|rule| rule.name == name)).map(Origin::Forward)
+            }
+            Origin::Static(_) => {
+                place(self.statics.iter().position(|rule| rule.name == name)).map(Origin::Static)
+            }
+            Origin::Bypass => Some(Origin::Bypass),
+        }
+    }
+
     /// The first snat rule for a packet that leaves by `egress`.
-    pub fn snat(&self, key: &FlowKey, ingress: &Interface, egress: &Interface) -> Option<(u16, &SnatRule)> {
+    pub fn snat(
+        &self,
+        key: &FlowKey,
+        ingress: &Interface,
+        egress: &Interface,
+    ) -> Option<(u16, &Arc<SnatRule>)> {
         let (source, destination) = (address(key.source), address(key.destination));
         let (position, rule) = self.snat.iter().enumerate().find(|(_, rule)| {
             rule.protocols.contains(key.protocol)
@@ -84,7 +124,7 @@ impl Rules {
 
     /// The rule under whose mapping a hairpinned packet's source is hidden: as if it left for the
     /// outside.
-    pub fn hairpin(&self, key: &FlowKey) -> Option<(u16, &SnatRule)> {
+    pub fn hairpin(&self, key: &FlowKey) -> Option<(u16, &Arc<SnatRule>)> {
         let (source, destination) = (address(key.source), address(key.destination));
         let (position, rule) = self.snat.iter().enumerate().find(|(_, rule)| {
             rule.protocols.contains(key.protocol)
@@ -138,9 +178,15 @@ impl Rules {
         Some((u16::try_from(position).ok()?, Ipv4Addr::from(u32::from(to.network()) | host)))
     }
 
-    /// For every prefix that a selector names: the rules whose selector holds there.
-    pub fn selector_sets(&self, selector: impl Fn(&SnatRule) -> &Selector) -> Vec<(Ipv4Net, RuleSet)> {
+    /// For every prefix that a selector names: the rules whose selector holds there. Prefixes in
+    /// `inside` are marked as inside networks.
+    pub fn selector_sets(
+        &self,
+        selector: impl Fn(&SnatRule) -> &Selector,
+        inside: &[Ipv4Net],
+    ) -> Vec<(Ipv4Net, RuleSet)> {
         let mut prefixes = vec![Ipv4Net::default()];
+        prefixes.extend(inside.iter().map(Ipv4Net::trunc));
         for rule in &self.snat {
             let selector = selector(rule);
             prefixes.extend(selector.positive.iter().chain(&selector.negative).map(Ipv4Net::trunc));
@@ -157,6 +203,9 @@ impl Rules {
                     if covers(selector(rule), prefix) {
                         set.insert(position);
                     }
+                }
+                if inside.iter().any(|net| net.contains(&prefix)) {
+                    set.insert(INSIDE);
                 }
                 (prefix, set)
             })
@@ -201,6 +250,14 @@ impl Rules {
     }
 }
 
+/// The addresses of a pool, network byte order.
+fn pool_addresses(target: &SnatTarget) -> Arc<[u32]> {
+    match target {
+        SnatTarget::Pool(pool) => pool.iter().map(network).collect(),
+        SnatTarget::Masquerade | SnatTarget::None => Arc::new([]),
+    }
+}
+
 /// Whether a selector holds for all addresses of a prefix that no longer named prefix takes out.
 fn covers(selector: &Selector, prefix: Ipv4Net) -> bool {
     let within = |nets: &[Ipv4Net]| nets.iter().any(|net| net.contains(&prefix));
@@ -213,7 +270,8 @@ mod tests {
     use proptest::prelude::*;
 
     fn rules(text: &str) -> Rules {
-        let head = "[[interface]]\nname=\"lan\"\nside=\"inside\"\n[[interface]]\nname=\"wan\"\nside=\"outside\"\n";
+        let head =
+            "[[interface]]\nname=\"lan\"\nside=\"inside\"\n[[interface]]\nname=\"wan\"\nside=\"outside\"\n";
         Rules::new(&Config::parse(&format!("{head}{text}"), "test").unwrap())
     }
 
@@ -224,6 +282,8 @@ mod tests {
             .max_by_key(|(prefix, _)| prefix.prefix_len())
             .map_or(RuleSet::EMPTY, |(_, set)| *set)
     }
+
+    type Side = fn(&SnatRule) -> &Selector;
 
     proptest! {
         /// The sets and the selectors agree for every address (negations, nesting and all).
@@ -245,10 +305,9 @@ mod tests {
             // Half of the cases fall where the prefixes are.
             let value = if bits & 1 == 0 { bits } else { 0x0a01_0000 | (bits >> 8 & 0xffff) };
             let address = Ipv4Addr::from(value);
-            type Side = fn(&SnatRule) -> &Selector;
             let sides: [Side; 2] = [|rule| &rule.source, |rule| &rule.destination];
             for side in sides {
-                let set = longest(&rules.selector_sets(side), address);
+                let set = longest(&rules.selector_sets(side, &[]), address);
                 for (position, rule) in rules.snat.iter().enumerate() {
                     prop_assert_eq!(set.contains(position), side(rule).matches(address));
                 }

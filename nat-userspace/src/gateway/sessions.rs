@@ -18,7 +18,7 @@ pub struct Session {
     pub rewrite: Rewrite,
     /// The key of packets that come back.
     pub reply: FlowKey,
-    /// The mapping that owns its external port, or [`NO_MAPPING`].
+    /// The mapping that owns its external port, or `NO_MAPPING`.
     pub mapping: u32,
     /// Next hop of each direction.
     pub next_hops: [u32; 2],
@@ -72,10 +72,13 @@ impl Session {
     /// The table entry of a direction.
     pub fn value(&self, slot: u32, direction: Direction) -> FlowValue {
         if self.origin == Origin::Bypass {
-            return FlowValue { direction: direction as u8, ..FlowValue::bypass(slot) };
+            let bypass = FlowValue::bypass(slot);
+            return FlowValue { direction: direction as u8, origin: self.origin.encode(), ..bypass };
         }
         let hop = self.next_hops[direction as usize];
-        FlowValue::translate(self.key(direction), &self.rewritten(direction), direction, slot, hop)
+        let value =
+            FlowValue::translate(self.key(direction), &self.rewritten(direction), direction, slot, hop);
+        FlowValue { origin: self.origin.encode(), ..value }
     }
 
     /// Both entries.
@@ -137,7 +140,8 @@ impl SessionTable {
 
     /// The session a packet belongs to, and its direction.
     pub fn find(&self, key: &FlowKey) -> Option<(u32, Direction)> {
-        let entry = self.index.find(self.hasher.hash_one(key), |&entry| self.entry_key(entry) == Some(key))?;
+        let entry =
+            self.index.find(self.hasher.hash_one(key), |&entry| self.entry_key(entry) == Some(key))?;
         Some((entry >> 1, if entry & 1 == 0 { Direction::Original } else { Direction::Reply }))
     }
 
@@ -170,7 +174,8 @@ impl SessionTable {
 
     /// Puts a session into a certain slot, as a restart finds it. `false` if it cannot be had.
     pub fn restore(&mut self, slot: u32, session: Session) -> bool {
-        if slot >= self.limit || self.find(&session.original).is_some() || self.find(&session.reply).is_some() {
+        if slot >= self.limit || self.find(&session.original).is_some() || self.find(&session.reply).is_some()
+        {
             return false;
         }
         while self.slots.len() <= slot as usize {

@@ -2,6 +2,7 @@
 //! forwarding off, TTL, size, hairpin). The same bytes come out, and no table entry is made but
 //! for hairpins, where both ends change.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use nat_common::flow::Rewrite;
@@ -63,7 +64,8 @@ impl Gateway {
         match self.stateless_way(world, now, ingress, frame, parsed, rewrite.destination) {
             Ok((hop, _)) => {
                 let value = FlowValue::translate(&parsed.key, &rewrite, Direction::Original, 0, 0);
-                finish(frame, parsed, &value, &hop, None)
+                let outcome = finish(frame, parsed, &value, &hop, None);
+                self.cut_to_size(frame, parsed, &hop, outcome)
             }
             Err(outcome) => outcome,
         }
@@ -78,7 +80,7 @@ impl Gateway {
         frame: &[u8],
         parsed: &Parsed,
         destination: u32,
-    ) -> Result<(NextHop, Interface), Outcome> {
+    ) -> Result<(NextHop, Arc<Interface>), Outcome> {
         if parsed.ttl <= 1 {
             return Err(self.answer(now, ingress, frame, parsed, Error::TtlExceeded, Reason::DropTtl));
         }

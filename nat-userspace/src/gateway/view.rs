@@ -93,14 +93,18 @@ impl Gateway {
         let outbound = matches!(session.origin, Origin::Snat(_));
         // Endpoints as the inside host has them: its packets are the original direction of a
         // session it opened, the reply direction of one opened to it.
-        let (from_inside, to_inside) =
-            if outbound { (Direction::Original, Direction::Reply) } else { (Direction::Reply, Direction::Original) };
+        let (from_inside, to_inside) = if outbound {
+            (Direction::Original, Direction::Reply)
+        } else {
+            (Direction::Reply, Direction::Original)
+        };
         let [sent, received] = [&line.directions[from_inside as usize], &line.directions[to_inside as usize]];
         let key = session.key(from_inside);
         let rewritten = session.rewritten(from_inside);
         let icmp = key.protocol == wire::ICMP;
         let inside_port = if icmp { key.source_port | key.destination_port } else { key.source_port };
-        let outside_port = if icmp { rewritten.source_port | rewritten.destination_port } else { rewritten.source_port };
+        let outside_port =
+            if icmp { rewritten.source_port | rewritten.destination_port } else { rewritten.source_port };
         let remote_port = if icmp { outside_port } else { rewritten.destination_port };
         let remote_inside_port = if icmp { inside_port } else { key.destination_port };
         let age = now.saturating_duration_since(self.started).as_millis();
@@ -118,20 +122,8 @@ impl Gateway {
             age,
             packets: [sent.packets, received.packets],
             bytes: [sent.bytes, received.bytes],
-            rule: self.rule_name(session.origin),
+            rule: self.rules.name(session.origin),
         })
-    }
-
-    fn rule_name(&self, origin: Origin) -> String {
-        let name = match origin {
-            Origin::Snat(position) | Origin::Inbound(position) => {
-                self.rules.snat.get(usize::from(position)).map(|rule| &rule.name)
-            }
-            Origin::Forward(position) => self.rules.forwards.get(usize::from(position)).map(|rule| &rule.name),
-            Origin::Static(position) => self.rules.statics.get(usize::from(position)).map(|rule| &rule.name),
-            Origin::Bypass => None,
-        };
-        name.cloned().unwrap_or_default()
     }
 
     /// Sessions opened by each rule, by its name.
@@ -142,14 +134,18 @@ impl Gateway {
             *by_origin.entry(session.origin).or_insert(0u64) += 1;
         }
         for (origin, count) in by_origin {
-            *counts.entry(self.rule_name(origin)).or_insert(0) += count;
+            *counts.entry(self.rules.name(origin)).or_insert(0) += count;
         }
         counts
     }
 
     /// Sessions a rule has opened since the start.
     pub fn opened_by_rule(&self, name: &str) -> u64 {
-        self.opened.iter().filter(|(origin, _)| self.rule_name(**origin) == name).map(|(_, count)| count).sum()
+        self.opened
+            .iter()
+            .filter(|(origin, _)| self.rules.name(**origin) == name)
+            .map(|(_, count)| count)
+            .sum()
     }
 
     /// Every external address in use, and its ports.

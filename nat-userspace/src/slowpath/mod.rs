@@ -1,4 +1,4 @@
-//! Frames between the kernel and the gateway core: AF_XDP sockets, one for each queue of each
+//! Frames between the kernel and the gateway core: `AF_XDP` sockets, one for each queue of each
 //! interface, on one memory. Rings and frames here, judgement in [`crate::gateway`].
 
 mod port;

@@ -1,4 +1,4 @@
-//! One AF_XDP socket, and the frames all of them share.
+//! One `AF_XDP` socket, and the frames all of them share.
 //!
 //! The same memory is registered at every socket, so that a frame received on one is sent on
 //! another without being copied by us; a frame is always in exactly one place: a fill ring, our
@@ -58,7 +58,8 @@ impl Frames {
         let frames = sockets.max(1) * RING * 2;
         let build = || {
             let frame_size = if jumbo { FrameSize::FourK } else { FrameSize::TwoK };
-            let config = UmemCfgBuilder { frame_size, frame_count: frames, ..UmemCfgBuilder::default() }.build();
+            let config =
+                UmemCfgBuilder { frame_size, frame_count: frames, ..UmemCfgBuilder::default() }.build();
             Umem::map(config.map_err(|error| io::Error::other(format!("{error:?}")))?)
         };
         Ok(Self { umem: build().map_err(|source| PortError::Memory { frames, source })? })
@@ -101,14 +102,10 @@ impl Port {
     pub fn open(frames: &mut Frames, ifindex: u32, queue: u32) -> Result<Self, PortError> {
         let failed = |message: String| PortError::Socket { ifindex, queue, message };
         let mut builder = XdpSocketBuilder::new().map_err(|error| failed(error.to_string()))?;
-        let config = RingConfigBuilder {
-            rx_count: RING,
-            tx_count: RING,
-            fill_count: RING,
-            completion_count: RING,
-        }
-        .build()
-        .map_err(|error| failed(format!("{error:?}")))?;
+        let config =
+            RingConfigBuilder { rx_count: RING, tx_count: RING, fill_count: RING, completion_count: RING }
+                .build()
+                .map_err(|error| failed(format!("{error:?}")))?;
         let (rings, mut flags) =
             builder.build_wakable_rings(&frames.umem, config).map_err(|error| failed(error.to_string()))?;
         // First packets only: a copy costs less than what zero-copy would take from the driver.
@@ -140,7 +137,7 @@ impl Port {
         let _ = unsafe { self.rings.fill_ring.enqueue(&mut frames.umem, count, true) };
     }
 
-    /// Receives up to [`BATCH`] frames, in the order they came.
+    /// Receives up to `BATCH` frames, in the order they came.
     pub fn receive(&mut self, frames: &mut Frames, packets: &mut Vec<Packet>) -> usize {
         let Some(ring) = self.rings.rx_ring.as_mut() else { return 0 };
         // SAFETY: as for `fill`.

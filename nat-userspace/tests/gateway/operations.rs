@@ -15,13 +15,13 @@ use crate::world::{LAN, PUBLIC, Packet, Simulation, WAN, client, server};
 const RULES: [&str; 4] = [
     "[[snat]]\nto = \"masquerade\"\n",
     "[[snat]]\nto = \"masquerade\"\nfiltering = \"address-dependent\"\n\
-     [[forward]]\nprotocol = \"udp\"\nexternal = \"wan:80\"\ninternal = \"192.168.1.10:7\"\n\
-     [[forward]]\nprotocol = \"tcp\"\nexternal = \"wan:81\"\ninternal = \"192.168.1.11:7\"\n",
-    "[[forward]]\nprotocol = \"tcp\"\nexternal = \"wan:81\"\ninternal = \"192.168.1.11:7\"\n\
+     [[forward]]\nprotocol = \"udp\"\nexternal = \"wan:80\"\ninternal = \"192.168.1.10:5061\"\n\
+     [[forward]]\nprotocol = \"tcp\"\nexternal = \"wan:81\"\ninternal = \"192.168.1.11:5061\"\n",
+    "[[forward]]\nprotocol = \"tcp\"\nexternal = \"wan:81\"\ninternal = \"192.168.1.11:5061\"\n\
      [[snat]]\nto = \"masquerade\"\n",
     "[[snat]]\nto = \"masquerade\"\n\
-     [[forward]]\nprotocol = \"tcp\"\nexternal = \"wan:81\"\ninternal = \"192.168.1.11:7\"\n\
-     [[forward]]\nprotocol = \"udp\"\nexternal = \"wan:80\"\ninternal = \"192.168.1.10:7\"\n",
+     [[forward]]\nprotocol = \"tcp\"\nexternal = \"wan:81\"\ninternal = \"192.168.1.11:5061\"\n\
+     [[forward]]\nprotocol = \"udp\"\nexternal = \"wan:80\"\ninternal = \"192.168.1.10:5061\"\n",
 ];
 
 /// Outside ports that a rule set forwards, with their protocols.
@@ -108,8 +108,8 @@ fn some_endpoint(
 fn run(simulation: &mut Simulation, rules: &mut usize, operation: &Operation) {
     match operation {
         Operation::Open { protocol, host, port, remote } => {
-            // Port 7 is the one that forwards go to.
-            let from = client(*host, [7, 40_000, 40_001, 5060][usize::from(*port)]);
+            // Port 5061 is the one that forwards go to.
+            let from = client(*host, [5061, 40_000, 40_001, 5060][usize::from(*port)]);
             simulation.handle(LAN, packet(*protocol, from, server(*remote, 53)));
         }
         Operation::Inbound { protocol, remote, session, forward } => {
@@ -160,6 +160,8 @@ fn check(simulation: &Simulation, rules: usize) {
         if !session.outbound && session.remote.ip().is_private() {
             mappings.insert((session.protocol, session.remote_inside));
         }
+        // A forward's mapping is there while the forward is, whoever still uses its port.
+        mappings.retain(|(_, outside)| outside.port() != 80 && outside.port() != 81);
     }
     let own = simulation.world.public;
     mappings

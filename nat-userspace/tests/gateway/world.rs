@@ -110,6 +110,8 @@ impl World for Outside {
         address == GATEWAY || address == self.public
     }
 
+    fn read_bound(&mut self) {}
+
     fn is_bound(&self, _protocol: u8, _address: u32, _port: u16) -> bool {
         false
     }
@@ -160,6 +162,7 @@ impl Simulation {
             redirects: true,
             is_virtual: false,
             addresses: vec![address],
+            networks: vec![ipnet::Ipv4Net::new_assert(address, 24)],
         };
         let now = self.world.now;
         self.gateway.set_interface(&mut self.world, now, interface);

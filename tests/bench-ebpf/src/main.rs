@@ -2,6 +2,11 @@
 //! drops everything.
 #![no_std]
 #![no_main]
+#![expect(clippy::needless_pass_by_value, reason = "the program macro hands the context over by value")]
+#![expect(
+    clippy::cast_possible_truncation,
+    reason = "counters are cut to a flow's number on purpose, the rest is small"
+)]
 #![expect(missing_docs, reason = "the program macros make public symbols that no Rust code calls")]
 
 mod generate;

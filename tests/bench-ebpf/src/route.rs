@@ -32,6 +32,7 @@ pub fn route(ctx: XdpContext) -> u32 {
     query.__bindgen_anon_3.ipv4_src = frame.source;
     query.__bindgen_anon_4.ipv4_dst = frame.destination;
     query.ifindex = ctx.ingress_ifindex() as u32;
+    #[expect(clippy::cast_possible_wrap, reason = "the size is 64")]
     // SAFETY: the context is valid, and `query` lives on this stack with the length given.
     let found = unsafe { bpf_fib_lookup(ctx.as_ptr(), &raw mut query, size_of::<FibLookup>() as i32, 0) };
     if found != i64::from(BPF_FIB_LKUP_RET_SUCCESS) {

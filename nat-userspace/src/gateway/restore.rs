@@ -1,0 +1,245 @@
+//! Taking a flow table over: a daemon that starts where another was killed finds the sessions in
+//! the kernel's table, and goes on with their ports, mappings and timers.
+
+use std::collections::HashMap;
+use std::time::Instant;
+
+use nat_common::flow::Query;
+use nat_common::{FlowKey, FlowValue, Realm};
+
+use super::externals::Wish;
+use super::mappings::{Mapping, MappingKey};
+use super::open::{FORWARDS, has_ports, session_remote};
+use super::sessions::{NO_MAPPING, Origin, Session};
+use super::world::World;
+use super::{Gateway, next_hops};
+use crate::config::{Mapping as Behaviour, SnatTarget};
+
+/// What a takeover found.
+#[derive(Debug, Default)]
+pub struct Restored {
+    /// Sessions that go on.
+    pub sessions: u32,
+    /// Entries that belong to none: half of a session, or one the rules no longer allow.
+    pub discarded: Vec<FlowKey>,
+}
+
+impl Origin {
+    /// As a number, for the entry in the kernel's table.
+    pub fn encode(self) -> u32 {
+        let (kind, position) = match self {
+            Self::Snat(position) => (1, position),
+            Self::Inbound(position) => (2, position),
+            Self::Forward(position) => (3, position),
+            Self::Static(position) => (4, position),
+            Self::Bypass => (5, 0),
+        };
+        kind << 16 | u32::from(position)
+    }
+
+    /// Back from the number.
+    fn decode(code: u32) -> Option<Self> {
+        let position = u16::try_from(code & 0xffff).ok()?;
+        match code >> 16 {
+            1 => Some(Self::Snat(position)),
+            2 => Some(Self::Inbound(position)),
+            3 => Some(Self::Forward(position)),
+            4 => Some(Self::Static(position)),
+            5 => Some(Self::Bypass),
+            _ => None,
+        }
+    }
+}
+
+impl Gateway {
+    /// Takes over the entries of a table. Next hops are not taken over but looked up anew:
+    /// `first_hop` is the first slot of theirs that nothing uses, so that the flows keep going the
+    /// old way until they are told the new one.
+    pub fn restore(
+        &mut self,
+        world: &mut dyn World,
+        now: Instant,
+        entries: &[(FlowKey, FlowValue)],
+        first_hop: u32,
+    ) -> Restored {
+        self.next_hops.begin_at(first_hop);
+        let mut pairs: HashMap<u32, [Option<(FlowKey, FlowValue)>; 2]> = HashMap::new();
+        let mut restored = Restored::default();
+        for &(key, value) in entries {
+            let half = &mut pairs.entry(value.session).or_default()[usize::from(value.direction & 1)];
+            match half {
+                None => *half = Some((key, value)),
+                Some(_) => restored.discarded.push(key),
+            }
+        }
+        for (slot, pair) in pairs {
+            let keys = pair.iter().flatten().map(|(key, _)| *key);
+            match pair {
+                [Some((original, value)), Some((reply, _))]
+                    if self.restore_session(world, now, slot, original, reply, &value).is_some() =>
+                {
+                    restored.sessions += 1;
+                }
+                _ => restored.discarded.extend(keys),
+            }
+        }
+        self.sessions.finish_restore();
+        self.routes_changed(world);
+        restored
+    }
+
+    /// One session. `None` if it cannot go on.
+    fn restore_session(
+        &mut self,
+        world: &mut dyn World,
+        now: Instant,
+        slot: u32,
+        original: FlowKey,
+        reply: FlowKey,
+        value: &FlowValue,
+    ) -> Option<()> {
+        let origin = Origin::decode(value.origin).filter(|origin| *origin != Origin::Bypass)?;
+        let rewrite = value.rewrite();
+        let realm = if reply.realm == Realm::Inside as u16 { Realm::Inside } else { Realm::Outside };
+        if Session::reply_key(&original, &rewrite, realm) != reply {
+            return None;
+        }
+        let session = Session {
+            original,
+            rewrite,
+            reply,
+            mapping: NO_MAPPING,
+            next_hops: [next_hops::UNKNOWN; 2],
+            armed: 0,
+            opened: 0,
+            origin,
+            reply_refreshes: !matches!(origin, Origin::Snat(_)) || original.protocol == nat_common::wire::TCP,
+        };
+        let mapping = match origin {
+            Origin::Snat(position) => self.restore_mapping(&session, position)?,
+            Origin::Inbound(_) => {
+                let (protocol, own, port) =
+                    (original.protocol, original.destination, original.destination_port);
+                self.restore_inbound(&session).or_else(|| self.mappings.find_external(protocol, own, port))?
+            }
+            Origin::Forward(_) => self
+                .mappings
+                .find_external(original.protocol, original.destination, original.destination_port)
+                .unwrap_or(NO_MAPPING),
+            Origin::Static(_) | Origin::Bypass => NO_MAPPING,
+        };
+        // The source of a hairpinned session has a mapping of its own.
+        if original.realm == Realm::Inside as u16 && !matches!(origin, Origin::Snat(_)) {
+            let (position, _) = self.rules.hairpin(&original)?;
+            let source = self.restore_mapping(&session, position)?;
+            self.mappings.hold(source, original.destination);
+            self.hairpins.insert(original, source);
+        }
+        let session = Session { mapping, ..session };
+        let remote = session_remote(&session);
+        if !self.sessions.restore(slot, session) {
+            return None;
+        }
+        if mapping != NO_MAPPING {
+            self.mappings.hold(mapping, remote);
+        }
+        let Some(origin) = self.allowed_by(slot) else {
+            // Its entries go with those that belong to no session.
+            if let Some(session) = self.sessions.remove(slot) {
+                self.let_go(now, &session);
+            }
+            return None;
+        };
+        self.belongs_to(world, slot, origin);
+        let line = world.activity(slot);
+        let left = self.sessions.get(slot).map(|session| self.time_left(world, session, &line))?;
+        self.arm(now + left, slot);
+        Some(())
+    }
+
+    /// The mapping of a session's source under a rule: found, or made with the port it has.
+    fn restore_mapping(&mut self, session: &Session, position: u16) -> Option<u32> {
+        let rule = self.rules.snat.get(usize::from(position))?;
+        let (key, rewrite) = (&session.original, &session.rewrite);
+        let is_reply = key.query == Query::Reply as u8;
+        let (inside_port, external_port) = if is_reply {
+            (key.destination_port, rewrite.destination_port)
+        } else {
+            (key.source_port, rewrite.source_port)
+        };
+        let inside = (key.source, inside_port);
+        let remote = (key.destination, if is_reply { 0 } else { key.destination_port });
+        let pool = match &rule.to {
+            SnatTarget::Pool(pool) if pool.len() > 1 => u32::from(position),
+            _ => rewrite.source,
+        };
+        let behaviour = rule.mapping;
+        let forwarded =
+            MappingKey::new(Behaviour::EndpointIndependent, key.protocol, inside, remote, FORWARDS);
+        let mapping_key = MappingKey::new(behaviour, key.protocol, inside, remote, pool);
+        for candidate in [&forwarded, &mapping_key] {
+            if let Some(slot) = self.mappings.find(candidate)
+                && let Some(mapping) = self.mappings.get(slot)
+                && (mapping.external, mapping.external_port) == (rewrite.source, external_port)
+            {
+                return Some(slot);
+            }
+        }
+        let shared = behaviour == Behaviour::EndpointDependent || !has_ports(key.protocol);
+        let wish = Wish {
+            protocol: key.protocol,
+            address: rewrite.source,
+            port: u16::from_be(external_port),
+            range: rule.ports,
+            holder: inside,
+        };
+        if has_ports(key.protocol) && !self.externals.adopt(&wish, shared) {
+            return None;
+        }
+        self.externals.pair(key.source, pool, rewrite.source);
+        let mapping = Mapping {
+            key: mapping_key,
+            external: rewrite.source,
+            external_port,
+            sessions: 0,
+            rule: position,
+            permanent: false,
+            shared,
+        };
+        Some(self.mappings.insert(mapping))
+    }
+
+    /// The mapping an inbound session came by: made if the sessions its host opened are gone.
+    fn restore_inbound(&mut self, session: &Session) -> Option<u32> {
+        let Origin::Inbound(position) = session.origin else { return None };
+        let rule = self.rules.snat.get(usize::from(position))?;
+        let (key, rewrite) = (&session.original, &session.rewrite);
+        if self.mappings.find_external(key.protocol, key.destination, key.destination_port).is_some() {
+            return None;
+        }
+        let inside = (rewrite.destination, rewrite.destination_port);
+        let pool = match &rule.to {
+            SnatTarget::Pool(pool) if pool.len() > 1 => u32::from(position),
+            _ => key.destination,
+        };
+        let wish = Wish {
+            protocol: key.protocol,
+            address: key.destination,
+            port: u16::from_be(key.destination_port),
+            range: rule.ports,
+            holder: inside,
+        };
+        if !self.externals.adopt(&wish, false) {
+            return None;
+        }
+        Some(self.mappings.insert(Mapping {
+            key: MappingKey::new(rule.mapping, key.protocol, inside, (key.source, key.source_port), pool),
+            external: key.destination,
+            external_port: key.destination_port,
+            sessions: 0,
+            rule: position,
+            permanent: false,
+            shared: false,
+        }))
+    }
+}
