@@ -224,3 +224,12 @@ fn ice_23_no_error_about_an_error() {
     stage.lan_is_silent();
     stage.s1.expect_silence();
 }
+
+#[test]
+fn icq_13_a_code_is_kept_and_a_stump_is_dropped() {
+    let stage = Stage::standard();
+    let seen = stage.crosses(&Packet::icmp("192.168.1.10", "198.51.100.1", 8, 5).rest(7, 1));
+    assert_eq!(seen.icmp().map(|icmp| icmp.code), Some(5));
+    let stump = Packet::raw("192.168.1.10", "198.51.100.1", 1).payload([8, 0, 0xf7, 0xff, 0, 0, 0]);
+    stage.stopped(&stump, &stage.s1);
+}

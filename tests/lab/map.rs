@@ -1,5 +1,11 @@
 //! Address and port mapping: one inside endpoint, one outside endpoint, whoever it talks to.
 
+use std::{
+    collections::HashSet,
+    thread,
+    time::{Duration, Instant},
+};
+
 use nat_tests::{Packet, decode::Decoded};
 
 use crate::stage::{Stage, port, public, source};
@@ -101,6 +107,64 @@ fn map_08_remotes_share_a_port_where_the_rule_says_so() {
     // The same remote for both: then the ports have to differ.
     let clash = stage.crosses(&stage.udp("192.168.1.11:40000", "198.51.100.1:80"));
     assert_ne!(source(&clash), from_a);
+}
+
+/// More sessions than an address has ports, opened by three clients, each known to its owner by the answer.
+#[test]
+fn map_09_eighty_thousand_sessions_on_one_address() {
+    let stage = Stage::snat("mapping = \"endpoint-dependent\"");
+    let clients = [stage.lab.a.address, stage.lab.b.address, stage.lab.c.address];
+    let servers = [stage.lab.s1.address, stage.lab.s2.address];
+    let packets: Vec<Packet> = (0..80_000u32)
+        .map(|n| {
+            // Every client uses the same ports to the same servers: 13,334 clashes in each place.
+            let port = u16::try_from(20_000 + n / 6).expect("a port");
+            let (client, server) = (clients[n as usize % 3], servers[n as usize / 3 % 2]);
+            Packet::udp((client, port), (server, 5000)).payload(stage.token().to_be_bytes())
+        })
+        .collect();
+    let seen = stage.cross_many(&packets);
+    let outside: HashSet<_> = seen.iter().map(|packet| (source(packet), destination(packet))).collect();
+    assert_eq!(outside.len(), 80_000, "every reply names one session");
+    assert_eq!(stage.session_count(), 80_000);
+    // Answers to some of them, all over the table.
+    for (sent, seen) in packets.iter().zip(&seen).step_by(997) {
+        let (client, server) = (Decoded::parse(&sent.build()), destination(seen));
+        let answer = stage.udp(&server, &source(seen));
+        let delivered = stage.reaches(&answer, stage.tap(client.ip().source));
+        assert_eq!(Some(destination(&delivered)), client.source().map(|own| own.to_string()));
+    }
+}
+
+/// Ten thousand flows in bursts as fast as a tap can send, each as large as a receive ring: every first packet
+/// arrives, and no two share a tuple.
+#[test]
+fn map_07_bursts_of_new_flows_lose_nothing() {
+    const BURST: usize = 2000;
+    let stage = Stage::standard();
+    let flows: Vec<Packet> = (0..10_000u16)
+        .map(|n| {
+            let client = ["192.168.1.10", "192.168.1.11"][usize::from(n % 2)];
+            Packet::udp((client, 10_000 + n / 2), (stage.lab.s1.address, 5000)).payload(n.to_be_bytes())
+        })
+        .collect();
+    // What waits for a neighbour is bounded; this is about what waits for nothing.
+    stage.crosses(&stage.udp("192.168.1.12:1", "198.51.100.1:5000"));
+    stage.s1.clear();
+    let arrived = || stage.s1.incoming(|seen| seen.udp().is_some());
+    let deadline = Instant::now() + Duration::from_secs(20);
+    for (burst, number) in flows.chunks(BURST).zip(1..) {
+        for flow in burst {
+            stage.send(flow);
+        }
+        while arrived().len() < number * BURST && Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(20));
+        }
+        assert_eq!(arrived().len(), number * BURST, "drops: {:?}", stage.gateway.drops());
+    }
+    let outside: HashSet<String> = arrived().iter().map(source).collect();
+    assert_eq!(outside.len(), flows.len());
+    assert_eq!(stage.session_count(), flows.len() + 1);
 }
 
 #[test]

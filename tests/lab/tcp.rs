@@ -12,7 +12,7 @@ use nat_tests::{
     packet::tcp::{ACK, FIN, PSH, RST, SYN, URG},
 };
 
-use crate::stage::{Stage, public, seconds, source};
+use crate::stage::{CLIENT_SEQ, SERVER_SEQ, Stage, public, seconds, source};
 
 const CLIENT: &str = "192.168.1.10:40000";
 const SERVER: &str = "198.51.100.1:80";
@@ -260,4 +260,21 @@ fn check_pattern(mut stream: &TcpStream, seed: u8, setting: &str) {
         assert!(buffer == pattern, "{setting}: other bytes in round {round}");
     }
     assert_eq!(stream.read(&mut buffer).unwrap(), 0, "{setting}: more than was sent");
+}
+
+/// behaviour ICE-13, too: an error is delivered, and ends nothing.
+#[test]
+fn tcp_24_errors_end_no_session() {
+    let stage = Stage::standard();
+    let public = stage.connect("192.168.1.10:40000", "198.51.100.1:80");
+    let quoted = Packet::tcp(public.as_str(), "198.51.100.1:80").seq(CLIENT_SEQ + 1).ack(SERVER_SEQ + 1).ip();
+    for (kind, code) in (0..=15).map(|code| (3, code)).chain([(11, 0), (11, 1), (12, 0)]) {
+        stage.s1.send(&Packet::icmp_error("198.51.100.1", "203.0.113.1", kind, code, &quoted));
+        stage.a.expect(&format!("error {kind}/{code}"), |seen| {
+            seen.icmp().is_some_and(|icmp| (icmp.kind, icmp.code) == (kind, code))
+        });
+        stage.reaches(&stage.data("198.51.100.1:80", &public), &stage.a);
+    }
+    stage.crosses(&stage.data("192.168.1.10:40000", "198.51.100.1:80"));
+    assert_eq!(stage.session_count(), 1);
 }

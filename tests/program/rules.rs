@@ -13,6 +13,9 @@ use crate::{
 
 const SERVER: &str = "198.51.100.1:53";
 
+/// A packet from one address to another.
+type Form = fn(&str, &str) -> Packet;
+
 #[test]
 fn pol_05_rules() {
     check(vec![
@@ -152,7 +155,7 @@ fn one_01_one_to_one() {
 /// A first fragment has a checksum over all of the datagram, of which only the pseudo-header changes.
 #[test]
 fn frg_25_first_fragments_one_to_one() {
-    let forms: [fn(&str, &str) -> Packet; 2] = [
+    let forms: [Form; 2] = [
         |from, to| Packet::udp((from, 7), (to, 9)).payload([0x5a; 64]),
         |from, to| Packet::tcp((from, 7), (to, 9)).ack(3).payload([0x5a; 64]),
     ];

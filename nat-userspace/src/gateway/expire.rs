@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use nat_common::abi::SessionEvent;
 use nat_common::activity::Activity;
-use nat_common::{Direction, Reason, tcp, wire};
+use nat_common::{Direction, FlowKey, Reason, tcp, wire};
 
 use super::hold::Held;
 use super::icmp::Error;
@@ -128,11 +128,7 @@ impl Gateway {
     }
 
     pub(super) fn let_go(&mut self, now: Instant, session: &Session) {
-        if let Some(slot) = self.hairpins.remove(&session.original)
-            && let Some(mapping) = self.mappings.release(slot, session.original.destination)
-        {
-            self.give_port_back(now, &mapping);
-        }
+        self.let_go_of_hairpin(now, &session.original);
         if session.mapping != NO_MAPPING
             && let Some(mapping) = self.mappings.release(session.mapping, session_remote(session))
         {
@@ -142,6 +138,15 @@ impl Gateway {
             Origin::Snat(_) => self.sources.close(session.original.source),
             Origin::Inbound(_) | Origin::Forward(_) => self.sources.close(session.rewrite.destination),
             Origin::Static(_) | Origin::Bypass => {}
+        }
+    }
+
+    /// Lets go of the mapping that the source of a hairpinned session has, if it is one.
+    pub(super) fn let_go_of_hairpin(&mut self, now: Instant, original: &FlowKey) {
+        if let Some(slot) = self.hairpins.remove(original)
+            && let Some(mapping) = self.mappings.release(slot, original.destination)
+        {
+            self.give_port_back(now, &mapping);
         }
     }
 

@@ -186,7 +186,10 @@ impl Externals {
     /// Keeps a forward's port from mappings. `false` if a mapping has it now: it is reserved once
     /// that mapping is gone.
     pub fn reserve(&mut self, protocol: u8, address: u32, port: u16) -> bool {
-        self.reserved.entry((address, protocol)).or_default().push(port);
+        let reserved = self.reserved.entry((address, protocol)).or_default();
+        if !reserved.contains(&port) {
+            reserved.push(port);
+        }
         self.tables.get_mut(&(address, protocol)).is_none_or(|table| table.reserve(port))
     }
 

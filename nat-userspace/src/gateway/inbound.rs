@@ -80,6 +80,7 @@ impl Gateway {
         };
         self.enter(world, now, session).ok_or_else(|| {
             self.sources.close(target.inside.0);
+            self.let_go_of_hairpin(now, key);
             Refusal::Silent(Reason::DropTable)
         })
     }
