@@ -25,8 +25,8 @@ mod stateless;
 
 use aya_ebpf::{
     EbpfContext as _,
-    bindings::{__sk_buff, TC_ACT_OK, xdp_action},
-    helpers::generated::bpf_jiffies64,
+    bindings::{__sk_buff, TC_ACT_OK, TC_ACT_SHOT, xdp_action},
+    helpers::generated::{bpf_jiffies64, bpf_xdp_adjust_meta},
     macros::{classifier, xdp},
     programs::{TcContext, XdpContext},
 };
@@ -67,7 +67,10 @@ pub fn natgw_xdp(ctx: XdpContext) -> u32 {
             xdp_action::XDP_PASS
         }
         Verdict::Sent(action) => action,
-        Verdict::Stack => xdp_action::XDP_PASS,
+        Verdict::Stack => {
+            mark(&ctx);
+            xdp_action::XDP_PASS
+        }
         Verdict::Punt => punt(&ctx, interface),
         Verdict::Drop(reason) => {
             count(reason);
@@ -124,7 +127,15 @@ pub fn natgw_tc(ctx: TcContext) -> i32 {
     // SAFETY: a tc program is always given a valid context.
     let ifindex = unsafe { (*ctx.as_ptr().cast::<__sk_buff>()).ifindex };
     let Some(interface) = maps::interface(ifindex) else { return TC_ACT_OK };
-    skb::translate(&ctx, interface, realm(interface)).unwrap_or(TC_ACT_OK)
+    let marked = is_marked(&ctx);
+    match skb::translate(&ctx, interface, realm(interface)) {
+        Some(action) => action,
+        None if marked => {
+            count(Reason::DropNoSession);
+            TC_ACT_SHOT
+        }
+        None => TC_ACT_OK,
+    }
 }
 
 /// Run by the daemon, never attached: writes the clock that `last_seen` is told by.
@@ -160,6 +171,38 @@ fn is_injected(interface: &Interface) -> bool {
     let Some(injected) = maps::INJECTED.get_ptr_mut(0) else { return false };
     // SAFETY: the slot is this CPU's own.
     unsafe { core::ptr::replace(injected, 0) != 0 }
+}
+
+/// Put before a frame that the tc hook must translate: should its flow end between the two hooks,
+/// the frame must not go on untranslated.
+const MARK: u32 = 0x6e61_7467;
+
+/// Marks a frame for the tc hook. A driver that carries no metadata leaves it unmarked, and the
+/// hook then takes what it finds no flow for to be the stack's.
+#[inline(always)]
+fn mark(ctx: &XdpContext) {
+    // SAFETY: a program is always given a valid context; the metadata is written within the
+    // bounds it has after the helper has made room.
+    unsafe {
+        if bpf_xdp_adjust_meta(ctx.ctx, -(size_of::<u32>() as i32)) != 0 {
+            return;
+        }
+        let metadata = ctx.metadata();
+        if metadata + size_of::<u32>() <= ctx.metadata_end() {
+            *(metadata as *mut u32) = MARK;
+        }
+    }
+}
+
+/// Whether XDP has marked a frame.
+#[inline(always)]
+fn is_marked(ctx: &TcContext) -> bool {
+    // SAFETY: as for `mark`.
+    unsafe {
+        let skb = ctx.as_ptr().cast::<__sk_buff>();
+        let metadata = (*skb).data_meta as usize;
+        metadata + size_of::<u32>() <= (*skb).data as usize && *(metadata as *const u32) == MARK
+    }
 }
 
 /// Which side an interface faces.
