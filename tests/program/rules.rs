@@ -104,9 +104,6 @@ fn flt_07_what_matches_nothing_may_be_dropped() {
     assert_right(&on_stage(move |stage| stage.dropping_unmatched(|stage| judge_all(stage, &fixtures))));
 }
 
-/// Makes a packet from a source to a destination.
-type Form = fn(&str, &str) -> Packet;
-
 /// behaviour ONE-01 to ONE-03 and FRG-25: the address is all that changes, and nothing is remembered.
 #[test]
 fn one_01_one_to_one() {
