@@ -12,7 +12,9 @@ use crate::config::{Config, ForwardAddress, InterfaceConfig, PortRange, Side, Sn
 use crate::datapath::{AttachError, Attached};
 use crate::gateway::{Gateway, Interface, network};
 use crate::host::Link;
-use crate::slowpath::{Frames, Port};
+use xdp::nic::NicIndex;
+
+use crate::slowpath::{Frames, Port, receive_ring};
 
 /// Kinds of link, and drivers, that hand up frames whose checksum was left to an offload.
 const VIRTUAL: [&str; 9] =
@@ -61,8 +63,9 @@ impl Served {
         link: &Link,
     ) -> anyhow::Result<()> {
         self.queues = 0;
-        for queue in 0..link.rx_queues.clamp(1, QUEUES) {
-            match Port::open(frames, link.index, queue) {
+        let queues = queues_of(link);
+        for queue in 0..queues {
+            match Port::open(frames, link.index, queue, receive_ring(queues)) {
                 Ok(port) => {
                     let slot = self.first_socket() + queue;
                     kernel
@@ -164,6 +167,13 @@ impl Served {
         self.attached = None;
         self.queues = 0;
     }
+}
+
+/// Queues of a link that sockets are tried on.
+pub fn queues_of(link: &Link) -> u32 {
+    // Drivers that pair their queues tell only the most there can be.
+    let in_use = NicIndex(link.index).queue_counts().map_or(0, |counts| counts.rx_count());
+    if in_use == 0 { link.rx_queues.clamp(1, QUEUES) } else { in_use.min(QUEUES) }
 }
 
 /// Whether a link is of a kind that hands up partial checksums.

@@ -24,7 +24,7 @@ use crate::config::Config;
 use crate::datapath::Datapath;
 use crate::gateway::{Gateway, Random};
 use crate::host::Host;
-use crate::slowpath::Frames;
+use crate::slowpath::{Frames, receive_ring};
 
 /// What the command line says about a run.
 #[derive(Clone, Debug)]
@@ -50,10 +50,13 @@ pub fn run(options: RunOptions, config: Config) -> anyhow::Result<()> {
     let taken_over = datapath.taken_over;
     let instructions = datapath.verified_instructions();
     let links = config.interfaces.iter().filter_map(|interface| host.link_by_name(&interface.name));
-    let (sockets, jumbo) = links.fold((0, false), |(sockets, jumbo), link| {
-        (sockets + link.rx_queues.clamp(1, 16), jumbo || link.mtu > SMALL_MTU)
+    let (present, receive, jumbo) = links.fold((0, 0, false), |(present, receive, jumbo), link| {
+        let queues = interfaces::queues_of(link);
+        (present + 1, receive + queues * receive_ring(queues), jumbo || link.mtu > SMALL_MTU)
     });
-    let frames = Frames::new(sockets.max(u32::try_from(config.interfaces.len()).unwrap_or(1)), jumbo)?;
+    // Interfaces that are not there yet will want theirs.
+    let absent = u32::try_from(config.interfaces.len()).unwrap_or(present) - present;
+    let frames = Frames::new(receive + absent * receive_ring(1), jumbo)?;
     let kernel = Kernel::new(datapath, host)?;
     let gateway = Gateway::new(&config, Instant::now(), Random::new());
     let socket = options.socket.as_ref().unwrap_or(&config.control.socket).clone();

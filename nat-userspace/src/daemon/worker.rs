@@ -454,7 +454,12 @@ impl Worker {
             .get(&reason.index(), 0)
             .map(|values| values.iter().sum())
             .unwrap_or_default();
-        let own = if reason == Reason::DropTransmit { self.transmit_failures } else { 0 };
+        let own = match reason {
+            Reason::DropTransmit => self.transmit_failures,
+            // Counted as punted, and lost on the way.
+            Reason::DropNoDaemon => self.ports.iter().map(Port::lost).sum(),
+            _ => 0,
+        };
         kernel + own + self.gateway.counts().get(reason)
     }
 

@@ -3,4 +3,4 @@
 
 mod port;
 
-pub use self::port::{Frames, Port, PortError};
+pub use self::port::{Frames, Port, PortError, receive_ring};

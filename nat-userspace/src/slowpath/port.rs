@@ -14,14 +14,23 @@ use xdp::socket::{PollTimeout, XdpSocket, XdpSocketBuilder};
 use xdp::umem::{FrameSize, UmemCfgBuilder};
 use xdp::{Packet, RingConfigBuilder, Umem, WakableRings};
 
-/// Entries of each ring of a socket.
+/// Entries of the transmit and completion ring of a socket.
 const RING: u32 = 2048;
+/// Frames that an interface can have waiting for the daemon, over all its queues: a burst of ten
+/// thousand first packets is served, however short.
+const BURST: u32 = 16_384;
+
+/// Entries of the receive and fill ring of each of an interface's sockets.
+pub fn receive_ring(queues: u32) -> u32 {
+    (BURST / queues.max(1).next_power_of_two()).max(RING)
+}
+
 /// What one transmit kick sends in copy mode (`TX_BATCH_SIZE` in net/xdp/xsk.c).
 const KICK: usize = 32;
 /// Frames received at once.
 pub const BATCH: usize = 64;
 /// Frames that may wait for a transmit ring with room.
-const BACKLOG: usize = 8192;
+const BACKLOG: usize = 16_384;
 
 /// Why a socket cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -52,10 +61,10 @@ pub struct Frames {
 }
 
 impl Frames {
-    /// Memory for the frames of `sockets` sockets.
-    pub fn new(sockets: u32, jumbo: bool) -> Result<Self, PortError> {
-        // A full fill ring and a full transmit ring for each.
-        let frames = sockets.max(1) * RING * 2;
+    /// Memory for sockets whose receive rings have so many entries in all.
+    pub fn new(receive: u32, jumbo: bool) -> Result<Self, PortError> {
+        // What is lent to receive into, and as much to hold and to send.
+        let frames = receive.max(RING) * 2;
         let build = || {
             let frame_size = if jumbo { FrameSize::FourK } else { FrameSize::TwoK };
             let config =
@@ -99,13 +108,19 @@ pub struct Port {
 
 impl Port {
     /// Opens a socket. The program's socket map still has to name it.
-    pub fn open(frames: &mut Frames, ifindex: u32, queue: u32) -> Result<Self, PortError> {
+    ///
+    /// `receive` is the size of its receive ring, see [`receive_ring`].
+    pub fn open(frames: &mut Frames, ifindex: u32, queue: u32, receive: u32) -> Result<Self, PortError> {
         let failed = |message: String| PortError::Socket { ifindex, queue, message };
         let mut builder = XdpSocketBuilder::new().map_err(|error| failed(error.to_string()))?;
-        let config =
-            RingConfigBuilder { rx_count: RING, tx_count: RING, fill_count: RING, completion_count: RING }
-                .build()
-                .map_err(|error| failed(format!("{error:?}")))?;
+        let config = RingConfigBuilder {
+            rx_count: receive,
+            tx_count: RING,
+            fill_count: receive,
+            completion_count: RING,
+        }
+        .build()
+        .map_err(|error| failed(format!("{error:?}")))?;
         let (rings, mut flags) =
             builder.build_wakable_rings(&frames.umem, config).map_err(|error| failed(error.to_string()))?;
         // First packets only: a copy costs less than what zero-copy would take from the driver.
@@ -122,7 +137,7 @@ impl Port {
             backlog: VecDeque::new(),
             sending: 0,
         };
-        port.fill(frames, RING as usize);
+        port.fill(frames, receive as usize);
         Ok(port)
     }
 
@@ -149,6 +164,13 @@ impl Port {
             self.fill(frames, count);
         }
         count
+    }
+
+    /// Frames meant for the daemon that found no room: neither here nor in the memory.
+    pub fn lost(&self) -> u64 {
+        self.socket
+            .statistics()
+            .map_or(0, |counts| counts.rx_dropped + counts.rx_ring_full + counts.rx_fill_ring_empty_descs)
     }
 
     /// Queues a frame to be sent. `Err` gives it back: more wait than may.
