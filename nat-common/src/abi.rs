@@ -77,8 +77,6 @@ impl LocalAddress {
     pub const EXTERNAL: u32 = 1;
     /// Port forwards exist on it: ports outside the range may be natgw's too.
     pub const FORWARDS: u32 = 2;
-    /// A broadcast or multicast address: always the stack's.
-    pub const BROADCAST: u32 = 4;
 }
 
 /// Key of the selector tries: the generation in the prefix makes a reload atomic.

@@ -16,6 +16,8 @@ pub enum Reason {
     Punted = 3,
     /// Translated on the tc hook: the way out takes no redirected frame, or the checksum is partial.
     TranslatedByStack = 4,
+    /// Not a packet's end: the event ring was full, and the daemon has to look at every TCP session.
+    EventLost = 15,
     /// The daemon was not there or its ring was full.
     DropNoDaemon = 16,
     /// Frame shorter than its headers say.
@@ -101,6 +103,7 @@ reasons! {
     Passed, "passed", "for the gateway itself or plain routing: handed to its stack untouched";
     Punted, "punted", "handed to the daemon for a decision";
     TranslatedByStack, "translated_by_stack", "translated on the tc hook";
+    EventLost, "event_lost", "a TCP session changed, and the daemon was not told in time";
     DropNoDaemon, "no_daemon", "needed the daemon, which is not running or overloaded";
     DropTruncated, "truncated", "the frame ends before its headers do";
     DropBadHeader, "bad_header", "IPv4 header contradicts itself";

@@ -92,8 +92,9 @@ pub fn note(transport: &PacketFrame, parsed: &Parsed, flow: &FlowValue) {
         let seen = tcp::note(line, usize::from(flow.direction), parsed.tcp_flags, sequence, acknowledgement);
         if seen != 0 {
             let event = SessionEvent { session: flow.session, seen, direction: flow.direction, pad: [0; 2] };
-            // A full ring loses the event: the daemon looks again when the session is next due.
-            let _ = maps::EVENTS.output(&event, 0);
+            if maps::EVENTS.output(&event, 0).is_err() {
+                count(Reason::EventLost);
+            }
         }
     }
 }

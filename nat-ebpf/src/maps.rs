@@ -71,8 +71,7 @@ static ONE_TO_ONE: LpmTrie<StaticKey, StaticValue> = LpmTrie::with_max_entries(S
 #[map]
 pub static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(REASONS, 0);
 
-/// TCP sessions whose timer changed. Full: the event is lost, and the daemon finds the change
-/// when it next looks at the session.
+/// TCP sessions whose timer changed. Full: the loss is counted, and the daemon looks at all.
 #[map]
 pub static EVENTS: RingBuf = RingBuf::with_byte_size(1 << 20, 0);
 

@@ -24,6 +24,8 @@ use crate::slowpath::{Frames, Port};
 /// How often neighbours of live flows are confirmed: below the kernel's own 60 s until it forgets
 /// (`gc_stale_time`).
 const CONFIRM_EVERY: Duration = Duration::from_secs(20);
+/// How often it is looked whether events were lost.
+const EVENTS_EVERY: Duration = Duration::from_secs(1);
 /// Rounds of frames served before anything else is looked at again.
 const ROUNDS: usize = 16;
 
@@ -51,6 +53,8 @@ pub struct Worker {
     packets: Vec<Packet>,
     judged: Vec<(Packet, u32, Outcome)>,
     confirmed: Instant,
+    events_looked_at: Instant,
+    events_lost: u64,
     /// Inside networks as the fast path knows them.
     published: Vec<ipnet::Ipv4Net>,
 }
@@ -79,6 +83,8 @@ impl Worker {
             packets: Vec::new(),
             judged: Vec::new(),
             confirmed: now,
+            events_looked_at: now,
+            events_lost: 0,
             published: Vec::new(),
         }
     }
@@ -153,6 +159,7 @@ impl Worker {
             let now = Instant::now();
             self.kernel.refresh(now);
             self.confirm_neighbours(now);
+            self.notice_lost_events(now);
             let wait = self.gateway.tick(&mut self.kernel, now);
             self.gateway.end_unreachable(&mut self.kernel, now);
             self.settle(now);
@@ -297,6 +304,19 @@ impl Worker {
             if stale {
                 self.kernel.resolve(ifindex, neighbour);
             }
+        }
+    }
+
+    /// Looks at every TCP session if the fast path could not tell which of them changed.
+    fn notice_lost_events(&mut self, now: Instant) {
+        if now.saturating_duration_since(self.events_looked_at) < EVENTS_EVERY {
+            return;
+        }
+        self.events_looked_at = now;
+        let lost = self.count(Reason::EventLost);
+        if lost != self.events_lost {
+            self.events_lost = lost;
+            self.gateway.session_events_lost(&mut self.kernel, now);
         }
     }
 
