@@ -13,6 +13,12 @@ pub const PROGRAM_CLOCK: &str = "natgw_clock";
 /// Name of the program that hands frames to the stack.
 pub const PROGRAM_INJECT: &str = "natgw_inject";
 
+/// Put before a frame that the tc hook must translate: should its flow end between the two hooks,
+/// the frame must not go on untranslated.
+pub const MARK: u32 = 0x6e61_7467;
+/// Bytes of the mark.
+pub const MARK_LENGTH: usize = size_of::<u32>();
+
 /// Interfaces natgw can serve at once.
 pub const INTERFACES: u32 = 64;
 /// Queues of one interface that can have a socket.

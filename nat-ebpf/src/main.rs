@@ -32,7 +32,7 @@ use aya_ebpf::{
 };
 use nat_common::{
     Parsed, Realm, Reason,
-    abi::Interface,
+    abi::{Interface, MARK, MARK_LENGTH},
     parse::{ETHERNET, Kind, parse_ipv4, parse_link},
     wire::Ethernet,
 };
@@ -173,9 +173,9 @@ fn is_injected(interface: &Interface) -> bool {
     unsafe { core::ptr::replace(injected, 0) != 0 }
 }
 
-/// Put before a frame that the tc hook must translate: should its flow end between the two hooks,
-/// the frame must not go on untranslated.
-const MARK: u32 = 0x6e61_7467;
+/// Room for the mark, as the helper takes it.
+const MARK_ROOM: i32 = 4;
+const _: () = assert!(MARK_ROOM as usize == MARK_LENGTH);
 
 /// Marks a frame for the tc hook. A driver that carries no metadata leaves it unmarked, and the
 /// hook then takes what it finds no flow for to be the stack's.
@@ -184,11 +184,11 @@ fn mark(ctx: &XdpContext) {
     // SAFETY: a program is always given a valid context; the metadata is written within the
     // bounds it has after the helper has made room.
     unsafe {
-        if bpf_xdp_adjust_meta(ctx.ctx, -(size_of::<u32>() as i32)) != 0 {
+        if bpf_xdp_adjust_meta(ctx.ctx, -MARK_ROOM) != 0 {
             return;
         }
         let metadata = ctx.metadata();
-        if metadata + size_of::<u32>() <= ctx.metadata_end() {
+        if metadata + MARK_LENGTH <= ctx.metadata_end() {
             *(metadata as *mut u32) = MARK;
         }
     }
@@ -201,7 +201,7 @@ fn is_marked(ctx: &TcContext) -> bool {
     unsafe {
         let skb = ctx.as_ptr().cast::<__sk_buff>();
         let metadata = (*skb).data_meta as usize;
-        metadata + size_of::<u32>() <= (*skb).data as usize && *(metadata as *const u32) == MARK
+        metadata + MARK_LENGTH <= (*skb).data as usize && *(metadata as *const u32) == MARK
     }
 }
 

@@ -228,7 +228,8 @@ impl Datapath {
     pub fn test_run(&self, ifindex: u32, frame: &[u8]) -> Result<(u32, Vec<u8>), LoadError> {
         let program: &Xdp =
             self.ebpf.program(abi::PROGRAM_XDP).ok_or(LoadError::MissingMap(abi::PROGRAM_XDP))?.try_into()?;
-        let mut left = vec![0; frame.len()];
+        // A frame that is left to the tc hook has its mark in front.
+        let mut left = vec![0; abi::MARK_LENGTH + frame.len()];
         let result = program.test_run(TestRunOptions {
             data_in: Some(frame),
             data_out: Some(&mut left),
@@ -236,7 +237,9 @@ impl Datapath {
             repeat: 1,
             ..TestRunOptions::new()
         })?;
-        Ok((result.return_value, left))
+        left.truncate(usize::try_from(result.data_size_out).unwrap_or(0));
+        let is_marked = left.len() > frame.len() && left.starts_with(&abi::MARK.to_ne_bytes());
+        Ok((result.return_value, left.split_off(if is_marked { abi::MARK_LENGTH } else { 0 })))
     }
 
     /// Readable when [`Datapath::events`] has some.
