@@ -3,7 +3,7 @@
 use crate::stage::on_stage;
 
 /// Instructions that the verifier may look at: 6.18 looks at about 293,000 and would look at a million.
-const BUDGET: u32 = 400_000;
+const BUDGET: u32 = 60_000;
 
 #[test]
 fn the_verifier_stays_within_its_budget() {
