@@ -174,5 +174,3 @@ unsafe impl Wire for Icmp {}
 unsafe impl Wire for u8 {}
 // SAFETY: alignment 2, no invalid values.
 unsafe impl Wire for u16 {}
-// SAFETY: bytes have alignment 1 and no invalid values.
-unsafe impl Wire for [u8; 4] {}

@@ -108,8 +108,13 @@ fn judge(ctx: &XdpContext, interface: &Interface) -> Verdict {
 /// packet that needs a decision must not leave untranslated.
 #[inline(always)]
 fn punt(ctx: &XdpContext, interface: &Interface) -> u32 {
-    let socket = interface.first_socket + ctx.rx_queue_index();
-    match maps::SOCKETS.redirect(socket, u64::from(xdp_action::XDP_DROP)) {
+    let queue = ctx.rx_queue_index();
+    if queue >= interface.queues {
+        // The slot would be another interface's, whose socket takes nothing from here.
+        count(Reason::DropNoDaemon);
+        return xdp_action::XDP_DROP;
+    }
+    match maps::SOCKETS.redirect(interface.first_socket + queue, u64::from(xdp_action::XDP_DROP)) {
         Ok(action) => {
             count(Reason::Punted);
             action
