@@ -3,6 +3,7 @@
 //! Nothing but std, and an edition that older toolchains know: this has to run on a machine where nothing is set
 //! up yet, because setting it up is its first task.
 
+mod behaviour;
 mod bench;
 mod build;
 mod demo;
@@ -21,6 +22,8 @@ cargo xtask VERB
   build [--release]               build natgw
   lint                            rustfmt, clippy, rustdoc; cargo-deny if it is installed
   test [TIER] [-- FILTER]         lint and all tests, or one tier: unit | program | lab
+  test behaviour [--list] [--id ID] [--section PREFIX] [--against nft|router|nothing] [--write]
+                                  the rows of docs/behaviour.md: what proves them, and whether it does
   demo [--keep]                   natgw between namespaces, with real traffic; --keep leaves them up
   bench [ARGUMENTS]               measure; `cargo xtask bench --help` lists what
 

@@ -3,10 +3,12 @@
 use std::{
     io::{BufRead as _, BufReader, Write as _},
     ops::AddAssign,
+    path::Path,
     process::Stdio,
 };
 
 use crate::{
+    behaviour,
     build::{build_natgw, natgw},
     lint::CHECKS,
     machine::want_root,
@@ -27,7 +29,7 @@ enum Tier {
 
 /// How many tests ended how.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Tally {
+pub(crate) struct Tally {
     passed: u64,
     failed: u64,
     skipped: u64,
@@ -39,17 +41,21 @@ pub(crate) fn test(arguments: &[&str]) -> Result {
         Some(at) => (&arguments[..at], &arguments[at + 1..]),
         None => (arguments, &[][..]),
     };
+    if let ["behaviour", options @ ..] = own {
+        return behaviour::behaviour(options);
+    }
     let tiers = match own {
         [] => &[Tier::Unit, Tier::Program, Tier::Lab][..],
         ["unit"] => &[Tier::Unit],
         ["program"] => &[Tier::Program],
         ["lab"] => &[Tier::Lab],
-        other => return Err(format!("`{}` is no tier: unit, program or lab", other.join(" "))),
+        other => return Err(format!("`{}` is no tier: unit, program, lab or behaviour", other.join(" "))),
     };
     if tiers.iter().any(|tier| *tier != Tier::Unit) {
         want_root("test (for the tiers program and lab)")?;
     }
     let mut tally = Tally::default();
+    let mut printed = String::new();
     // Each failure is counted and the rest still runs: one look shows all that is wrong.
     let mut count = |result: Result<Tally>| match result {
         Ok(more) => tally += more,
@@ -65,7 +71,7 @@ pub(crate) fn test(arguments: &[&str]) -> Result {
             count(step(name, || check().map(|()| Tally::default())));
         }
         for tier in tiers {
-            count(step(tier.name(), || tier.run(filter)));
+            count(step(tier.name(), || tier.run(filter, &mut printed)));
         }
     }
     // Nothing can be said of the rest without it.
@@ -89,7 +95,7 @@ impl Tier {
         }
     }
 
-    fn run(self, filter: &[&str]) -> Result<Tally> {
+    fn run(self, filter: &[&str], printed: &mut String) -> Result<Tally> {
         let mut words = vec!["test", "--locked", "--no-fail-fast"];
         match self {
             Self::Unit => words.extend(["-p", "nat-common", "-p", "nat-userspace", "-p", "xtask"]),
@@ -105,22 +111,29 @@ impl Tier {
             words.extend(["--test-threads", "2"]);
         }
         words.extend(filter);
-        count_tests(&words)
+        count_tests(&words, None, printed)
     }
 }
 
-/// Runs cargo, passes on what it prints and adds up its results.
-fn count_tests(words: &[&str]) -> Result<Tally> {
+/// Runs cargo, passes on what it prints, keeps the lines that say how tests ended and adds up its results.
+///
+/// `reference` stands in natgw's place, if it is given.
+pub(crate) fn count_tests(words: &[&str], reference: Option<&Path>, printed: &mut String) -> Result<Tally> {
     let mut command = cargo(words);
-    command.env("NATGW_BIN", natgw()).stdout(Stdio::piped());
+    command.env("NATGW_BIN", reference.map_or_else(natgw, Path::to_path_buf)).stdout(Stdio::piped());
     let mut child = command.spawn().map_err(|error| format!("start cargo test: {error}"))?;
     let output = child.stdout.take().expect("stdout is piped");
     let mut tally = Tally::default();
     // Bytes, not lines of text: a test may print anything.
     for line in BufReader::new(output).split(b'\n') {
         let mut line = line.map_err(|error| format!("read from cargo test: {error}"))?;
-        if let Some(more) = Tally::of_line(&String::from_utf8_lossy(&line)) {
+        let text = String::from_utf8_lossy(&line);
+        if let Some(more) = Tally::of_line(&text) {
             tally += more;
+        }
+        if text.starts_with("test ") {
+            printed.push_str(&text);
+            printed.push('\n');
         }
         line.push(b'\n');
         // Nobody left to read it is no reason to stop testing.
