@@ -8,6 +8,9 @@ pub const PROGRAM_XDP: &str = "natgw_xdp";
 /// Name of the tc program.
 pub const PROGRAM_TC: &str = "natgw_tc";
 
+/// Name of the program that keeps the gateway's own packets out of its clients' flows.
+pub const PROGRAM_OWN: &str = "natgw_own";
+
 /// Name of the program that tells the clock.
 pub const PROGRAM_CLOCK: &str = "natgw_clock";
 /// Name of the program that hands frames to the stack.
@@ -64,6 +67,8 @@ impl Interface {
     pub const STACK: u32 = 4;
     /// XDP runs on skbs here.
     pub const GENERIC: u32 = 8;
+    /// Has no IPv4 address: a DHCP client may be asking for one.
+    pub const UNNUMBERED: u32 = 16;
 }
 
 /// What the program knows of an address that is the gateway's, or that natgw translates to.

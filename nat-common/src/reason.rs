@@ -72,6 +72,8 @@ pub enum Reason {
     DropTransmit = 41,
     /// The flow table refused the entry.
     DropTable = 42,
+    /// The gateway's own packet would have used a flow that a client has.
+    DropOwnClash = 43,
 }
 
 /// Slots in the counter map; reasons stay below.
@@ -131,6 +133,7 @@ reasons! {
     DropNoAddress, "no_address", "no external address: the interface has none";
     DropTransmit, "transmit", "the way out did not take the frame";
     DropTable, "table", "the kernel's flow table refused the entry";
+    DropOwnClash, "own_clash", "the gateway's own packet, from a port that a client has to the same remote";
 }
 
 impl Reason {

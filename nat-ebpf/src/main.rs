@@ -143,6 +143,27 @@ pub fn natgw_tc(ctx: TcContext) -> i32 {
     }
 }
 
+/// Egress of outside interfaces, before the wire: the gateway's own packet from a port that a client has
+/// to the same remote ends here. Its answer would be the client's (behaviour LOC-03).
+#[classifier]
+pub fn natgw_own(ctx: TcContext) -> i32 {
+    // SAFETY: a tc program is always given a valid context.
+    let (ifindex, received_on) = unsafe {
+        let skb = ctx.as_ptr().cast::<__sk_buff>();
+        ((*skb).ifindex, (*skb).ingress_ifindex)
+    };
+    // What was forwarded or translated came in somewhere.
+    if received_on != 0 {
+        return TC_ACT_OK;
+    }
+    let Some(interface) = maps::interface(ifindex) else { return TC_ACT_OK };
+    if skb::answer_is_taken(&ctx, realm(interface)) {
+        count(Reason::DropOwnClash);
+        return TC_ACT_SHOT;
+    }
+    TC_ACT_OK
+}
+
 /// Run by the daemon, never attached: writes the clock that `last_seen` is told by.
 #[xdp]
 pub fn natgw_clock(_ctx: XdpContext) -> u32 {

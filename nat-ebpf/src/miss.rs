@@ -2,7 +2,7 @@
 
 use aya_ebpf::programs::XdpContext;
 use nat_common::{
-    Parsed, Reason,
+    FlowKey, Parsed, Reason,
     abi::{Interface, LocalAddress, Settings},
     classify::{INSIDE, RuleSet, is_group, is_martian_destination, is_martian_source, protocol_class},
     flow::Query,
@@ -11,6 +11,9 @@ use nat_common::{
 };
 
 use crate::{Verdict, frame::PacketFrame, maps, sockets, stateless};
+
+const DHCP_SERVER: u16 = 67;
+const DHCP_CLIENT: u16 = 68;
 
 /// Judges a packet that no flow covers, in the order of the configuration: one-to-one, the
 /// gateway's own addresses, then rules.
@@ -42,7 +45,7 @@ pub fn judge(
     if !outside && let Some(mapping) = maps::one_to_one(settings.generation, false, parsed.key.source) {
         return stateless::outbound(ctx, interface, frame, transport, parsed, mapping);
     }
-    by_rules(settings, parsed, outside)
+    by_rules(interface, settings, parsed, outside)
 }
 
 /// Whether a source cannot be outside: the gateway's own, or of an inside network (RFC 2827).
@@ -94,7 +97,7 @@ fn for_gateway(
 /// Addressed to someone else: translated if a rule says so, plain routing if none does, and
 /// never from the outside to an inside that rules hide.
 #[inline(always)]
-fn by_rules(settings: &Settings, parsed: &Parsed, outside: bool) -> Verdict {
+fn by_rules(interface: &Interface, settings: &Settings, parsed: &Parsed, outside: bool) -> Verdict {
     let class = protocol_class(parsed.key.protocol);
     let protocols = match class {
         0 => &settings.protocols[0],
@@ -114,10 +117,25 @@ fn by_rules(settings: &Settings, parsed: &Parsed, outside: bool) -> Verdict {
         // it exempt, or no rule's, then both directions are plain routing (behaviour POL-05).
         let reverse = matching(settings, protocols, parsed.key.destination, parsed.key.source);
         if !reverse.is_empty() && !reverse.first_is_in(&settings.exempt) {
-            return Verdict::Drop(Reason::DropUninvited);
+            return if offers_address(interface, settings, &parsed.key) {
+                Verdict::Pass
+            } else {
+                Verdict::Drop(Reason::DropUninvited)
+            };
         }
     }
     Verdict::Pass
+}
+
+/// Whether a DHCP server may be speaking to the gateway's own client: to the address that the
+/// interface is about to get (RFC 2131 section 4.1), as long as it has none.
+#[inline(always)]
+fn offers_address(interface: &Interface, settings: &Settings, key: &FlowKey) -> bool {
+    interface.flags & Interface::UNNUMBERED != 0
+        && key.protocol == wire::UDP
+        && key.source_port == DHCP_SERVER.to_be()
+        && key.destination_port == DHCP_CLIENT.to_be()
+        && !maps::rules_from(settings.generation, key.destination).is_some_and(|rules| rules.contains(INSIDE))
 }
 
 /// Rules whose selectors hold for a source, a destination and a protocol.

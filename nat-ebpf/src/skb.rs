@@ -61,6 +61,22 @@ pub fn translate(ctx: &TcContext, interface: &Interface, realm: u16) -> Option<i
     rewrite(ctx, &parsed, &value, &hop)
 }
 
+/// Whether the answer to a packet that is about to leave is a client's.
+#[inline(always)]
+pub fn answer_is_taken(ctx: &TcContext, realm: u16) -> bool {
+    let frame = PacketFrame::of_tc(ctx);
+    if !matches!(parse_link(&frame), Some(link) if link.is_ipv4 && link.network == ETHERNET) {
+        return false;
+    }
+    let whole = SkbFrame { linear: frame, length: ctx.len() as usize };
+    let Ok(parsed) = parse_ipv4(&whole, ETHERNET, realm) else { return false };
+    if parsed.kind != Kind::Ported {
+        return false;
+    }
+    let realm = if realm == Realm::Inside as u16 { Realm::Inside } else { Realm::Outside };
+    maps::flow(&parsed.key.reversed(realm)).is_some_and(|flow| flow.action == Action::Translate as u8)
+}
+
 /// Whether what will be on the wire exceeds the MTU of the way out: the segments of a merged
 /// packet, else the packet. XDP has sent what is too big and whole to the daemon.
 #[inline(always)]

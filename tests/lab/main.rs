@@ -13,6 +13,10 @@ mod flt;
 mod hpn;
 mod loc;
 
+mod atk;
+mod l2x;
+mod mal;
+
 mod tcp;
 mod tmu;
 

@@ -2,8 +2,8 @@
 
 use std::{
     fs::File,
-    io::{Read, Write as _},
-    net::Ipv4Addr,
+    io::{self, Read, Write as _},
+    net::{Ipv4Addr, SocketAddrV4, TcpStream},
     os::fd::AsFd as _,
     panic,
     process::{Child, Command, ExitStatus, Output, Stdio},
@@ -11,7 +11,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use rustix::{
+    net::{AddressFamily, SocketType, sockopt},
+    thread::{LinkNameSpaceType, move_into_link_name_space},
+};
 
 use crate::{packet::Mac, wire::Tap};
 
@@ -178,6 +181,18 @@ impl Drop for Process {
     fn drop(&mut self) {
         self.kill();
     }
+}
+
+/// Connects from an endpoint of one's own choice, for at most two seconds; to be called [within](Host::within) a host.
+pub fn connect_from(own: &str, remote: &str) -> io::Result<TcpStream> {
+    let endpoint = |text: &str| text.parse::<SocketAddrV4>().map_err(io::Error::other);
+    let socket = rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None)?;
+    sockopt::set_socket_reuseaddr(&socket, true)?;
+    // It limits connecting, too.
+    sockopt::set_socket_timeout(&socket, sockopt::Timeout::Send, Some(Duration::from_secs(2)))?;
+    rustix::net::bind(&socket, &endpoint(own)?)?;
+    rustix::net::connect(&socket, &endpoint(remote)?)?;
+    Ok(TcpStream::from(socket))
 }
 
 /// Runs `command` to its end, or kills it after [`PATIENCE`].

@@ -151,6 +151,14 @@ impl Lab {
         self.isp.tap()
     }
 
+    /// Configures the ports of the switch that the clients and the gateway share.
+    pub fn each_switch_port(&self, change: impl Fn(&str) -> String) {
+        let switch = enter(&self.switch);
+        for port in self.clients().map(port_of).iter().map(String::as_str).chain(["gw", "lan"]) {
+            switch.ip(&change(port));
+        }
+    }
+
     /// Keeps every client's and server's kernel from answering, for tests that craft both ends' packets.
     pub fn mute_all(&self) {
         for host in self.clients().into_iter().chain(self.servers()) {

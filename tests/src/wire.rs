@@ -133,6 +133,25 @@ impl Tap {
         }
     }
 
+    /// The interface, and the namespace it is in.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// A frame of exactly these bytes, to whomever.
+    pub fn expect_frame(&self, what: &str, frame: &[u8]) {
+        let deadline = Instant::now() + PATIENCE;
+        while !self.captured().iter().any(|seen| seen.frame == frame) {
+            assert!(
+                Instant::now() < deadline,
+                "{what}: not seen as it was on {}; seen:\n{}",
+                self.name,
+                self.seen()
+            );
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
     /// The next incoming frame with this payload, whoever sends it.
     pub fn expect_payload(&self, payload: impl AsRef<[u8]>) -> Decoded {
         let payload = payload.as_ref();

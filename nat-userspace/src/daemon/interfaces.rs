@@ -124,7 +124,8 @@ impl Served {
             flags: flag(self.config.side == Side::Outside, abi::Interface::OUTSIDE)
                 | flag(is_virtual, abi::Interface::VIRTUAL)
                 | flag(!redirects, abi::Interface::STACK)
-                | flag(self.attached == Some(Attached::Generic), abi::Interface::GENERIC),
+                | flag(self.attached == Some(Attached::Generic), abi::Interface::GENERIC)
+                | flag(interface.addresses.is_empty(), abi::Interface::UNNUMBERED),
             mac: link.mac,
             port: self.port,
             mtu: link.mtu,

@@ -181,10 +181,12 @@ impl World for Kernel {
         self.locals.contains(&own)
     }
 
-    fn read_bound(&mut self) {
-        if self.bound_read.elapsed() >= self.bound_every {
+    fn read_bound(&mut self) -> bool {
+        let outdated = self.bound_read.elapsed() >= self.bound_every;
+        if outdated {
             self.read_sockets();
         }
+        outdated
     }
 
     fn is_bound(&self, protocol: u8, own: u32, port: u16) -> bool {

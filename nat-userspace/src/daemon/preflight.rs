@@ -16,6 +16,11 @@ const CAPABILITIES: [(u32, &str, &str); 4] = [
 /// `CAP_SYS_ADMIN`, which stands for those that were split off it.
 const SYS_ADMIN: u32 = 21;
 
+/// The largest MTU that can be served: a page, less the room that the kernel leaves in front of a
+/// received frame (`XDP_PACKET_HEADROOM`) and an Ethernet header with two tags. What is larger would
+/// pass once its flow is known, and never make it known.
+pub const LARGEST_MTU: u32 = 4096 - 256 - 22;
+
 /// Errs with the capability that is missing.
 pub fn privileges() -> anyhow::Result<()> {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
@@ -46,6 +51,13 @@ pub fn interfaces(host: &Host, config: &Config) -> anyhow::Result<()> {
             bail!(
                 "interface {} has no Ethernet header: natgw serves Ethernet, bridge ports, veth and VLAN parents",
                 link.name
+            );
+        }
+        if link.mtu > LARGEST_MTU {
+            bail!(
+                "the MTU of {0} is {1}: natgw takes at most {LARGEST_MTU}, since the first packet of a flow has to fit one buffer; ip link set dev {0} mtu {LARGEST_MTU}",
+                link.name,
+                link.mtu
             );
         }
     }

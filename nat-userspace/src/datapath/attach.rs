@@ -57,13 +57,16 @@ impl AttachError {
 }
 
 impl Datapath {
-    /// Attaches both programs to an interface, in place of those of an earlier daemon.
+    /// Attaches the programs to an interface, in place of those of an earlier daemon.
     pub fn attach(&mut self, name: &str, ifindex: u32, mode: AttachMode) -> Result<Attached, AttachError> {
         let at = |what| {
             move |source: Cause| AttachError { what, interface: name.to_owned(), source: source.into() }
         };
         // The tc program first: what XDP leaves to it must not find the hook empty.
-        self.attach_tc(ifindex).map_err(at("the tc program"))?;
+        self.attach_tc(ifindex, abi::PROGRAM_TC, "tc", TcAttachType::Ingress)
+            .map_err(at("the tc program"))?;
+        self.attach_tc(ifindex, abi::PROGRAM_OWN, "tc-own", TcAttachType::Egress)
+            .map_err(at("the tc program of the gateway's own packets"))?;
         match mode {
             AttachMode::Native => {
                 self.attach_xdp(ifindex, XdpMode::Driver).map_err(at("XDP natively (mode = \"native\")"))?;
@@ -110,9 +113,15 @@ impl Datapath {
         Ok(())
     }
 
-    fn attach_tc(&mut self, ifindex: u32) -> Result<(), Cause> {
-        let pin = self.link_pin("tc", ifindex);
-        let tc: &mut SchedClassifier = program(&mut self.ebpf, abi::PROGRAM_TC)?;
+    fn attach_tc(
+        &mut self,
+        ifindex: u32,
+        name: &'static str,
+        kind: &str,
+        hook: TcAttachType,
+    ) -> Result<(), Cause> {
+        let pin = self.link_pin(kind, ifindex);
+        let tc: &mut SchedClassifier = program(&mut self.ebpf, name)?;
         if let Ok(pinned) = PinnedLink::from_pin(&pin) {
             let link = SchedClassifierLink::try_from(FdLink::from(pinned))?;
             if tc.attach_to_link(link).is_ok() {
@@ -120,7 +129,7 @@ impl Datapath {
             }
             let _ = std::fs::remove_file(&pin);
         }
-        let id = tc.attach(ifindex, TcAttachType::Ingress)?;
+        let id = tc.attach(ifindex, hook)?;
         // Below 6.6 there is no tcx: the filter stays by itself, and is found again by its name.
         if let Ok(link) = FdLink::try_from(tc.take_link(id)?) {
             link.pin(&pin)?;
@@ -134,7 +143,7 @@ impl Datapath {
 
     /// Takes the programs off an interface.
     pub fn detach(&self, ifindex: u32) {
-        for kind in ["xdp", "xdp-generic", "tc"] {
+        for kind in ["xdp", "xdp-generic", "tc", "tc-own"] {
             let _ = std::fs::remove_file(self.link_pin(kind, ifindex));
         }
     }

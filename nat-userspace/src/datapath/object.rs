@@ -166,7 +166,9 @@ impl Datapath {
         for name in [abi::PROGRAM_XDP, abi::PROGRAM_CLOCK, abi::PROGRAM_INJECT] {
             program::<Xdp>(&mut ebpf, name)?.load()?;
         }
-        program::<aya::programs::SchedClassifier>(&mut ebpf, abi::PROGRAM_TC)?.load()?;
+        for name in [abi::PROGRAM_TC, abi::PROGRAM_OWN] {
+            program::<aya::programs::SchedClassifier>(&mut ebpf, name)?.load()?;
+        }
         let activity = data(take(&mut ebpf, "ACTIVITY")?, "ACTIVITY")?;
         let clock = data(take(&mut ebpf, "CLOCK")?, "CLOCK")?;
         Ok(Self {

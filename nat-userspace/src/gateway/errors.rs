@@ -58,8 +58,10 @@ impl Gateway {
         // Packets the other way arrive on this side with the quote's endpoints exchanged.
         let opposite = quote.key.reversed(ingress.realm());
         let Some((slot, direction)) = self.sessions.find(&opposite) else {
-            world.read_bound();
-            if is_own && is_about_own(world, &quote.key) {
+            let is_current = world.read_bound();
+            // A socket made since then may be meant. The stack knows, but a flood is not its to judge.
+            let may_be_new = !is_current && world.is_local(address(quote.key.source));
+            if is_own && (is_about_own(world, &quote.key) || (may_be_new && self.doubtful.take(now))) {
                 return Outcome::ToStack;
             }
             return self.stateless_error(world, now, ingress, frame, parsed).unwrap_or(nobodys);

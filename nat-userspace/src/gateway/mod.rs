@@ -153,6 +153,8 @@ pub struct Gateway {
     wheel: wheel::Wheel,
     sources: limits::Sources,
     errors: limits::Bucket,
+    /// ICMP errors that may be about a socket of the gateway that is too new to be known.
+    doubtful: limits::Bucket,
     identifications: cut::Identifications,
     random: Random,
     /// Mappings that the sources of hairpinned sessions have, by the sessions' first keys.
@@ -199,6 +201,7 @@ impl Gateway {
                 config.limits.new_per_second_per_source,
             ),
             errors: limits::Bucket::new(ERRORS_PER_SECOND, now),
+            doubtful: limits::Bucket::new(ERRORS_PER_SECOND, now),
             identifications: cut::Identifications::default(),
             random,
             hairpins: HashMap::new(),

@@ -110,7 +110,9 @@ impl World for Outside {
         address == GATEWAY || address == self.public
     }
 
-    fn read_bound(&mut self) {}
+    fn read_bound(&mut self) -> bool {
+        true
+    }
 
     fn is_bound(&self, _protocol: u8, _address: u32, _port: u16) -> bool {
         false
