@@ -2,76 +2,10 @@
 
 use nat_tests::{Decoded, Packet, decode::Ip, packet::tcp};
 
-use crate::stage::{Stage, port, public, seconds, source};
+use crate::stage::{Stage, public, source};
 
 const CLIENT: &str = "192.168.1.10:40000";
 const SERVER: &str = "198.51.100.1:5000";
-
-#[test]
-fn icq_01_an_echo_returns_with_its_own_id() {
-    let stage = Stage::standard();
-    let request = Packet::echo_request("192.168.1.10", "198.51.100.1", 305, 7).payload([0x55; 56]);
-    let id = port(&stage.crosses(&request));
-    let reply = Packet::echo_reply("198.51.100.1", "203.0.113.1", id, 7).payload([0x55; 56]);
-    assert_eq!(port(&stage.reaches(&reply, &stage.a)), 305);
-}
-
-#[test]
-fn icq_02_two_hosts_with_one_id_get_their_own_replies() {
-    let stage = Stage::standard();
-    let of = |client: &str| port(&stage.crosses(&Packet::echo_request(client, "198.51.100.1", 305, 1)));
-    let (a, b) = (of("192.168.1.10"), of("192.168.1.11"));
-    assert_ne!(a, b);
-    stage.reaches(&Packet::echo_reply("198.51.100.1", "203.0.113.1", a, 2).payload("to a"), &stage.a);
-    stage.reaches(&Packet::echo_reply("198.51.100.1", "203.0.113.1", b, 2).payload("to b"), &stage.b);
-}
-
-#[test]
-fn icq_03_a_query_lives_its_time() {
-    let stage = Stage::timeouts("icmp = \"3s\"");
-    let id = port(&stage.crosses(&Packet::echo_request("192.168.1.10", "198.51.100.1", 305, 1)));
-    seconds(2.5);
-    stage.reaches(&Packet::echo_reply("198.51.100.1", "203.0.113.1", id, 1), &stage.a);
-    seconds(4.5);
-    stage.stopped(&Packet::echo_reply("198.51.100.1", "203.0.113.1", id, 2), &stage.a);
-    assert_eq!(stage.session_count(), 0);
-}
-
-#[test]
-fn icq_06_and_07_the_gateway_answers_for_itself() {
-    let stage = Stage::standard();
-    let id = port(&stage.crosses(&Packet::echo_request("192.168.1.10", "198.51.100.1", 305, 1)));
-    for id in [id, 4711] {
-        stage.s1.send(&Packet::echo_request("198.51.100.1", "203.0.113.1", id, 3).payload("knock"));
-        let reply = stage.s1.expect_payload("knock");
-        let icmp = reply.icmp().unwrap();
-        assert_eq!((icmp.kind, icmp.id, icmp.seq), (0, id, 3));
-        assert_eq!(reply.ip().source.to_string(), "203.0.113.1");
-    }
-    stage.lan_is_silent();
-}
-
-#[test]
-fn icq_08_replies_that_nobody_asked_for_stay_out() {
-    let stage = Stage::standard();
-    let id = port(&stage.crosses(&Packet::echo_request("192.168.1.10", "198.51.100.1", 305, 1)));
-    stage.s1.send(&Packet::echo_reply("198.51.100.1", "203.0.113.1", id ^ 1, 1));
-    stage.attacker.send(&Packet::echo_reply("198.51.100.66", "203.0.113.1", id, 1));
-    stage.lan_is_silent();
-}
-
-#[test]
-fn icq_12_pings_of_every_size() {
-    let stage = Stage::standard();
-    for host in [&stage.lab.a, &stage.lab.s1] {
-        host.nft("delete table ip mute");
-    }
-    for size in ["0", "56", "1472", "1473", "4000", "65507"] {
-        let ping = stage.lab.a.run(&format!("ping -c 3 -i 0.05 -W 2 -s {size} 198.51.100.1"));
-        let text = String::from_utf8_lossy(&ping.stdout).into_owned();
-        assert!(text.contains(" 0% packet loss"), "size {size}:\n{text}");
-    }
-}
 
 /// Sends `packet` from a and gives back how the server saw it, as IP bytes: what its errors quote.
 fn opened(stage: &Stage, packet: &Packet) -> (Ip, Vec<u8>) {
@@ -223,13 +157,4 @@ fn ice_23_no_error_about_an_error() {
     stage.s1.send(&Packet::icmp_error("198.51.100.1", "203.0.113.1", 3, 3, &error));
     stage.lan_is_silent();
     stage.s1.expect_silence();
-}
-
-#[test]
-fn icq_13_a_code_is_kept_and_a_stump_is_dropped() {
-    let stage = Stage::standard();
-    let seen = stage.crosses(&Packet::icmp("192.168.1.10", "198.51.100.1", 8, 5).rest(7, 1));
-    assert_eq!(seen.icmp().map(|icmp| icmp.code), Some(5));
-    let stump = Packet::raw("192.168.1.10", "198.51.100.1", 1).payload([8, 0, 0xf7, 0xff, 0, 0, 0]);
-    stage.stopped(&stump, &stage.s1);
 }

@@ -12,6 +12,7 @@ mod prt;
 mod flt;
 mod hpn;
 mod loc;
+mod pfw;
 
 mod atk;
 mod l2x;
@@ -20,8 +21,10 @@ mod mal;
 mod tcp;
 mod tmu;
 
+mod cks;
 mod frg;
 mod icmp;
+mod icq;
 mod rtr;
 mod stn;
 

@@ -23,6 +23,8 @@ pub(crate) struct Stage {
     pub(crate) s2: Tap,
     pub(crate) s3: Tap,
     pub(crate) attacker: Tap,
+    /// The host behind `lan2`, where the lab has one.
+    d: Option<Tap>,
     /// The provider's end of the gateway's WAN link.
     pub(crate) wan: Tap,
     pub(crate) gateway: Gateway,
@@ -66,6 +68,7 @@ impl Stage {
             s2: lab.s2.tap(),
             s3: lab.s3.tap(),
             attacker: lab.attacker.tap(),
+            d: builder.has_second_lan().then(|| lab.d().tap()),
             wan: lab.wan(),
             gateway,
             lab,
@@ -76,10 +79,20 @@ impl Stage {
 
     /// The tap of the host that has this address.
     pub(crate) fn tap(&self, address: Ipv4Addr) -> &Tap {
+        if let Some(d) = &self.d
+            && address == self.lab.d().address
+        {
+            return d;
+        }
         let clients = self.lab.clients().into_iter().zip([&self.a, &self.b, &self.c]);
         let servers = self.lab.servers().into_iter().zip([&self.s1, &self.s2, &self.s3, &self.attacker]);
         let found = clients.chain(servers).find(|(host, _)| host.address == address);
         found.map_or_else(|| panic!("no host has {address}"), |(_, tap)| tap)
+    }
+
+    /// The tap of the host behind `lan2`.
+    pub(crate) fn d(&self) -> &Tap {
+        self.d.as_ref().expect("a lab with a second LAN")
     }
 
     /// A number that no packet of this stage has carried.

@@ -7,6 +7,9 @@
 //!                                                                   └─ s3 198.51.101.1
 //! ```
 //!
+//! Two more wires on request: `lan2` to d 192.168.2.10 ([`Builder::second_lan`]), and `wan2`, 192.0.2.1, to the
+//! provider's `gw2` ([`Builder::second_uplink`]).
+//!
 //! Everything is a veth pair as `ip link add` makes it: checksum and segmentation offload on, GRO off. The
 //! provider knows the way to 192.168.1.0/24, so that an untranslated packet is answered and seen, not lost.
 
@@ -32,11 +35,18 @@ pub const P1: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
 /// Further public addresses that the provider routes to the gateway: P2 to P4.
 pub const SPARE: [Ipv4Addr; 3] =
     [Ipv4Addr::new(203, 0, 113, 2), Ipv4Addr::new(203, 0, 113, 3), Ipv4Addr::new(203, 0, 113, 4)];
+/// The gateway's address on its second uplink: Q1.
+pub const Q1: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+/// The provider's router at the end of the second uplink.
+pub const ISP2: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 254);
 /// The provider's router.
 pub const ISP: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 254);
 
 const LAN_MAC: Mac = [0x02, 0, 0, 0, 1, 1];
 const WAN_MAC: Mac = [0x02, 0, 0, 0, 2, 1];
+const LAN2_MAC: Mac = [0x02, 0, 0, 0, 4, 1];
+const WAN2_MAC: Mac = [0x02, 0, 0, 0, 5, 1];
+const ISP2_MAC: Mac = [0x02, 0, 0, 0, 5, 254];
 const ISP_MAC: Mac = [0x02, 0, 0, 0, 2, 254];
 const INET_MAC: Mac = [0x02, 0, 0, 0, 3, 254];
 
@@ -61,6 +71,9 @@ pub struct Lab {
     pub s3: Host,
     /// 198.51.100.66
     pub attacker: Host,
+    /// 192.168.2.10, straight behind the gateway's `lan2`.
+    d: Option<Host>,
+    has_second_uplink: bool,
     switch: String,
 }
 
@@ -71,6 +84,8 @@ pub struct Builder {
     lan_mtu: u16,
     wan_mtu: u16,
     forwarding: bool,
+    second_lan: bool,
+    second_uplink: bool,
 }
 
 impl Builder {
@@ -87,6 +102,21 @@ impl Builder {
     /// Makes the gateway's kernel forward: a plain router until something translates.
     pub fn forwarding(self) -> Self {
         Self { forwarding: true, ..self }
+    }
+
+    /// A second inside network: `lan2`, 192.168.2.1/24, with the host d.
+    pub fn second_lan(self) -> Self {
+        Self { second_lan: true, ..self }
+    }
+
+    /// Whether the host d is asked for.
+    pub fn has_second_lan(&self) -> bool {
+        self.second_lan
+    }
+
+    /// A second uplink: `wan2`, 192.0.2.1/24, to the same provider's `gw2`. The default route stays with `wan`.
+    pub fn second_uplink(self) -> Self {
+        Self { second_uplink: true, ..self }
     }
 
     /// Makes the namespaces and wires them.
@@ -116,6 +146,13 @@ impl Builder {
             s2: outside(&prefix, "s2", Ipv4Addr::new(198, 51, 100, 2)),
             s3: outside(&prefix, "s3", Ipv4Addr::new(198, 51, 101, 1)),
             attacker: outside(&prefix, "attacker", Ipv4Addr::new(198, 51, 100, 66)),
+            d: self.second_lan.then(|| Host {
+                address: Ipv4Addr::new(192, 168, 2, 10),
+                mac: [0x02, 0, 0, 0, 4, 10],
+                next_hop: LAN2_MAC,
+                ..inside(&prefix, "d", 10)
+            }),
+            has_second_uplink: self.second_uplink,
             switch: format!("{prefix}-switch"),
         };
         // From here on the lab's drop cleans up, however far this comes.
@@ -133,7 +170,7 @@ impl Lab {
 
     /// A lab with changes.
     pub fn builder() -> Builder {
-        Builder { lan_mtu: 1500, wan_mtu: 1500, forwarding: false }
+        Builder { lan_mtu: 1500, wan_mtu: 1500, forwarding: false, second_lan: false, second_uplink: false }
     }
 
     /// The clients a, b and c.
@@ -144,6 +181,24 @@ impl Lab {
     /// The servers s1, s2 and s3 and the attacker.
     pub fn servers(&self) -> [&Host; 4] {
         [&self.s1, &self.s2, &self.s3, &self.attacker]
+    }
+
+    /// The host behind `lan2`.
+    pub fn d(&self) -> &Host {
+        self.d.as_ref().expect("a lab with Builder::second_lan")
+    }
+
+    /// A tap at the provider's end of `wan2`.
+    pub fn wan2(&self) -> Tap {
+        assert!(self.has_second_uplink, "a lab with Builder::second_uplink");
+        let end = Host {
+            interface: "gw2".to_owned(),
+            address: ISP2,
+            mac: ISP2_MAC,
+            next_hop: WAN2_MAC,
+            ..self.isp.clone()
+        };
+        end.tap()
     }
 
     /// A tap at the provider's end of the gateway's WAN link: what comes in there left the gateway.
@@ -161,7 +216,7 @@ impl Lab {
 
     /// Keeps every client's and server's kernel from answering, for tests that craft both ends' packets.
     pub fn mute_all(&self) {
-        for host in self.clients().into_iter().chain(self.servers()) {
+        for host in self.clients().into_iter().chain(self.servers()).chain(&self.d) {
             host.mute();
         }
     }
@@ -185,6 +240,7 @@ impl Lab {
     /// The names of all namespaces.
     fn namespaces(&self) -> impl Iterator<Item = &str> {
         let hosts = self.clients().into_iter().chain(self.servers()).chain([&self.gateway, &self.isp]);
+        let hosts = hosts.chain(&self.d);
         hosts.map(|host| host.namespace.as_str()).chain([self.switch.as_str()])
     }
 
@@ -212,6 +268,24 @@ impl Lab {
                 "link add wan index 102 address {wan_mac} netns {gateway} type veth peer name gw address {isp_mac} netns {isp}"
             ),
         );
+        if let Some(Host { namespace, mac, .. }) = &self.d {
+            let (own, other) = (text(LAN2_MAC), text(*mac));
+            line(
+                &mut batch,
+                format_args!(
+                    "link add lan2 index 104 address {own} netns {gateway} type veth peer name eth0 index 103 address {other} netns {namespace}"
+                ),
+            );
+        }
+        if self.has_second_uplink {
+            let (own, other) = (text(WAN2_MAC), text(ISP2_MAC));
+            line(
+                &mut batch,
+                format_args!(
+                    "link add wan2 index 105 address {own} netns {gateway} type veth peer name gw2 address {other} netns {isp}"
+                ),
+            );
+        }
         let stations = self.clients().map(|host| (host, switch)).into_iter();
         for (host, other) in stations.chain(self.servers().map(|host| (host, isp))) {
             let Host { namespace, interface, mac, .. } = host;
@@ -235,6 +309,11 @@ impl Lab {
                 host.address
             );
             batches.push((host.namespace.as_str(), batch));
+        }
+        if let Some(d) = &self.d {
+            let batch =
+                "link set eth0 up\naddr add 192.168.2.10/24 dev eth0\nroute add default via 192.168.2.1\n";
+            batches.push((d.namespace.as_str(), batch.to_owned()));
         }
         for host in self.servers() {
             let router = inet_address(host.address);
@@ -299,6 +378,9 @@ impl Lab {
             builder.wan_mtu,
             text(INET_MAC)
         );
+        if builder.second_uplink {
+            line(&mut batch, format_args!("link set gw2 up\naddr add {ISP2}/24 dev gw2"));
+        }
         for host in self.servers() {
             line(&mut batch, format_args!("link set {} master inet up", port_of(host)));
         }
@@ -336,11 +418,18 @@ impl Drop for Lab {
 }
 
 fn gateway_batch(builder: Builder) -> String {
-    format!(
+    let mut batch = format!(
         "link set lo up\nlink set lan mtu {} up\nlink set wan mtu {} up\n\
          addr add {GATEWAY_LAN}/24 dev lan\naddr add {P1}/24 dev wan\nroute add default via {ISP}\n",
         builder.lan_mtu, builder.wan_mtu
-    )
+    );
+    if builder.second_lan {
+        batch.push_str("link set lan2 up\naddr add 192.168.2.1/24 dev lan2\n");
+    }
+    if builder.second_uplink {
+        line(&mut batch, format_args!("link set wan2 up\naddr add {Q1}/24 dev wan2"));
+    }
+    batch
 }
 
 fn inside(prefix: &str, name: &str, last: u8) -> Host {

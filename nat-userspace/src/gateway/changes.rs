@@ -71,12 +71,13 @@ impl Gateway {
         for slot in slots {
             self.end(world, now, slot);
         }
-        let permanent: Vec<u32> = self
+        let permanent: HashSet<u32> = self
             .mappings
             .iter()
             .filter(|(_, mapping)| mapping.external == own)
             .map(|(slot, _)| slot)
             .collect();
+        self.forget_knocks(now, |slot| permanent.contains(&slot));
         for slot in permanent {
             self.mappings.remove(slot);
         }
@@ -154,6 +155,8 @@ impl Gateway {
 
     /// Takes new rules: sessions that they would open the same way live on.
     pub fn reload(&mut self, world: &mut dyn World, now: Instant, config: &Config) -> Reloaded {
+        // Whether the new rules would let them knock is seen when they do it again.
+        self.forget_knocks(now, |_| true);
         self.drop_permanent_mappings();
         let before: Vec<(Origin, String, u64)> =
             self.opened.drain().map(|(origin, count)| (origin, self.rules.name(origin), count)).collect();

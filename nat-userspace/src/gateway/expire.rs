@@ -32,11 +32,12 @@ impl Gateway {
             }
         }
         self.expire_fragments(now);
+        self.expire_knocks(now);
         self.sources.sweep(now);
         if more {
             return Duration::ZERO;
         }
-        let next = [self.holds.next(), self.fragments.next()].into_iter().flatten().min();
+        let next = [self.holds.next(), self.fragments.next(), self.knocks.next()].into_iter().flatten().min();
         let wait = self.wheel.wait(now);
         next.map_or(wait, |next| wait.min(next.saturating_duration_since(now)))
     }
@@ -159,7 +160,7 @@ impl Gateway {
         }
     }
 
-    fn give_port_back(&mut self, now: Instant, mapping: &Mapping) {
+    pub(super) fn give_port_back(&mut self, now: Instant, mapping: &Mapping) {
         let Mapping { key, external, external_port, shared, .. } = mapping;
         let port = u16::from_be(*external_port);
         if *shared {

@@ -41,7 +41,14 @@ impl Gateway {
             Ok(Some(target)) => target,
             Ok(None) => return Err(self.nobodys(world, key)),
             // What a filter keeps out may still be a socket's that was bound later (LOC-05).
-            Err(reason) => return Err(Refusal::Silent(reason)),
+            Err(reason) => {
+                if ingress.realm() == Realm::Inside
+                    && let Some(outside) = self.interface_of(key.destination)
+                {
+                    self.knock(world, now, &outside, key)?;
+                }
+                return Err(Refusal::Silent(reason));
+            }
         };
         if key.protocol == wire::TCP && !tcp::opens(parsed.tcp_flags) {
             return Err(Refusal::Silent(Reason::DropNoSession));
@@ -94,8 +101,11 @@ impl Gateway {
             && let Some(mapping) = self.mappings.get(slot)
             && !mapping.permanent
         {
+            // Who sends to its own external endpoint has thereby sent there (behaviour HPN-07).
+            let is_own = hairpin && (mapping.key.address, mapping.key.port) == (key.source, key.source_port);
             let filtering = self.rules.snat.get(usize::from(mapping.rule)).map(|rule| rule.filtering);
             let admitted = match filtering {
+                _ if is_own => true,
                 Some(Filtering::EndpointIndependent) => true,
                 Some(Filtering::AddressDependent) => {
                     self.mappings.has_contact(slot, if hairpin { key.destination } else { key.source })

@@ -15,6 +15,7 @@ mod fragments;
 mod hold;
 mod icmp;
 mod inbound;
+mod knocks;
 mod known;
 mod limits;
 mod mappings;
@@ -159,6 +160,7 @@ pub struct Gateway {
     random: Random,
     /// Mappings that the sources of hairpinned sessions have, by the sessions' first keys.
     hairpins: HashMap<FlowKey, u32>,
+    knocks: knocks::Knocks,
     /// Sessions whose first packets found no neighbour.
     unreachable: Vec<u32>,
     /// Frames to send beside what `handle` returns; the caller drains it.
@@ -205,6 +207,7 @@ impl Gateway {
             identifications: cut::Identifications::default(),
             random,
             hairpins: HashMap::new(),
+            knocks: knocks::Knocks::default(),
             unreachable: Vec::new(),
             emissions: Vec::new(),
             released: Vec::new(),

@@ -47,7 +47,9 @@ const TICK: Duration = Duration::from_millis(16);
 
 impl World for Outside {
     fn open(&mut self, _session: u32, entries: [(FlowKey, FlowValue); 2]) {
-        for (key, value) in entries {
+        // A host that reaches itself has one entry for both directions.
+        let count = if entries[0].0 == entries[1].0 { 1 } else { 2 };
+        for (key, value) in entries.into_iter().take(count) {
             assert!(self.flows.insert(key, value).is_none(), "{key:?} was there already");
         }
     }
@@ -57,7 +59,8 @@ impl World for Outside {
     }
 
     fn close(&mut self, keys: [FlowKey; 2]) {
-        for key in keys {
+        let count = if keys[0] == keys[1] { 1 } else { 2 };
+        for key in keys.into_iter().take(count) {
             assert!(self.flows.remove(&key).is_some(), "{key:?} was not there");
         }
     }
