@@ -69,6 +69,8 @@ impl Interface {
     pub const GENERIC: u32 = 8;
     /// Has no IPv4 address: a DHCP client may be asking for one.
     pub const UNNUMBERED: u32 = 16;
+    /// SYNs that come in by it have their MSS clamped: they go to the daemon.
+    pub const CLAMP: u32 = 32;
 }
 
 /// What the program knows of an address that is the gateway's, or that natgw translates to.

@@ -15,7 +15,7 @@ pub struct NextHop {
     pub port: u32,
     /// Largest IPv4 packet that fits, bytes.
     pub mtu: u32,
-    /// [`NextHop::VALID`], [`NextHop::STACK`].
+    /// [`NextHop::VALID`], [`NextHop::STACK`], [`NextHop::CLAMP`].
     pub flags: u32,
     /// Zero.
     pub pad: u32,
@@ -27,6 +27,9 @@ impl NextHop {
     /// The interface takes no redirected frames (a veth whose peer has no NAPI, a driver without
     /// `ndo_xdp_xmit`): translate on the tc hook and send by the stack's transmit path.
     pub const STACK: u32 = 2;
+    /// SYNs that leave by the interface have their MSS clamped: they go to the daemon. The same
+    /// bit as [`crate::abi::Interface::CLAMP`], so that both are asked at once.
+    pub const CLAMP: u32 = crate::abi::Interface::CLAMP;
 }
 
 const _: () = assert!(size_of::<NextHop>() == 32);

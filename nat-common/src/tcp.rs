@@ -50,11 +50,6 @@ impl State {
             Self::Reset => "reset",
         }
     }
-
-    /// Whether the transitory timer applies.
-    pub const fn is_transitory(self) -> bool {
-        !matches!(self, Self::Established)
-    }
 }
 
 /// The state that follows from what both directions have sent.
@@ -91,8 +86,8 @@ pub const fn opens(flags: u8) -> bool {
     flags & (SYN | ACK | FIN | RST) == SYN
 }
 
-/// Whether a segment may be picked up in the middle of a connection: data or FIN, never RST,
-/// never a SYN-ACK, never nothing.
+/// Whether a segment with data may be picked up in the middle of a connection: never an RST, never
+/// a SYN-ACK.
 pub const fn may_be_picked_up(flags: u8) -> bool {
     flags & ACK != 0 && flags & (SYN | RST) == 0
 }
@@ -115,7 +110,7 @@ pub fn note(line: &mut Activity, direction: usize, flags: u8, sequence: u32, ack
     if bits & Seen::RST != 0 {
         // Off-path resets are sent on (RFC 7857 section 2.2) but change nothing (behaviour
         // TCP-14); once a FIN was seen, or nothing acknowledged yet, there is nothing to guard.
-        let guarded = other.seen & Seen::DATA != 0 && (own.seen | other.seen) & Seen::FIN == 0;
+        let guarded = other.acknowledged != 0 && (own.seen | other.seen) & Seen::FIN == 0;
         if guarded && !is_plausible_reset(sequence, other.acknowledged) {
             return 0;
         }
@@ -127,6 +122,8 @@ pub fn note(line: &mut Activity, direction: usize, flags: u8, sequence: u32, ack
         // will say so; a SYN alone leaves the session opening, so on the transitory timer.
         own.seen = Seen::SYN;
         other.seen = 0;
+        own.acknowledged = if flags & ACK != 0 { acknowledgement } else { 0 };
+        other.acknowledged = 0;
         return Seen::SYN;
     }
     if bits & Seen::RST == 0 && (own.seen | other.seen) & Seen::RST != 0 {
@@ -199,6 +196,21 @@ mod tests {
         assert_eq!(state(line.directions[0].seen, line.directions[1].seen), State::Established);
         note(&mut line, 0, FIN | ACK, 101, 501);
         assert_eq!(note(&mut line, 1, RST, 7, 0), Seen::RST);
+    }
+
+    /// behaviour TCP-14: what a SYN-ACK has acknowledged guards as data does; a tuple that opens
+    /// anew is not judged by what its predecessor had acknowledged.
+    #[test]
+    fn tcp_14_before_the_server_has_sent_data() {
+        let mut line = Activity::default();
+        note(&mut line, 0, SYN, 100, 0);
+        note(&mut line, 1, SYN | ACK, 500, 101);
+        note(&mut line, 0, ACK, 101, 501);
+        assert_eq!(note(&mut line, 0, RST, 1_000_101, 0), 0);
+        assert_eq!(note(&mut line, 0, RST, 101, 0), Seen::RST);
+        note(&mut line, 0, SYN, 9_000_000, 0);
+        // Nobody listens any more.
+        assert_eq!(note(&mut line, 1, RST | ACK, 0, 9_000_001), Seen::RST);
     }
 
     /// behaviour TCP-16 and TCP-17: a closed tuple reopens, half of it does not establish.

@@ -36,7 +36,7 @@ pub fn forward(
         // size, a redirect from here would not take them.
         return Verdict::Stack;
     }
-    if hop.flags & NextHop::VALID == 0 || !fits(parsed, hop.mtu) {
+    if hop.flags & NextHop::VALID == 0 || !fits(parsed, hop.mtu) || clamped(interface, hop, parsed) {
         return Verdict::Punt;
     }
     if hop.flags & NextHop::STACK != 0
@@ -49,6 +49,12 @@ pub fn forward(
         return Verdict::Drop(Reason::DropTruncated);
     }
     send(frame, parsed, hop, Reason::Translated)
+}
+
+/// Whether the packet is a SYN whose MSS the daemon has to look at.
+#[inline(always)]
+pub fn clamped(interface: &Interface, hop: &NextHop, parsed: &Parsed) -> bool {
+    parsed.tcp_flags & tcp::SYN != 0 && (interface.flags | hop.flags) & Interface::CLAMP != 0
 }
 
 /// TTL, MACs, and out; counted under `reason`.

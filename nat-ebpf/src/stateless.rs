@@ -119,7 +119,7 @@ pub fn route(
         ifindex: egress.ifindex,
         port: u32::from(egress.port),
         mtu: u32::from(u16::MAX),
-        flags: NextHop::VALID | stack,
+        flags: NextHop::VALID | stack | (egress.flags & Interface::CLAMP),
         pad: 0,
     };
     Ok((hop, egress.flags & Interface::OUTSIDE != 0))
@@ -136,7 +136,7 @@ fn send(
     rewrite: &Rewrite,
     hop: &NextHop,
 ) -> Verdict {
-    if !fits(parsed, hop.mtu) {
+    if !fits(parsed, hop.mtu) || flow::clamped(interface, hop, parsed) {
         return Verdict::Punt;
     }
     if hop.flags & NextHop::STACK != 0

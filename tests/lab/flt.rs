@@ -130,3 +130,23 @@ fn flt_10_another_public_address_is_another_mapping() {
     stage.stopped(&stage.udp("198.51.100.1:1000", "203.0.113.2:40000"), &stage.a);
     stage.reaches(&stage.udp("198.51.100.1:1000", "203.0.113.1:40000"), &stage.a);
 }
+
+#[test]
+fn flt_11_a_datagram_to_a_port_that_mappings_may_have_meets_silence() {
+    let stage = Stage::standard();
+    let answer = |number: u16| {
+        stage.s1.send(&stage.udp("198.51.100.1:53", &public(number)));
+        let seen = stage.s1.recv_matching(Duration::from_millis(100), |seen| seen.icmp().is_some());
+        seen.map(|seen| seen.decoded.icmp().map(|icmp| (icmp.kind, icmp.code)).unwrap_or_default())
+    };
+    // Ephemeral ports of the gateway's own kernel, ports on either side of them, and the ends of the range.
+    for number in [1024, 1025, 5353, 32_767, 32_768, 40_000, 60_999, 61_000, 65_535] {
+        assert_eq!(answer(number), None, "port {number}");
+    }
+    // A closed port that no mapping can have is the kernel's.
+    let stage = Stage::snat("ports = \"20000-29999\"");
+    stage.s1.send(&stage.udp("198.51.100.1:53", &public(9)));
+    stage.s1.expect("ICMP 3/3", |seen| seen.icmp().is_some_and(|icmp| (icmp.kind, icmp.code) == (3, 3)));
+    stage.s1.send(&stage.udp("198.51.100.1:53", &public(20_000)));
+    stage.s1.expect_silence();
+}

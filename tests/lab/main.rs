@@ -19,6 +19,8 @@ mod l2x;
 mod mal;
 
 mod tcp;
+mod tcp_end;
+mod tcp_mss;
 mod tmu;
 
 mod cks;

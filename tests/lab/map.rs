@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use nat_tests::{Packet, decode::Decoded};
+use nat_tests::{Host, Lab, Packet, decode::Decoded, gateway, invariants, lab::P1};
 
 use crate::stage::{Stage, port, public, source};
 
@@ -180,6 +180,112 @@ fn map_10_seventy_thousand_destinations_take_one_port() {
     let seen = stage.cross_many(&packets);
     assert!(seen.iter().all(|packet| source(packet) == public(40000)));
     assert_eq!(stage.session_count(), 70_000);
+}
+
+/// A network outside has the numbers of the one inside, as behind a second router of the same make.
+#[test]
+fn map_11_the_same_subnet_on_both_sides() {
+    let stage = Stage::standard();
+    // The provider's numbers are private here: not a leak.
+    stage.expect_bad_packets();
+    let Lab { gateway, isp, .. } = &stage.lab;
+    for line in [
+        "addr del 203.0.113.1/24 dev wan",
+        "addr add 192.168.1.2/24 dev wan",
+        "route add default via 192.168.1.254 dev wan",
+    ] {
+        gateway.ip(line);
+    }
+    for line in
+        ["route del 192.168.0.0/16", "addr add 192.168.1.254/24 dev gw", "route add 192.168.1.77 dev gw"]
+    {
+        isp.ip(line);
+    }
+    stage.gateway.wait_until("the conflict is told", Duration::from_secs(3), |gateway| {
+        let status = gateway.natgw(&["status", "--json"]);
+        let warnings = status["warnings"].as_array().unwrap();
+        let names = |text: &str| ["lan", "wan", "192.168.1.0/24"].iter().all(|word| text.contains(word));
+        warnings.iter().any(|warning| warning.as_str().is_some_and(names))
+    });
+    // Beyond the subnet everything works.
+    for (number, server) in (1..).zip(["198.51.100.1", "198.51.100.2", "198.51.101.1"]) {
+        let echo = stage.crosses(&Packet::echo_request("192.168.1.10", server, number, 1));
+        assert_eq!(echo.ip().source.to_string(), "192.168.1.2");
+        let reply = Packet::echo_reply(server, "192.168.1.2", port(&echo), 1);
+        assert_eq!(port(&stage.reaches(&reply, &stage.a)), number);
+        let seen = source(&stage.crosses(&stage.udp("192.168.1.10:40000", &format!("{server}:7"))));
+        stage.reaches(&stage.udp(&format!("{server}:7"), &seen), &stage.a);
+    }
+    // A host of the subnet that sends to the gateway from outside is not taken for one inside, nor led there.
+    let stray = stage.udp("192.168.1.77:7", "192.168.1.2:40000");
+    isp.tap().send(&stray);
+    stage.lan_is_silent();
+}
+
+/// RFC 3022 section 2.2, figure 3, number by number.
+#[test]
+fn map_12_the_example_of_rfc_3022() {
+    let configuration = gateway::STANDARD.replace("192.168.0.0/16\"]\ndest", "10.0.0.0/8\"]\ndest");
+    let stage = Stage::with(&configuration.replace("\"masquerade\"", "[\"138.76.28.4\"]"));
+    // The public addresses are the example's.
+    stage.expect_bad_packets();
+    let Lab { gateway, isp, s1, .. } = &stage.lab;
+    gateway.ip("route add 10.0.0.0/8 via 192.168.1.10 dev lan");
+    isp.ip("route add 138.76.28.4 via 203.0.113.1");
+    isp.ip("route add 138.76.29.7 via 198.51.100.1");
+    s1.ip("addr add 138.76.29.7/32 dev eth0");
+    let out = Packet::tcp("10.0.0.10:3017", "138.76.29.7:23").syn(1000);
+    let sent = stage.a.send(&out);
+    let seen = stage.s1.expect("the SYN", |seen| seen.tcp().is_some_and(|tcp| tcp.destination == 23));
+    assert_eq!(seen.ip().source.to_string(), "138.76.28.4");
+    assert_eq!(destination(&seen), "138.76.29.7:23");
+    invariants::assert_translated(&sent, &seen, 2);
+    let reply = Packet::tcp("138.76.29.7:23", source(&seen).as_str()).syn(5000).ack(1001);
+    let sent = stage.s1.send(&reply);
+    let back = stage.a.expect("the SYN-ACK", |seen| seen.tcp().is_some_and(|tcp| tcp.seq == 5000));
+    assert_eq!(
+        (source(&back), destination(&back)),
+        ("138.76.29.7:23".to_owned(), "10.0.0.10:3017".to_owned())
+    );
+    invariants::assert_translated(&sent, &back, 2);
+}
+
+/// The second inside interface comes when natgw already runs; its host has the same ports as the first's.
+#[test]
+fn map_14_two_inside_networks_share_one_address() {
+    let second = "[[interface]]\nname = \"lan2\"\nside = \"inside\"\n";
+    let stage = Stage::with(&format!("{}{second}", gateway::STANDARD));
+    let (gateway, c) = (&stage.lab.gateway, &stage.lab.c);
+    let (ours, theirs) = ([2, 0, 0, 0, 4, 1], [2, 0, 0, 0, 4, 10]);
+    c.ip("link add eth1 address 02:00:00:00:04:0a type veth peer name lan2");
+    c.ip(&format!("link set lan2 netns {}", gateway.namespace));
+    c.ip("link set eth1 up");
+    gateway.ip("link set lan2 address 02:00:00:00:04:01");
+    gateway.ip("link set lan2 up");
+    gateway.ip("addr add 192.168.2.1/24 dev lan2");
+    c.ip("addr add 192.168.2.10/24 dev eth1");
+    let host = Host { interface: "eth1".to_owned(), mac: theirs, next_hop: ours, ..c.clone() };
+    let d = host.tap();
+    stage.gateway.wait_until("lan2 is served", Duration::from_secs(5), |gateway| {
+        let status = gateway.natgw(&["status", "--json"]);
+        status["interfaces"][2]["addresses"][0] == "192.168.2.1" && status["interfaces"][2]["mode"] != "none"
+    });
+    for server in ["198.51.100.1:1000", "198.51.100.2:1000"] {
+        let of_a = source(&stage.crosses(&stage.udp("192.168.1.10:40000", server)));
+        let sent = d.send(&stage.udp("192.168.2.10:40000", server));
+        let seen = stage.tap(sent.ip().destination).expect_payload(sent.payload());
+        let of_d = source(&seen);
+        assert_eq!((seen.ip().source, of_a.clone()), (P1, public(40000)));
+        assert_ne!(of_a, of_d);
+        stage.a.clear();
+        for (public, tap, own) in [(&of_a, &stage.a, [2, 0, 0, 0, 1, 10]), (&of_d, &d, theirs)] {
+            let sent = stage.send(&stage.udp(server, public));
+            let delivered = tap.expect_payload(sent.payload());
+            assert_eq!(delivered.to, own);
+            assert_eq!(delivered.ip().ttl, sent.ip().ttl - 2);
+        }
+        assert_eq!(stage.a.incoming(|seen| seen.udp().is_some()).len(), 1, "a hears only what is its own");
+    }
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! Port assignment: kept where possible, of the same kind where not, unpredictable, and within the configured range.
 
+use std::time::Duration;
+
 use nat_tests::{Decoded, Packet};
 
 use crate::stage::{Stage, port, public, seconds, source};
@@ -44,6 +46,70 @@ fn prt_03_and_05_a_conflict_keeps_parity_and_is_not_predictable() {
 }
 
 #[test]
+fn prt_04_rtp_and_rtcp_keep_their_ports_or_at_least_their_parity() {
+    let stage = Stage::standard();
+    let pair = |client: &str| {
+        [5004, 5005].map(|number| {
+            port(&stage.crosses(&stage.udp(&format!("{client}:{number}"), "198.51.100.1:6000")))
+        })
+    };
+    assert_eq!(pair("192.168.1.10"), [5004, 5005]);
+    for client in ["192.168.1.11", "192.168.1.12"] {
+        let [rtp, rtcp] = pair(client);
+        assert_eq!((rtp % 2, rtcp % 2), (0, 1), "{rtp} and {rtcp}");
+    }
+}
+
+/// The range, not the time, is scaled: B opens as many as it can while A's port has its 120 s of rest.
+#[test]
+fn prt_06_a_port_rests_before_another_host_gets_it() {
+    let stage = Stage::snat("ports = \"20000-20099\"\n[timeouts]\nudp = \"2s\"");
+    let held = port(&stage.crosses(&stage.udp("192.168.1.10:20050", "198.51.100.1:53")));
+    stage.forgets_within(Duration::from_secs(5));
+    let sent: Vec<Decoded> = (0..100)
+        .map(|number| stage.send(&stage.udp(&format!("192.168.1.11:{}", 30_000 + number), "198.51.100.1:53")))
+        .collect();
+    let got = |sent: &Decoded| {
+        let patience = Duration::from_millis(200);
+        stage
+            .s1
+            .recv_matching(patience, |seen| seen.payload() == sent.payload())
+            .map(|seen| port(&seen.decoded))
+    };
+    let mut ports: Vec<u16> = sent.iter().filter_map(got).collect();
+    ports.sort_unstable();
+    let all_but_the_one: Vec<u16> = (20_000..20_100).filter(|other| *other != held).collect();
+    assert_eq!(ports, all_but_the_one);
+    // It is still A's.
+    assert_eq!(port(&stage.crosses(&stage.udp("192.168.1.10:20050", "198.51.100.1:53"))), held);
+}
+
+/// A daemon that is killed leaves its sessions in the kernel, where the next one finds them: B asks for A's ports,
+/// first while nobody decides, then of the new daemon.
+#[test]
+fn prt_07_ports_in_use_before_a_crash_are_nobody_elses_after_it() {
+    let mut stage = Stage::standard();
+    let numbers = 40_000_u16..40_050;
+    let of = |client: &str, number: u16| {
+        Packet::udp((client, number), "198.51.100.1:53").payload(number.to_be_bytes())
+    };
+    let flows: Vec<Packet> = numbers.clone().map(|number| of("192.168.1.10", number)).collect();
+    stage.cross_many(&flows);
+    let tcp = stage.connect("192.168.1.10:40000", "198.51.100.1:80");
+    stage.gateway.kill();
+    let sent = stage.send(&stage.udp("192.168.1.11:40000", "198.51.100.1:53"));
+    stage.s1.expect_none("a new flow while nobody decides", |seen| seen.payload() == sent.payload());
+    stage.gateway.restart();
+    for number in numbers.clone() {
+        let other = port(&stage.crosses(&stage.udp(&format!("192.168.1.11:{number}"), "198.51.100.1:53")));
+        assert!(!numbers.contains(&other), "B got {other}");
+        stage.reaches(&stage.udp("198.51.100.1:53", &public(number)), &stage.a);
+    }
+    assert_ne!(stage.connect("192.168.1.11:40000", "198.51.100.1:80"), tcp);
+    stage.reaches(&stage.data("198.51.100.1:80", &tcp), &stage.a);
+}
+
+#[test]
 fn prt_08_nothing_leaves_the_configured_range() {
     let stage = Stage::snat("ports = \"20000-20099\"");
     let packets: Vec<Packet> = (1..=100)
@@ -75,10 +141,7 @@ fn prt_09_three_ports_serve_three_flows_at_a_time() {
     let passes = |number: u16| {
         let sent = stage.send(&stage.syn(&format!("192.168.1.10:{number}"), "198.51.100.1:80"));
         let seq = |packet: &Decoded| packet.tcp().map(|tcp| tcp.seq);
-        stage
-            .s1
-            .recv_matching(std::time::Duration::from_millis(300), |seen| seq(seen) == seq(&sent))
-            .is_some()
+        stage.s1.recv_matching(Duration::from_millis(300), |seen| seq(seen) == seq(&sent)).is_some()
     };
     let passed: Vec<u16> = (30_000..30_005).filter(|number| passes(*number)).collect();
     assert_eq!(passed, [30_000, 30_001, 30_002]);

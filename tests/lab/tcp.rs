@@ -2,7 +2,7 @@
 
 use std::{
     io::{Read as _, Write as _},
-    net::{TcpListener, TcpStream},
+    net::{SocketAddr, TcpListener, TcpStream},
     thread,
     time::Duration,
 };
@@ -30,6 +30,68 @@ fn tcp_01_options_pass_as_they_are() {
     let seen = stage.crosses(&stage.syn(CLIENT, SERVER).tcp_options(OPTIONS));
     let answer = Packet::tcp(SERVER, source(&seen).as_str()).seq(77).ack(1).flags(SYN | ACK);
     stage.reaches(&answer.tcp_options(OPTIONS), &stage.a);
+}
+
+#[test]
+fn tcp_02_options_pass_inward_as_they_are() {
+    let forward = "[[forward]]\nexternal = \"203.0.113.1:8080\"\ninternal = \"192.168.1.11:80\"\n";
+    let stage = Stage::snat(&format!("filtering = \"endpoint-independent\"\n{forward}"));
+    let mapped = source(&stage.crosses(&stage.syn(CLIENT, SERVER)));
+    // A stranger to an open mapping, and one to a forward.
+    for (public, client, tap) in
+        [(mapped.as_str(), CLIENT, &stage.a), ("203.0.113.1:8080", "192.168.1.11:80", &stage.b)]
+    {
+        let remote = "198.51.100.2:5555";
+        stage.reaches(&Packet::tcp(remote, public).syn(SERVER_SEQ).tcp_options(OPTIONS), tap);
+        let answer = Packet::tcp(client, remote).seq(CLIENT_SEQ).ack(SERVER_SEQ + 1).flags(SYN | ACK);
+        assert_eq!(source(&stage.crosses(&answer.tcp_options(OPTIONS))), public);
+        stage.reaches(&Packet::tcp(remote, public).seq(SERVER_SEQ + 1).ack(CLIENT_SEQ + 1), tap);
+        stage.reaches(&stage.data(remote, public), tap);
+        stage.crosses(&stage.data(client, remote));
+    }
+}
+
+#[test]
+fn tcp_28_sack_and_timestamps_pass_untouched() {
+    let stage = Stage::standard();
+    // The port is taken: sequence numbers could be mistaken for what has to be rewritten.
+    stage.connect("192.168.1.11:40000", SERVER);
+    let mapped = stage.connect(CLIENT, SERVER);
+    let mut options = vec![1, 1, 8, 10, 1, 2, 3, 4, 5, 6, 7, 8, 1, 1, 5, 18];
+    for edge in [SERVER_SEQ + 101, SERVER_SEQ + 201, u32::MAX - 5, 7] {
+        options.extend(edge.to_be_bytes());
+    }
+    for _ in 0..3 {
+        // `crosses` and `reaches` compare options bit by bit.
+        stage.crosses(&stage.data(CLIENT, SERVER).tcp_options(&options));
+        stage.reaches(&stage.data(SERVER, &mapped).tcp_options(&options), &stage.a);
+        options[7] += 1;
+    }
+}
+
+/// The errno that a client's `connect` ends with, as its own kernel sees the error.
+#[test]
+fn tcp_25_errors_about_a_syn_end_connect_as_they_should() {
+    let stage = Stage::standard();
+    stage.lab.a.nft("delete table ip mute");
+    for (code, errno) in [(0, libc::ENETUNREACH), (1, libc::EHOSTUNREACH), (3, libc::ECONNREFUSED)] {
+        let port = 9000 + u16::from(code);
+        let address = SocketAddr::from((stage.lab.s1.address, port));
+        let error = thread::scope(|scope| {
+            let client = scope.spawn(|| {
+                stage.lab.a.within(|| TcpStream::connect_timeout(&address, Duration::from_secs(5)))
+            });
+            let syn = stage
+                .s1
+                .recv_matching(Duration::from_secs(5), |seen| {
+                    seen.tcp().is_some_and(|tcp| tcp.destination == port)
+                })
+                .expect("a SYN");
+            stage.s1.send(&Packet::icmp_error("198.51.100.1", "203.0.113.1", 3, code, &syn.frame[14..]));
+            client.join().unwrap().expect_err("nobody listens")
+        });
+        assert_eq!(error.raw_os_error(), Some(errno), "3/{code}: {error}");
+    }
 }
 
 #[test]
@@ -89,6 +151,24 @@ fn tcp_08_and_09_only_a_whole_handshake_earns_the_long_timer() {
 }
 
 #[test]
+fn tcp_08_an_answer_in_time_passes_and_each_end_of_a_connection_has_its_timer() {
+    let stage = Stage::timeouts("tcp_opening = \"4s\"\ntcp_closing = \"1s\"");
+    let closed = stage.connect("192.168.1.12:6", SERVER);
+    stage.crosses(&stage.data("192.168.1.12:6", SERVER).flags(FIN | ACK));
+    stage.reaches(&stage.data(SERVER, &closed).flags(FIN | ACK), &stage.c);
+    stage.crosses(&stage.syn("192.168.1.10:40001", SERVER));
+    let mapped = source(&stage.crosses(&Packet::tcp(CLIENT, SERVER).syn(1000)));
+    seconds(2.5);
+    assert_eq!(stage.session_count(), 2, "only what is closed is gone: {:?}", stage.gateway.sessions());
+    seconds(1.0);
+    stage.reaches(&Packet::tcp(SERVER, mapped.as_str()).seq(5000).ack(1001).flags(SYN | ACK), &stage.a);
+    stage.crosses(&Packet::tcp(CLIENT, SERVER).seq(1001).ack(5001));
+    // The SYN that nobody answered: gone a tenth after its time, and what the clock's ticks add.
+    stage.gateway.wait_until("one is left", Duration::from_secs(2), |gateway| gateway.sessions().len() == 1);
+    stage.reaches(&stage.data(SERVER, &mapped), &stage.a);
+}
+
+#[test]
 fn tcp_10_a_half_closed_connection_lives_on() {
     let stage = Stage::timeouts(TIMERS);
     let mapped = stage.connect(CLIENT, SERVER);
@@ -100,23 +180,35 @@ fn tcp_10_a_half_closed_connection_lives_on() {
 
 #[test]
 fn tcp_11_closed_by_both_it_goes_after_the_short_timer() {
-    for client_first in [true, false] {
+    for order in ["the client first", "the server first", "crossing"] {
         let stage = Stage::timeouts(TIMERS);
         let mapped = stage.connect(CLIENT, SERVER);
         let from_client = stage.data(CLIENT, SERVER).flags(FIN | ACK);
         let from_server = stage.data(SERVER, &mapped).flags(FIN | ACK);
-        if client_first {
-            stage.crosses(&from_client);
-            stage.reaches(&from_server, &stage.a);
-        } else {
-            stage.reaches(&from_server, &stage.a);
-            stage.crosses(&from_client);
+        match order {
+            "the client first" => {
+                stage.crosses(&from_client);
+                stage.reaches(&from_server, &stage.a);
+            }
+            "the server first" => {
+                stage.reaches(&from_server, &stage.a);
+                stage.crosses(&from_client);
+            }
+            _ => {
+                let sent = [stage.send(&from_client), stage.send(&from_server)];
+                stage.s1.expect_payload(sent[0].payload());
+                stage.a.expect_payload(sent[1].payload());
+            }
         }
         // The last ACK and a FIN sent again still pass.
-        stage.crosses(&Packet::tcp(CLIENT, SERVER).seq(1030).ack(5030));
+        let last = Packet::tcp(CLIENT, SERVER).seq(1030).ack(5030);
+        stage.crosses(&last);
         stage.reaches(&from_server, &stage.a);
         stage.forgets_within(Duration::from_secs(6));
         stage.stopped(&stage.data(SERVER, &mapped), &stage.a);
+        // An ACK that comes too late is no reason to remember anything.
+        stage.stopped(&last, &stage.s1);
+        assert_eq!(stage.session_count(), 0, "{order}");
     }
 }
 

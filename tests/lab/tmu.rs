@@ -1,8 +1,11 @@
 //! UDP timers, scaled: what refreshes a session, and what does not.
 
-use std::time::Duration;
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
 
-use nat_tests::Packet;
+use nat_tests::{Decoded, Packet};
 
 use crate::stage::{Stage, port, seconds, source};
 
@@ -35,6 +38,42 @@ fn tmu_03_outbound_packets_refresh() {
         seconds(1.0);
     }
     stage.reaches(&stage.udp("198.51.100.1:1000", "203.0.113.1:40000"), &stage.a);
+}
+
+#[test]
+fn tmu_04_inbound_packets_refresh_where_they_are_said_to() {
+    for refreshes in [false, true] {
+        let stage = Stage::timeouts(&format!("udp = \"3s\"\ninbound_refresh = {refreshes}"));
+        let mapped = source(&stage.crosses(&stage.udp("192.168.1.10:40000", "198.51.100.1:1000")));
+        stage.reaches(&stage.udp("198.51.100.1:1000", &mapped), &stage.a);
+        let since = Instant::now();
+        while since.elapsed() < Duration::from_secs(5) {
+            seconds(0.5);
+            stage.send(&stage.udp("198.51.100.1:1000", &mapped));
+        }
+        let last = stage.udp("198.51.100.1:1000", &mapped);
+        if refreshes {
+            stage.reaches(&last, &stage.a);
+            stage.forgets_within(Duration::from_secs(6));
+        } else {
+            stage.stopped(&last, &stage.a);
+            assert_eq!(stage.session_count(), 0);
+        }
+    }
+}
+
+#[test]
+fn tmu_06_a_destination_port_may_have_its_own_timer() {
+    let stage = Stage::timeouts("udp = \"8s\"\nudp_ports = { 53 = \"2s\" }");
+    let [short, long] = ["198.51.100.1:53", "198.51.100.1:5353"].map(|server| {
+        (server, source(&stage.crosses(&stage.udp(&format!("192.168.1.10:4{}", &server[13..]), server))))
+    });
+    seconds(1.0);
+    stage.reaches(&stage.udp(short.0, &short.1), &stage.a);
+    stage.reaches(&stage.udp(long.0, &long.1), &stage.a);
+    seconds(2.5);
+    stage.stopped(&stage.udp(short.0, &short.1), &stage.a);
+    stage.reaches(&stage.udp(long.0, &long.1), &stage.a);
 }
 
 #[test]
@@ -71,4 +110,60 @@ fn tmu_08_after_expiry_the_same_endpoint_gets_its_port_again() {
     stage.forgets_within(Duration::from_secs(5));
     let again = port(&stage.crosses(&stage.udp("192.168.1.10:40000", "198.51.100.1:1000")));
     assert_eq!(first, again);
+}
+
+/// How many sessions natgw counts: listing very many takes its time.
+fn open(stage: &Stage) -> u64 {
+    stage.gateway.natgw(&["status", "--json"])["sessions"].as_u64().unwrap()
+}
+
+/// What was refreshed together is over together; packets that have nothing to do with it do not notice.
+#[test]
+fn tmu_10_a_hundred_thousand_sessions_expire_at_once_and_nobody_waits() {
+    const SESSIONS: u32 = 100_000;
+    const LIFE: Duration = Duration::from_secs(20);
+    let stage = Stage::snat("filtering = \"endpoint-independent\"\n[timeouts]\nudp = \"20s\"");
+    let packets: Vec<Packet> = (0..SESSIONS)
+        .map(|number| {
+            let port = |number| u16::try_from(number).expect("a port");
+            let client = (stage.lab.a.address, port(40_000 + number % 4));
+            Packet::udp(client, (stage.lab.s1.address, port(1 + number / 4))).payload(number.to_be_bytes())
+        })
+        .collect();
+    for some in packets.chunks(4000) {
+        let before = open(&stage);
+        for packet in some {
+            stage.a.send(packet);
+        }
+        stage.gateway.wait_until("they are open", LIFE, |_| open(&stage) == before + 4000);
+        for tap in [&stage.a, &stage.s1, &stage.wan] {
+            tap.clear();
+        }
+    }
+    for packet in &packets {
+        stage.a.send(packet);
+    }
+    let refreshed = Instant::now();
+    for tap in [&stage.a, &stage.s1, &stage.wan] {
+        tap.clear();
+    }
+    // One datagram each way every two milliseconds, from before until after.
+    let mapped = source(&stage.crosses(&stage.udp("192.168.1.11:50000", "198.51.100.2:7")));
+    let (from, until) = (LIFE.saturating_sub(Duration::from_secs(3)), LIFE.mul_f64(1.1));
+    thread::sleep(from.saturating_sub(refreshed.elapsed()));
+    let before = open(&stage);
+    assert!(before > 100_000, "{before} are left before the time has come");
+    let mut sent = 0_usize;
+    while refreshed.elapsed() < until {
+        stage.b.send(&stage.udp("192.168.1.11:50000", "198.51.100.2:7"));
+        stage.s2.send(&stage.udp("198.51.100.2:7", &mapped));
+        sent += 1;
+        seconds(0.002);
+    }
+    stage.gateway.wait_until("one is left", Duration::from_secs(2), |_| open(&stage) == 1);
+    let datagrams = |seen: &Decoded| seen.udp().is_some();
+    seconds(0.2);
+    // And the one that opened it.
+    assert_eq!(stage.s2.incoming(datagrams).len(), sent + 1, "{:?}", stage.gateway.drops());
+    assert_eq!(stage.b.incoming(datagrams).len(), sent, "{:?}", stage.gateway.drops());
 }

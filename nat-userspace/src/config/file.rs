@@ -3,6 +3,7 @@
 //! Whatever has a meaning of its own is kept as text with its place, and what must be there is
 //! optional here: the TOML reader stops at its first complaint, the judgement after it does not.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Range;
 
@@ -77,6 +78,7 @@ pub(super) struct Interface {
     pub(super) name: Option<Spanned<String>>,
     pub(super) side: Option<Spanned<String>>,
     pub(super) mode: Option<Spanned<String>>,
+    pub(super) mss_clamp: Option<Spanned<i64>>,
 }
 
 #[derive(Deserialize)]
@@ -120,7 +122,15 @@ pub(super) struct Forward {
 pub(super) struct Timeouts {
     pub(super) tcp_established: Option<Spanned<Word>>,
     pub(super) tcp_transitory: Option<Spanned<Word>>,
+    pub(super) tcp_opening: Option<Spanned<Word>>,
+    pub(super) tcp_closing: Option<Spanned<Word>>,
+    #[serde(default)]
+    pub(super) tcp_reset: bool,
     pub(super) udp: Option<Spanned<Word>>,
+    #[serde(default)]
+    pub(super) udp_ports: BTreeMap<String, Spanned<Word>>,
+    #[serde(default)]
+    pub(super) inbound_refresh: bool,
     pub(super) icmp: Option<Spanned<Word>>,
     pub(super) fragment: Option<Spanned<Word>>,
     pub(super) quarantine: Option<Spanned<Word>>,

@@ -84,6 +84,8 @@ pub struct InterfaceConfig {
     pub side: Side,
     /// How the XDP program is attached.
     pub mode: AttachMode,
+    /// The largest MSS that SYNs which come or leave by it may announce.
+    pub mss_clamp: Option<u16>,
 }
 
 /// Translates the source of what goes from inside to outside.

@@ -239,6 +239,18 @@ fn timeouts() {
             "[timeouts] quarantine = 0s is below the 2m of RFC 6888 REQ-8",
         ]
     );
+    let config = valid(
+        "[timeouts]\ntcp_transitory = \"5m\"\ntcp_closing = \"6m\"\nudp_ports = { 53 = \"15s\", 5353 = \"15s\" }\n",
+    );
+    assert_eq!(config.timeouts.tcp_opening, Duration::from_mins(5));
+    assert_eq!(config.timeouts.tcp_closing, Duration::from_mins(6));
+    assert_eq!(config.timeouts.udp_ports[&53], Duration::from_secs(15));
+    assert_eq!(
+        config.warnings,
+        ["[timeouts] udp_ports.5353 = 15s is below the 2m of RFC 4787 REQ-5a for ports from 1024"]
+    );
+    refused("[timeouts]\nudp_ports = { 0 = \"15s\" }\n", 2, "`0` is not a port", "53 = ");
+    refused("[timeouts]\nudp_ports = { 53 = \"15\" }\n", 2, "`15` is not a duration", "60s");
     refused("[timeouts]\nudp = 300\n", 2, "`300` is not a duration", "60s");
     refused("[timeouts]\nudp = \"0s\"\n", 2, "0 s", "60s");
     refused("[timeouts]\nudp = \"2years\"\n", 2, "more than a year", "365days");

@@ -1,7 +1,7 @@
 //! From the shape of the file to a [`Config`]: all but the rules.
 
 use std::collections::HashSet;
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 use std::path::PathBuf;
 
 use serde_spanned::Spanned;
@@ -87,10 +87,26 @@ fn interfaces(raw: &[Spanned<file::Interface>], problems: &mut Problems<'_>) -> 
             required(interface.side.as_ref(), section, "side", "side = \"inside\" or \"outside\"", problems)
                 .and_then(|side| problems.check(&side.span(), choice(side.get_ref(), &Side::WORDS)));
         let mode = choose(interface.mode.as_ref(), &AttachMode::WORDS, problems);
+        let mss_clamp = interface.mss_clamp.as_ref().and_then(|value| {
+            let size = u16::try_from(*value.get_ref()).ok().filter(|size| MSS.contains(size));
+            problems.check(
+                &value.span(),
+                size.ok_or_else(|| {
+                    Fault::new(
+                        format!("no MSS is {}", value.get_ref()),
+                        format!(
+                            "{} to {}, such as 1360; the MTU of the narrowest link less 40",
+                            MSS.start(),
+                            MSS.end()
+                        ),
+                    )
+                }),
+            )
+        });
         sides_known &= side.is_some();
         let (Some(name), Some(side)) = (name, side) else { continue };
         names.add(name.get_ref(), &name.span(), problems);
-        interfaces.push(InterfaceConfig { name: name.get_ref().clone(), side, mode });
+        interfaces.push(InterfaceConfig { name: name.get_ref().clone(), side, mode, mss_clamp });
     }
     // With a side misspelt it is not known what is missing; that is complained about already.
     for (side, word) in [(Side::Inside, "inside"), (Side::Outside, "outside")] {
@@ -243,6 +259,9 @@ impl Names {
         }
     }
 }
+
+/// From what every host takes (RFC 9293 section 3.7.1) to what fits an IPv4 packet.
+const MSS: RangeInclusive<u16> = 536..=65_495;
 
 /// Two entries a session keep the kernel's hash table within its size limit.
 const MOST_SESSIONS: u32 = 1 << 26;

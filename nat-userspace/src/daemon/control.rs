@@ -128,7 +128,7 @@ impl Post {
             self.ask(move |worker| {
                 let now = Instant::now();
                 for slot in slots {
-                    worker.gateway.end(&mut worker.kernel, now, slot);
+                    worker.gateway.abandon(&mut worker.kernel, now, slot);
                 }
             })
         })?;

@@ -108,6 +108,7 @@ impl Served {
             port: self.port,
             redirects,
             is_virtual,
+            mss_clamp: self.config.mss_clamp,
             addresses: addresses.iter().map(|address| address.addr).collect(),
             networks: addresses
                 .iter()
@@ -125,7 +126,8 @@ impl Served {
                 | flag(is_virtual, abi::Interface::VIRTUAL)
                 | flag(!redirects, abi::Interface::STACK)
                 | flag(self.attached == Some(Attached::Generic), abi::Interface::GENERIC)
-                | flag(interface.addresses.is_empty(), abi::Interface::UNNUMBERED),
+                | flag(interface.addresses.is_empty(), abi::Interface::UNNUMBERED)
+                | flag(self.config.mss_clamp.is_some(), abi::Interface::CLAMP),
             mac: link.mac,
             port: self.port,
             mtu: link.mtu,

@@ -2,7 +2,9 @@
 
 use anyhow::bail;
 
-use crate::config::Config;
+use ipnet::Ipv4Net;
+
+use crate::config::{Config, Side};
 use crate::host::Host;
 
 /// Capabilities `run` needs: number, name, what for.
@@ -97,6 +99,7 @@ pub fn warnings(host: &Host, config: &Config) -> Vec<String> {
             ));
         }
     }
+    warnings.extend(same_networks(host, config));
     let forwards = std::fs::read_to_string("/proc/sys/net/ipv4/ip_forward");
     if forwards.is_ok_and(|value| value.trim() == "0") {
         warnings.push(
@@ -104,4 +107,30 @@ pub fn warnings(host: &Host, config: &Config) -> Vec<String> {
         );
     }
     warnings
+}
+
+/// Networks that an inside and an outside interface both have: who is meant by an address of
+/// them, nobody can tell (RFC 4787 section 4.1 has double NAT in mind).
+fn same_networks(host: &Host, config: &Config) -> Vec<String> {
+    let networks = |side: Side| {
+        let of_side = config.interfaces.iter().filter(move |interface| interface.side == side);
+        let links = of_side.filter_map(|interface| host.link_by_name(&interface.name));
+        let networks = links.flat_map(|link| {
+            host.addresses(link.index)
+                .iter()
+                .filter_map(|address| Ipv4Net::new(address.addr, address.prefix).ok())
+                .map(|net| (link.name.as_str(), net.trunc()))
+        });
+        networks.collect::<Vec<_>>()
+    };
+    let (inside, outside) = (networks(Side::Inside), networks(Side::Outside));
+    let pairs = inside.iter().flat_map(|own| outside.iter().map(move |other| (own, other)));
+    pairs
+        .filter(|((_, own), (_, other))| own.contains(other) || other.contains(own))
+        .map(|((inside, own), (outside, other))| {
+            format!(
+                "{inside} ({own}) and {outside} ({other}) have addresses in common: those are taken to be inside, hosts that have them outside are not reached; renumber one of the two networks"
+            )
+        })
+        .collect()
 }

@@ -161,7 +161,7 @@ impl Gateway {
         let before: Vec<(Origin, String, u64)> =
             self.opened.drain().map(|(origin, count)| (origin, self.rules.name(origin), count)).collect();
         self.rules = super::Rules::new(config);
-        self.timeouts = config.timeouts;
+        self.timeouts = config.timeouts.clone();
         self.reserve_forwards();
         for (origin, name, count) in before {
             if let Some(origin) = self.rules.position(origin, &name) {
@@ -176,7 +176,7 @@ impl Gateway {
                 self.belongs_to(world, slot, origin);
             } else {
                 reloaded.ended += 1;
-                self.end(world, now, slot);
+                self.abandon(world, now, slot);
             }
         }
         reloaded

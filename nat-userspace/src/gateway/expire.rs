@@ -4,7 +4,8 @@ use std::time::{Duration, Instant};
 
 use nat_common::abi::SessionEvent;
 use nat_common::activity::Activity;
-use nat_common::{Direction, FlowKey, Reason, tcp, wire};
+use nat_common::tcp::{self, State};
+use nat_common::{Direction, FlowKey, Reason, wire};
 
 use super::hold::Held;
 use super::icmp::Error;
@@ -50,7 +51,7 @@ impl Gateway {
         }
         let left = self.time_left(world, session, &world.activity(slot));
         if left.is_zero() {
-            self.end(world, now, slot);
+            self.abandon(world, now, slot);
         } else {
             self.arm(now + left, slot);
         }
@@ -67,31 +68,35 @@ impl Gateway {
     pub(super) fn time_left(&self, world: &dyn World, session: &Session, line: &Activity) -> Duration {
         let [original, reply] = &line.directions;
         let mut idle = world.since(original.last_seen);
-        if session.reply_refreshes && reply.packets > 0 {
+        if (session.reply_refreshes || self.timeouts.inbound_refresh) && reply.packets > 0 {
             idle = idle.min(world.since(reply.last_seen));
         }
-        self.timeout(session.original.protocol, line).saturating_sub(idle)
+        self.timeout(&session.original, line).saturating_sub(idle)
     }
 
     /// The lifetime of an idle session in its present state.
-    pub(super) fn timeout(&self, protocol: u8, line: &Activity) -> Duration {
-        match protocol {
+    fn timeout(&self, original: &FlowKey, line: &Activity) -> Duration {
+        match original.protocol {
             wire::TCP => {
                 let [original, reply] = &line.directions;
-                if tcp::state(original.seen, reply.seen).is_transitory() {
-                    self.timeouts.tcp_transitory
-                } else {
-                    self.timeouts.tcp_established
+                match tcp::state(original.seen, reply.seen) {
+                    State::Opening => self.timeouts.tcp_opening,
+                    State::Established => self.timeouts.tcp_established,
+                    State::Closing | State::Reset => self.timeouts.tcp_closing,
                 }
             }
             wire::ICMP => self.timeouts.icmp,
+            wire::UDP => {
+                let port = u16::from_be(original.destination_port);
+                self.timeouts.udp_ports.get(&port).copied().unwrap_or(self.timeouts.udp)
+            }
             _ => self.timeouts.udp,
         }
     }
 
     /// The lifetime of a session that is just being opened.
-    pub(super) fn first_timeout(&self, protocol: u8) -> Duration {
-        self.timeout(protocol, &Activity::default())
+    pub(super) fn first_timeout(&self, original: &FlowKey) -> Duration {
+        self.timeout(original, &Activity::default())
     }
 
     /// The fast path saw a FIN, an RST or a new SYN: the session's timer may be shorter now.
@@ -113,6 +118,14 @@ impl Gateway {
         for session in slots {
             self.session_event(world, now, &SessionEvent { session, seen: 0, direction: 0, pad: [0; 2] });
         }
+    }
+
+    /// Ends a session whose ends may go on talking: they are told if the configuration says so.
+    pub fn abandon(&mut self, world: &mut dyn World, now: Instant, slot: u32) {
+        if self.timeouts.tcp_reset {
+            self.reset_both_ends(world, slot);
+        }
+        self.end(world, now, slot);
     }
 
     /// Ends a session: its entries, and its mapping if it was the last.

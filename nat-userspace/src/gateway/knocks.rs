@@ -50,7 +50,7 @@ impl Gateway {
             });
         let (slot, ..) = mapping?;
         let Some(mapping_key) = self.mappings.get(slot).map(|mapping| mapping.key) else { return Ok(()) };
-        let until = now + self.first_timeout(key.protocol);
+        let until = now + self.first_timeout(key);
         let door = (slot, key.destination);
         let before = self.knocks.until.insert(door, (until, mapping_key));
         if before.is_some_and(|(_, known)| known == mapping_key) {

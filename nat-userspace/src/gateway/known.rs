@@ -35,6 +35,7 @@ impl Gateway {
         match self.prepare(world, now, ingress, frame, parsed, value.next_hop, slot, direction) {
             Ok(hop) => {
                 note(world, frame, parsed, slot, direction);
+                self.clamp_mss(ingress, &hop, frame, parsed);
                 let outcome = finish(frame, parsed, &value, &hop, Some(slot));
                 self.cut_to_size(frame, parsed, &hop, outcome)
             }

@@ -19,10 +19,12 @@ mod knocks;
 mod known;
 mod limits;
 mod mappings;
+mod mss;
 mod next_hops;
 mod open;
 mod ports;
 mod random;
+mod reset;
 mod restore;
 mod rules;
 mod sessions;
@@ -74,6 +76,8 @@ pub struct Interface {
     pub redirects: bool,
     /// Hands up partial checksums.
     pub is_virtual: bool,
+    /// The largest MSS that SYNs which come or leave by it may announce.
+    pub mss_clamp: Option<u16>,
     /// Its IPv4 addresses, primary first.
     pub addresses: Vec<Ipv4Addr>,
     /// The networks on its link.
@@ -189,7 +193,7 @@ impl Gateway {
         Self {
             started: now,
             rules: Rules::new(config),
-            timeouts: config.timeouts,
+            timeouts: config.timeouts.clone(),
             interfaces: HashMap::new(),
             sessions: sessions::SessionTable::new(config.limits.sessions),
             mappings: mappings::MappingTable::default(),
@@ -278,7 +282,7 @@ impl Gateway {
         let opened = if world.is_local(address(destination)) || self.is_external(destination) {
             self.open_inbound(world, now, ingress, parsed)
         } else {
-            self.open_outbound(world, now, ingress, parsed)
+            self.open_outbound(world, now, ingress, frame, parsed)
         };
         match opened {
             Ok((slot, direction)) => self.known(world, now, ingress, frame, parsed, slot, direction),

@@ -56,13 +56,14 @@ impl NextHops {
         let Some(&slot) = self.slots.get(&(interface.ifindex, address)) else { return false };
         let mac = if interface.up { world.neighbour(interface.ifindex, address) } else { None };
         let stack = if interface.redirects { 0 } else { NextHop::STACK };
+        let clamp = if interface.mss_clamp.is_some() { NextHop::CLAMP } else { 0 };
         let hop = NextHop {
             destination: mac.unwrap_or_default(),
             source: interface.mac,
             ifindex: interface.ifindex,
             port: u32::from(interface.port),
             mtu: interface.mtu,
-            flags: stack | if mac.is_some() { NextHop::VALID } else { 0 },
+            flags: stack | clamp | if mac.is_some() { NextHop::VALID } else { 0 },
             pad: 0,
         };
         let known = &mut self.hops[slot as usize].2;

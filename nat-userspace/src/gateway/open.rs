@@ -34,6 +34,7 @@ impl Gateway {
         world: &mut dyn World,
         now: Instant,
         ingress: &Interface,
+        frame: &[u8],
         parsed: &Parsed,
     ) -> Opened {
         let key = &parsed.key;
@@ -57,7 +58,7 @@ impl Gateway {
         }
         if key.protocol == wire::TCP
             && !tcp::opens(parsed.tcp_flags)
-            && !tcp::may_be_picked_up(parsed.tcp_flags)
+            && !(tcp::may_be_picked_up(parsed.tcp_flags) && has_payload(frame, parsed))
         {
             return Err(Refusal::Silent(Reason::DropNoSession));
         }
@@ -248,8 +249,7 @@ impl Gateway {
         now: Instant,
         mut session: Session,
     ) -> Option<(u32, Direction)> {
-        let (mapping, remote, protocol) =
-            (session.mapping, session_remote(&session), session.original.protocol);
+        let (mapping, remote, original) = (session.mapping, session_remote(&session), session.original);
         let origin = session.origin;
         let opened = now.saturating_duration_since(self.started).as_millis();
         session.opened = u64::try_from(opened).unwrap_or(u64::MAX);
@@ -259,7 +259,7 @@ impl Gateway {
         }
         *self.opened.entry(origin).or_default() += 1;
         world.set_activity(slot, nat_common::activity::Activity::default());
-        let armed = self.wheel.arm(slot, now + self.first_timeout(protocol));
+        let armed = self.wheel.arm(slot, now + self.first_timeout(&original));
         let session = self.sessions.get_mut(slot)?;
         session.armed = armed;
         let entries = session.entries(slot);
@@ -314,6 +314,13 @@ pub(super) const FORWARDS: u32 = 0;
 /// Whether a protocol has ports or identifiers to translate.
 pub(super) fn has_ports(protocol: u8) -> bool {
     matches!(protocol, wire::TCP | wire::UDP | wire::UDPLITE | wire::ICMP)
+}
+
+/// Whether a TCP segment carries data. What does not, the last ACK of a connection that is over,
+/// say, is no reason to remember anything (behaviour TCP-11).
+fn has_payload(frame: &[u8], parsed: &Parsed) -> bool {
+    let header = frame.get(parsed.transport + 12).map_or(0, |byte| usize::from(byte >> 4) * 4);
+    parsed.transport + header < parsed.network + usize::from(parsed.total_length)
 }
 
 /// The remote address of a session, as its mapping's filter sees it.

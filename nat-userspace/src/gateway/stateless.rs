@@ -64,6 +64,7 @@ impl Gateway {
         match self.stateless_way(world, now, ingress, frame, parsed, rewrite.destination) {
             Ok((hop, _)) => {
                 let value = FlowValue::translate(&parsed.key, &rewrite, Direction::Original, 0, 0);
+                self.clamp_mss(ingress, &hop, frame, parsed);
                 let outcome = finish(frame, parsed, &value, &hop, None);
                 self.cut_to_size(frame, parsed, &hop, outcome)
             }

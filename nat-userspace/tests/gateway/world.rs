@@ -166,6 +166,7 @@ impl Simulation {
             port: 0,
             redirects: true,
             is_virtual: false,
+            mss_clamp: None,
             addresses: vec![address],
             networks: vec![ipnet::Ipv4Net::new_assert(address, 24)],
         };
