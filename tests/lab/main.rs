@@ -25,7 +25,7 @@ mod tmu;
 
 mod cks;
 mod frg;
-mod icmp;
+mod ice;
 mod icq;
 mod rtr;
 mod stn;

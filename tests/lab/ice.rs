@@ -1,4 +1,4 @@
-//! ICMP: queries, and errors with the packets that they quote.
+//! ICMP errors, from either side, and the packets that they quote.
 
 use nat_tests::{Decoded, Packet, decode::Ip, packet::tcp};
 
