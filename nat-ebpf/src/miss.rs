@@ -117,6 +117,11 @@ fn by_rules(interface: &Interface, settings: &Settings, parsed: &Parsed, outside
         // it exempt, or no rule's, then both directions are plain routing (behaviour POL-05).
         let reverse = matching(settings, protocols, parsed.key.destination, parsed.key.source);
         if !reverse.is_empty() && !reverse.first_is_in(&settings.exempt) {
+            let whose_session =
+                matches!(parsed.kind, Kind::IcmpOther | Kind::FirstFragment | Kind::LaterFragment);
+            if whose_session && settings.flags & Settings::TRACKS != 0 {
+                return Verdict::Punt;
+            }
             return if offers_address(interface, settings, &parsed.key) {
                 Verdict::Pass
             } else {

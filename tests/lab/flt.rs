@@ -150,3 +150,62 @@ fn flt_11_a_datagram_to_a_port_that_mappings_may_have_meets_silence() {
     stage.s1.send(&stage.udp("198.51.100.1:53", &public(20_000)));
     stage.s1.expect_silence();
 }
+
+/// Public addresses inside: nothing is translated, and yet only what belongs to a session comes in.
+#[test]
+fn flt_09_tracking_without_translation() {
+    let configuration = gateway::STANDARD.replace("\"masquerade\"", "\"track\"");
+    let mut stage = Stage::build(Lab::builder().forwarding(), &configuration);
+    // The addresses inside are private, and outside as they are inside.
+    stage.expect_bad_packets();
+    let client = "192.168.1.10:40000";
+    assert_eq!(source(&stage.crosses(&stage.udp(client, "198.51.100.1:1000"))), client);
+    assert_eq!(stage.connect(client, "198.51.100.1:80"), client);
+    let echo = stage.crosses(&Packet::echo_request("192.168.1.10", "198.51.100.1", 7, 1));
+    assert_eq!(source(&echo), "192.168.1.10:7");
+    let active = |stage: &Stage| {
+        stage.reaches(&stage.udp("198.51.100.1:1000", client), &stage.a);
+        stage.reaches(&stage.data("198.51.100.1:80", client), &stage.a);
+        stage.reaches(&Packet::echo_reply("198.51.100.1", "192.168.1.10", 7, 1), &stage.a);
+        // What is only recognised by what it quotes, and what comes in pieces.
+        let quoted = Packet::udp(client, "198.51.100.1:1000").payload("too far").ip();
+        stage.s1.send(&Packet::icmp_error("198.51.100.1", "192.168.1.10", 3, 3, &quoted));
+        stage.a.expect("ICMP 3/3", |seen| seen.icmp().is_some_and(|icmp| (icmp.kind, icmp.code) == (3, 3)));
+        let whole = stage.udp("198.51.100.1:1000", client).payload([7; 2000]).id(5);
+        stage.s1.send_fragments(&whole, 1000, &[2, 0, 1]);
+        for _ in 0..3 {
+            stage.a.expect("a fragment", |seen| {
+                seen.ip.as_ref().is_some_and(nat_tests::decode::Ip::is_fragment)
+            });
+        }
+    };
+    let strays = |stage: &Stage| {
+        stage.send(&stage.udp("198.51.100.1:1001", client));
+        stage.send(&stage.udp("198.51.100.66:1000", client));
+        stage.send(&stage.syn("198.51.100.1:81", client));
+        stage.send(&stage.syn("198.51.100.1:80", "192.168.1.10:22"));
+        stage.send(&Packet::echo_request("198.51.100.1", "192.168.1.10", 7, 2));
+        let quoted = Packet::udp("192.168.1.10:9", "198.51.100.1:1000").payload("never sent").ip();
+        stage.send(&Packet::icmp_error("198.51.100.1", "192.168.1.10", 3, 1, &quoted));
+        let whole = stage.udp("198.51.100.1:1009", client).payload([9; 2000]).id(6);
+        stage.s1.send_fragments(&whole, 1000, &[2, 0, 1]);
+        stage.lan_is_silent();
+    };
+    active(&stage);
+    let before: u64 = stage.gateway.drops().values().sum();
+    strays(&stage);
+    let after: u64 = stage.gateway.drops().values().sum();
+    assert!(after >= before + 8, "strays are told apart: {:?}", stage.gateway.drops());
+    let sessions = stage.gateway.sessions();
+    assert_eq!(sessions.len(), 3, "{sessions:?}");
+    assert!(sessions.iter().all(|session| session["inside"] == session["outside"]), "{sessions:?}");
+    // A daemon that takes over tells them apart as well.
+    stage.gateway.kill();
+    stage.gateway.restart();
+    assert_eq!(stage.session_count(), 3);
+    active(&stage);
+    strays(&stage);
+    stage.gateway.text(&["session", "flush"]);
+    stage.send(&stage.udp("198.51.100.1:1000", client));
+    stage.lan_is_silent();
+}

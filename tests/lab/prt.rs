@@ -149,6 +149,51 @@ fn prt_09_three_ports_serve_three_flows_at_a_time() {
     assert!(passes(30_003) && passes(30_004), "the ports of expired flows serve others");
 }
 
+/// MAP-E (RFC 7597 section 5.1) counts the offset from the highest bit: behind 6 bits the 6 of the set are bits 4 to 9
+/// of the port. With an offset of 4 they are bits 6 to 11, which is where VPP's offset of 6, counted from the lowest,
+/// has them.
+#[test]
+fn prt_10_ports_of_one_port_set() {
+    for (offset, shift) in [(6, 4), (4, 6)] {
+        for mapping in ["endpoint-independent", "endpoint-dependent"] {
+            let set = format!("port_set = {{ offset = {offset}, length = 6, id = 10 }}");
+            let stage = Stage::snat(&format!("{set}\nmapping = \"{mapping}\""));
+            let mut flows: Vec<Packet> = (0..200)
+                .map(|number| stage.udp(&format!("192.168.1.10:{}", 30_000 + number), "198.51.100.1:53"))
+                .collect();
+            flows.extend(
+                (0..20).map(|number| stage.syn(&format!("192.168.1.11:{number}99"), "198.51.100.1:80")),
+            );
+            flows.extend((0..20).map(|id| Packet::echo_request("192.168.1.12", "198.51.100.1", id, 1)));
+            for seen in stage.cross_many(&flows) {
+                let number = port(&seen);
+                assert_eq!((number >> shift) & 63, 10, "{seen}");
+                assert!(number >= 1024, "{seen}");
+                let remote = seen.destination().unwrap().to_string();
+                if seen.udp().is_some() {
+                    stage.reaches(&stage.udp(&remote, &public(number)), &stage.a);
+                }
+            }
+        }
+    }
+}
+
+/// The only set of ports that is left is used to the last one, and then refuses.
+#[test]
+fn prt_10_a_port_set_is_used_up() {
+    let stage = Stage::snat("ports = \"1024-5000\"\nport_set = { length = 6, id = 10 }");
+    let mut ports = Vec::new();
+    for number in 0..70 {
+        let sent = stage.send(&stage.udp(&format!("192.168.1.10:{}", 30_000 + number), "198.51.100.1:53"));
+        let patience = Duration::from_millis(if number < 64 { 3000 } else { 50 });
+        let seen = stage.s1.recv_matching(patience, |seen| seen.payload() == sent.payload());
+        ports.extend(seen.map(|seen| port(&seen.decoded)));
+    }
+    ports.sort_unstable();
+    let wanted: Vec<u16> = (1024..=5000).filter(|number| (number >> 4) & 63 == 10).collect();
+    assert_eq!((ports, wanted.len()), (wanted, 64));
+}
+
 fn lag_one_correlation(ports: &[u16]) -> f64 {
     let values: Vec<f64> = ports.iter().copied().map(f64::from).collect();
     let mean = mean(&values);

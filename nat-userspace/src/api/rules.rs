@@ -56,10 +56,11 @@ fn snat_row(rule: &SnatRule) -> RuleRow {
         SnatTarget::Pool(pool) => pool.to_string(),
         // Nothing is translated: ports, mapping and the rest have no meaning.
         SnatTarget::None => return RuleRow { to: "none".to_owned(), ..row },
+        SnatTarget::Track => return RuleRow { to: "track".to_owned(), ..row },
     };
     RuleRow {
         to,
-        ports: Some(rule.ports.to_string()),
+        ports: Some(rule.allowed_ports().to_string()),
         mapping: Some(rule.mapping.name().to_owned()),
         filtering: Some(rule.filtering.name().to_owned()),
         pooling: Some(rule.pooling.name().to_owned()),

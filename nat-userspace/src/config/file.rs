@@ -91,10 +91,19 @@ pub(super) struct Snat {
     pub(super) out: Option<Spanned<String>>,
     pub(super) to: Option<Spanned<List>>,
     pub(super) ports: Option<Spanned<Word>>,
+    pub(super) port_set: Option<Spanned<PortSet>>,
     pub(super) mapping: Option<Spanned<String>>,
     pub(super) filtering: Option<Spanned<String>>,
     pub(super) pooling: Option<Spanned<String>>,
     pub(super) hairpin: Option<bool>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct PortSet {
+    pub(super) offset: Option<i64>,
+    pub(super) length: i64,
+    pub(super) id: i64,
 }
 
 #[derive(Deserialize)]

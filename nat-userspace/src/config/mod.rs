@@ -10,6 +10,7 @@ mod address;
 mod conflicts;
 mod error;
 mod file;
+mod ports;
 mod rules;
 mod selector;
 #[cfg(test)]
@@ -25,6 +26,7 @@ use ipnet::Ipv4Net;
 
 pub use self::address::{AddressPool, AddressRange, PortRange, show_prefix};
 pub use self::error::{ConfigError, Problem};
+pub use self::ports::{PortSet, Ports};
 pub use self::selector::{ProtocolSet, Selector, protocol_name, protocol_number};
 pub use self::timeouts::Timeouts;
 pub use self::words::{AttachMode, Filtering, Mapping, Pooling, Side, Unmatched};
@@ -105,6 +107,8 @@ pub struct SnatRule {
     pub to: SnatTarget,
     /// External ports and ICMP identifiers that may be used.
     pub ports: PortRange,
+    /// Which of them, where others share the external addresses (RFC 7597).
+    pub port_set: Option<PortSet>,
     /// How widely one external port is reused (RFC 4787 section 4.1).
     pub mapping: Mapping,
     /// Who may answer (RFC 4787 section 5); never looser than `mapping` can tell apart.
@@ -113,6 +117,13 @@ pub struct SnatRule {
     pub pooling: Pooling,
     /// Whether inside hosts reach each other by their external endpoints.
     pub hairpin: bool,
+}
+
+impl SnatRule {
+    /// The ports and identifiers that it may use.
+    pub fn allowed_ports(&self) -> Ports {
+        Ports { range: self.ports, set: self.port_set }
+    }
 }
 
 /// External addresses of a [`SnatRule`].
@@ -124,6 +135,15 @@ pub enum SnatTarget {
     Pool(AddressPool),
     /// No translation: an exemption from later rules.
     None,
+    /// No translation, but a session: only what belongs to one comes back in.
+    Track,
+}
+
+impl SnatTarget {
+    /// Whether addresses change.
+    pub fn translates(&self) -> bool {
+        matches!(self, Self::Masquerade | Self::Pool(_))
+    }
 }
 
 /// Maps a prefix to another of the same length, address by address, without state.

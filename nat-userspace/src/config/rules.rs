@@ -9,6 +9,7 @@ use serde_spanned::Spanned;
 use super::address::{self, AddressPool, AddressRange, PortRange};
 use super::error::{Fault, Problems};
 use super::file::{self, List, words};
+use super::ports;
 use super::selector::{ProtocolSet, Selector, parse_protocol};
 use super::validate::{Names, choose, required};
 use super::{
@@ -73,8 +74,9 @@ impl<'a, 'text> Judge<'a, 'text> {
         let ports = raw.ports.as_ref().map_or(Some(PortRange::UNPRIVILEGED), |ports| {
             self.problems.check(&ports.span(), address::parse_ports(&ports.get_ref().0))
         });
+        let port_set = raw.port_set.as_ref().and_then(|set| ports::port_set(set, ports?, self.problems));
         let pooling = choose(raw.pooling.as_ref(), &Pooling::WORDS, self.problems);
-        let hint = "to = \"masquerade\", \"none\" or a list of addresses";
+        let hint = "to = \"masquerade\", \"none\", \"track\" or a list of addresses";
         let to = required(raw.to.as_ref(), section, "to", hint, self.problems).and_then(|to| self.target(to));
         let rule = SnatRule {
             name,
@@ -84,6 +86,7 @@ impl<'a, 'text> Judge<'a, 'text> {
             out,
             to: to?,
             ports: ports?,
+            port_set,
             mapping,
             filtering,
             pooling,
@@ -253,6 +256,7 @@ impl<'a, 'text> Judge<'a, 'text> {
         match to.get_ref() {
             List::One(word) if word.0 == "masquerade" => return Some(SnatTarget::Masquerade),
             List::One(word) if word.0 == "none" => return Some(SnatTarget::None),
+            List::One(word) if word.0 == "track" => return Some(SnatTarget::Track),
             List::One(_) | List::Many(_) => {}
         }
         let mut ranges: Vec<AddressRange> = Vec::new();

@@ -305,10 +305,31 @@ fn everything_wrong_is_said_at_once() {
         error.to_string(),
         "configuration natgw.toml is not valid\n  \
          natgw.toml:7:1: `to` is missing\n    \
-         hint: to = \"masquerade\", \"none\" or a list of addresses\n  \
+         hint: to = \"masquerade\", \"none\", \"track\" or a list of addresses\n  \
          natgw.toml:8:9: `x` is not a port or a range of ports\n    \
          hint: such as 8080 or 6000-6009, each from 1 to 65535\n  \
          natgw.toml:11:12: `no` is not an IPv4 address or prefix\n    \
          hint: such as 10.1.1.7 or 10.1.1.0/24"
     );
+}
+
+#[test]
+fn port_sets() {
+    let config = valid(&snat("port_set = { length = 8, id = 0x34 }"));
+    assert_eq!(config.snat[0].port_set, Some(PortSet { offset: 6, length: 8, id: 0x34 }));
+    assert_eq!(config.snat[0].allowed_ports().to_string(), "1024-65535, set 52 of 256 at bit 6");
+    refused(&snat("port_set = { length = 8, id = 256 }"), 3, "no port set 256 in 8 bits", "0 to 255");
+    refused(
+        &snat("port_set = { offset = 9, length = 8, id = 0 }"),
+        3,
+        "`length` of a port set is not 8",
+        "1 to 7",
+    );
+    let line = "ports = \"1024-1100\"\nport_set = { length = 6, id = 10 }";
+    refused(&snat(line), 4, "none of the ports 1024-1100", "leave `ports` out");
+}
+
+#[test]
+fn tracking_is_a_target() {
+    assert_eq!(valid("[[snat]]\nto = \"track\"\n").snat[0].to, SnatTarget::Track);
 }

@@ -46,7 +46,8 @@ pub fn publish_rules(datapath: &mut Datapath, rules: &Rules, inside: &[Ipv4Net])
     }
     let settings = Settings {
         generation,
-        flags: if rules.drop_unmatched { Settings::DROP_UNMATCHED_OUTSIDE } else { 0 },
+        flags: if rules.drop_unmatched { Settings::DROP_UNMATCHED_OUTSIDE } else { 0 }
+            | if rules.tracks() { Settings::TRACKS } else { 0 },
         exempt: rules.exempt_set(),
         protocols: rules.protocol_sets(),
         inward: rules.inward_set(),

@@ -236,6 +236,7 @@ impl Gateway {
                             self.interfaces.values().any(|own| own.addresses.contains(&address(external)))
                         }
                         crate::config::SnatTarget::None => false,
+                        crate::config::SnatTarget::Track => external == key.source,
                     }
             })?;
             u16::try_from(position).ok()

@@ -8,7 +8,7 @@ use nat_common::wire;
 
 use super::ports::{Holder, PortTable};
 use super::random::Random;
-use crate::config::{Pooling, PortRange};
+use crate::config::{Pooling, PortRange, Ports};
 
 /// All ports a mapping may have unless the rule names others: RFC 4787 REQ-3a wants well-known
 /// source ports kept well-known, and all others not.
@@ -36,21 +36,21 @@ pub struct Wish {
     /// The port it would like, host byte order.
     pub port: u16,
     /// Ports the rule allows.
-    pub range: PortRange,
+    pub ports: Ports,
     /// Who asks.
     pub holder: Holder,
 }
 
 impl Wish {
     /// The ranges to look in, in order.
-    fn ranges(&self) -> [Option<PortRange>; 2] {
+    fn ranges(&self) -> [Option<Ports>; 2] {
         let low = PortRange { first: u16::from(self.protocol != wire::ICMP), last: 1023 };
-        if self.range != DEFAULT {
-            [Some(self.range), None]
+        if self.ports != DEFAULT.into() {
+            [Some(self.ports), None]
         } else if self.port <= low.last {
-            [Some(low), Some(DEFAULT)]
+            [Some(low.into()), Some(DEFAULT.into())]
         } else {
-            [Some(DEFAULT), None]
+            [Some(DEFAULT.into()), None]
         }
     }
 }
@@ -109,10 +109,10 @@ impl Externals {
 
     /// Takes a port for one mapping. `usable` says which are not the gateway's own.
     pub fn take(&mut self, wish: &Wish, now: Instant, usable: &mut dyn FnMut(u16) -> bool) -> Option<u16> {
-        for range in wish.ranges().into_iter().flatten() {
-            self.table(wish.address, wish.protocol, range);
+        for ports in wish.ranges().into_iter().flatten() {
+            self.table(wish.address, wish.protocol, ports);
             let table = self.tables.get_mut(&(wish.address, wish.protocol))?;
-            if let Some(port) = table.take(wish.port, wish.holder, range, now, &mut self.random, usable) {
+            if let Some(port) = table.take(wish.port, wish.holder, ports, now, &mut self.random, usable) {
                 return Some(port);
             }
         }
@@ -124,15 +124,16 @@ impl Externals {
     pub fn share(&mut self, wish: &Wish, vacant: &mut dyn FnMut(u16) -> bool) -> Option<u16> {
         /// Random tries before the range is gone through in order.
         const TRIES: usize = 32;
-        for range in wish.ranges().into_iter().flatten() {
-            self.table(wish.address, wish.protocol, range);
+        for ports in wish.ranges().into_iter().flatten() {
+            self.table(wish.address, wish.protocol, ports);
             let table = self.tables.get_mut(&(wish.address, wish.protocol))?;
+            let range = ports.range;
             let length = range.len() as usize;
             let nth = |n: usize| range.first + u16::try_from(n % length).unwrap_or(0);
             let start = self.random.below(length);
             // Same parity first (RFC 4787 REQ-4).
             let start = start & !1 | usize::from((wish.port ^ range.first) & 1);
-            let wanted = range.contains(wish.port).then_some(wish.port);
+            let wanted = ports.contains(wish.port).then_some(wish.port);
             let random = &mut self.random;
             let tries = (0..TRIES).map(|_| nth(random.below(length) & !1 | (start & 1))).collect::<Vec<_>>();
             let sweep = (0..length).map(|n| nth(start + n));
@@ -140,7 +141,7 @@ impl Externals {
                 .into_iter()
                 .chain(tries)
                 .chain(sweep)
-                .find(|&port| table.is_shareable(port) && vacant(port));
+                .find(|&port| ports.contains(port) && table.is_shareable(port) && vacant(port));
             if let Some(port) = found {
                 table.share(port);
                 return Some(port);
@@ -170,8 +171,8 @@ impl Externals {
 
     /// Takes a certain port, as a restart finds it.
     pub fn adopt(&mut self, wish: &Wish, shared: bool) -> bool {
-        for range in wish.ranges().into_iter().flatten() {
-            self.table(wish.address, wish.protocol, range);
+        for ports in wish.ranges().into_iter().flatten() {
+            self.table(wish.address, wish.protocol, ports);
         }
         let Some(table) = self.tables.get_mut(&(wish.address, wish.protocol)) else { return false };
         if shared {
@@ -211,18 +212,18 @@ impl Externals {
         self.paired.remove(&address);
     }
 
-    /// Makes sure the table of an address and protocol exists and covers `range`.
-    fn table(&mut self, address: u32, protocol: u8, range: PortRange) {
+    /// Makes sure the table of an address and protocol exists and covers `ports`.
+    fn table(&mut self, address: u32, protocol: u8, ports: Ports) {
         // A TCP session's end is seen, its port may be used again at once (RFC 6888 REQ-8).
         let quarantine = if protocol == wire::TCP { Duration::ZERO } else { self.quarantine };
         let reserved = self.reserved.get(&(address, protocol)).map_or(&[][..], Vec::as_slice);
         let mut added = false;
         let table = self.tables.entry((address, protocol)).or_insert_with(|| {
             added = true;
-            PortTable::new(range, quarantine)
+            PortTable::new(ports, quarantine)
         });
         if !added {
-            added = table.include(range);
+            added = table.include(ports);
         }
         if added {
             for &port in reserved {

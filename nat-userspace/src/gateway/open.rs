@@ -47,10 +47,17 @@ impl Gateway {
         if route.kind != RouteKind::Unicast {
             return Err(Refusal::Stack);
         }
-        let Some(egress) = self.interfaces.get(&route.ifindex).cloned() else {
+        let egress = self.interfaces.get(&route.ifindex).cloned();
+        let rule = egress.as_ref().and_then(|egress| self.rules.snat(key, ingress, egress));
+        if rule.is_none() && ingress.realm() == Realm::Outside && self.rules.is_uninvited(key) {
+            // What the fast path would have dropped, had it not been a fragment that may belong
+            // to a session.
+            return Err(Refusal::Silent(Reason::DropUninvited));
+        }
+        let Some(egress) = egress else {
             return self.bypass(world, now, key, ingress.realm());
         };
-        let Some((position, rule)) = self.rules.snat(key, ingress, &egress) else {
+        let Some((position, rule)) = rule else {
             return self.bypass(world, now, key, egress.realm());
         };
         if rule.to == SnatTarget::None {
@@ -176,6 +183,11 @@ impl Gateway {
                 pooled = self.rules.pools.get(usize::from(position)).cloned();
                 pooled.as_deref().unwrap_or_default()
             }
+            // Its own: nothing is allocated, nothing changes.
+            SnatTarget::Track => {
+                single = Some(key.source);
+                single.as_slice()
+            }
             SnatTarget::None => &[],
         };
         let belongs = |external: u32| match &rule.to {
@@ -202,6 +214,19 @@ impl Gateway {
                 return Ok((slot, mapping.external, mapping.external_port));
             }
         }
+        if rule.to == SnatTarget::Track {
+            let (external, external_port) = inside;
+            let slot = self.mappings.insert(Mapping {
+                key: mapping_key,
+                external,
+                external_port,
+                sessions: 0,
+                rule: position,
+                permanent: false,
+                shared: true,
+            });
+            return Ok((slot, external, external_port));
+        }
         let is_shared = rule.mapping == Behaviour::EndpointDependent;
         world.read_bound();
         for external in self.externals.candidates(key.source, pool, addresses, &belongs, rule.pooling) {
@@ -209,7 +234,7 @@ impl Gateway {
                 protocol: key.protocol,
                 address: external,
                 port: u16::from_be(inside_port),
-                range: rule.ports,
+                ports: rule.allowed_ports(),
                 holder: inside,
             };
             let port = if !has_ports(key.protocol) {

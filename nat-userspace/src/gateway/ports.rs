@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use super::random::Random;
 
-/// Inclusive range of ports.
-pub use crate::config::PortRange;
+/// A range of ports, or a set within one.
+pub use crate::config::Ports;
 
 /// Where a port stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,7 +42,7 @@ const WELL_KNOWN: u16 = 1024;
 
 /// The ports of one address and protocol.
 pub struct PortTable {
-    ranges: Vec<PortRange>,
+    ranges: Vec<Ports>,
     states: Vec<State>,
     /// Free ports by class, in no order.
     free: [Vec<u16>; CLASSES],
@@ -60,10 +60,10 @@ const fn class(port: u16) -> usize {
 }
 
 impl PortTable {
-    /// All ports of `range` free. `quarantine` zero for protocols whose end is seen (TCP).
-    pub fn new(range: PortRange, quarantine: Duration) -> Self {
+    /// All of `ports` free. `quarantine` zero for protocols whose end is seen (TCP).
+    pub fn new(ports: Ports, quarantine: Duration) -> Self {
         let mut table = Self {
-            ranges: vec![range],
+            ranges: vec![ports],
             states: vec![State::Unused; 65_536],
             free: Default::default(),
             position: vec![0; 65_536],
@@ -72,7 +72,7 @@ impl PortTable {
             quarantine,
             used: 0,
         };
-        for port in range.first..=range.last {
+        for port in ports.iter() {
             table.make_free(port);
         }
         table
@@ -80,12 +80,12 @@ impl PortTable {
 
     /// Widens the table by ports of another rule that uses the same address. Returns whether it
     /// had to be.
-    pub fn include(&mut self, range: PortRange) -> bool {
-        if self.ranges.contains(&range) {
+    pub fn include(&mut self, ports: Ports) -> bool {
+        if self.ranges.contains(&ports) {
             return false;
         }
-        self.ranges.push(range);
-        for port in range.first..=range.last {
+        self.ranges.push(ports);
+        for port in ports.iter() {
             if self.states[usize::from(port)] == State::Unused {
                 self.make_free(port);
             }
@@ -111,18 +111,18 @@ impl PortTable {
     }
 
     /// Takes a port for one mapping: the wanted one if it may be had, else a random one of the
-    /// same parity and range class within `range`, else any. `None` when none is left.
+    /// same parity and range class within `ports`, else any. `None` when none is left.
     pub fn take(
         &mut self,
         wanted: u16,
         holder: Holder,
-        range: PortRange,
+        ports: Ports,
         now: Instant,
         random: &mut Random,
         usable: &mut dyn FnMut(u16) -> bool,
     ) -> Option<u16> {
         self.release_rested(now);
-        if (range.first..=range.last).contains(&wanted) && usable(wanted) {
+        if ports.contains(wanted) && usable(wanted) {
             match self.states[usize::from(wanted)] {
                 State::Free => {
                     self.remove_free(wanted);
@@ -140,18 +140,18 @@ impl PortTable {
         // unless the configured range leaves nothing else.
         let order = [preferred, preferred ^ 1, preferred ^ 2, preferred ^ 3];
         for class in order {
-            if let Some(port) = self.take_random(class, range, random, usable) {
+            if let Some(port) = self.take_random(class, ports, random, usable) {
                 return Some(self.own(port));
             }
         }
         None
     }
 
-    /// A random free port of a class, within `range` and acceptable to `usable`.
+    /// A random free port of a class, one of `ports` and acceptable to `usable`.
     fn take_random(
         &mut self,
         class: usize,
-        range: PortRange,
+        ports: Ports,
         random: &mut Random,
         usable: &mut dyn FnMut(u16) -> bool,
     ) -> Option<u16> {
@@ -163,16 +163,13 @@ impl PortTable {
                 return None;
             }
             let port = list[random.below(list.len())];
-            if (range.first..=range.last).contains(&port) && usable(port) {
+            if ports.contains(port) && usable(port) {
                 self.remove_free(port);
                 return Some(port);
             }
         }
         // A narrow range within a wide table: look through the list once.
-        let found = self.free[class]
-            .iter()
-            .copied()
-            .find(|port| (range.first..=range.last).contains(port) && usable(*port));
+        let found = self.free[class].iter().copied().find(|port| ports.contains(*port) && usable(*port));
         if let Some(port) = found {
             self.remove_free(port);
         }
@@ -293,8 +290,9 @@ impl PortTable {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::PortRange;
 
-    const RANGE: PortRange = PortRange { first: 1024, last: 65_535 };
+    const RANGE: Ports = Ports { range: PortRange { first: 1024, last: 65_535 }, set: None };
 
     fn table(quarantine: u64) -> PortTable {
         PortTable::new(RANGE, Duration::from_secs(quarantine))

@@ -185,18 +185,21 @@ impl Gateway {
                 return Some(slot);
             }
         }
-        let shared = behaviour == Behaviour::EndpointDependent || !has_ports(key.protocol);
+        let tracked = rule.to == SnatTarget::Track;
+        let shared = tracked || behaviour == Behaviour::EndpointDependent || !has_ports(key.protocol);
         let wish = Wish {
             protocol: key.protocol,
             address: rewrite.source,
             port: u16::from_be(external_port),
-            range: rule.ports,
+            ports: rule.allowed_ports(),
             holder: inside,
         };
-        if has_ports(key.protocol) && !self.externals.adopt(&wish, shared) {
-            return None;
+        if !tracked {
+            if has_ports(key.protocol) && !self.externals.adopt(&wish, shared) {
+                return None;
+            }
+            self.externals.pair(key.source, pool, rewrite.source);
         }
-        self.externals.pair(key.source, pool, rewrite.source);
         let mapping = Mapping {
             key: mapping_key,
             external: rewrite.source,
@@ -226,7 +229,7 @@ impl Gateway {
             protocol: key.protocol,
             address: key.destination,
             port: u16::from_be(key.destination_port),
-            range: rule.ports,
+            ports: rule.allowed_ports(),
             holder: inside,
         };
         if !self.externals.adopt(&wish, false) {

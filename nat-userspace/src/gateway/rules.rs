@@ -132,7 +132,7 @@ impl Rules {
                 && rule.destination.matches(destination)
                 && !rule.out.as_ref().is_some_and(|out| self.inside.contains(out))
         })?;
-        (rule.hairpin && rule.to != SnatTarget::None).then_some((u16::try_from(position).ok()?, rule))
+        (rule.hairpin && rule.to.translates()).then_some((u16::try_from(position).ok()?, rule))
     }
 
     /// The first forward for a packet to one of the gateway's addresses. `addresses` tells the
@@ -231,7 +231,24 @@ impl Rules {
 
     /// Rules that exempt whatever the way out.
     pub fn exempt_set(&self) -> RuleSet {
-        self.set(|rule| rule.to == SnatTarget::None && rule.out.is_none())
+        self.set(is_exempt)
+    }
+
+    /// Whether any rule tracks what it does not translate.
+    pub fn tracks(&self) -> bool {
+        self.snat.iter().any(|rule| rule.to == SnatTarget::Track)
+    }
+
+    /// Whether a packet from outside is for an inside host that a rule hides: one that is
+    /// uninvited unless it belongs to a session.
+    pub fn is_uninvited(&self, key: &FlowKey) -> bool {
+        let (source, destination) = (address(key.source), address(key.destination));
+        let answered_by = self.snat.iter().find(|rule| {
+            rule.protocols.contains(key.protocol)
+                && rule.source.matches(destination)
+                && rule.destination.matches(source)
+        });
+        answered_by.is_some_and(|rule| !is_exempt(rule))
     }
 
     /// Rules that may translate what arrives from outside.
@@ -250,11 +267,16 @@ impl Rules {
     }
 }
 
+/// Whether a rule exempts whatever the way out.
+fn is_exempt(rule: &SnatRule) -> bool {
+    rule.to == SnatTarget::None && rule.out.is_none()
+}
+
 /// The addresses of a pool, network byte order.
 fn pool_addresses(target: &SnatTarget) -> Arc<[u32]> {
     match target {
         SnatTarget::Pool(pool) => pool.iter().map(network).collect(),
-        SnatTarget::Masquerade | SnatTarget::None => Arc::new([]),
+        SnatTarget::Masquerade | SnatTarget::None | SnatTarget::Track => Arc::new([]),
     }
 }
 
