@@ -130,7 +130,7 @@ pub struct StaticValue {
 pub struct Settings {
     /// Rule set in force in the tries.
     pub generation: u32,
-    /// [`Settings::DROP_UNMATCHED_OUTSIDE`], [`Settings::TRACKS`].
+    /// [`Settings::DROP_UNMATCHED_OUTSIDE`], …
     pub flags: u32,
     /// Rules whose target is "none" (exempt) whatever the egress.
     pub exempt: crate::classify::RuleSet,
@@ -146,6 +146,8 @@ impl Settings {
     /// A rule tracks what it does not translate: an error or a fragment from outside to an
     /// inside host may belong to a session.
     pub const TRACKS: u32 = 2;
+    /// `[unmatched] forged = "pass"`.
+    pub const PASS_FORGED: u32 = 4;
 }
 
 /// Pushed by the program when a TCP session changes in a way that changes its timer.

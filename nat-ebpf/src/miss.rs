@@ -45,14 +45,19 @@ pub fn judge(
     if !outside && let Some(mapping) = maps::one_to_one(settings.generation, false, parsed.key.source) {
         return stateless::outbound(ctx, interface, frame, transport, parsed, mapping);
     }
-    by_rules(interface, settings, parsed, outside)
+    by_rules(ctx, interface, settings, parsed, outside)
 }
 
 /// Whether a source cannot be outside: the gateway's own, or of an inside network (RFC 2827).
 #[inline(always)]
 fn is_forged(settings: &Settings, source: u32) -> bool {
-    maps::local(source).is_some()
-        || maps::rules_from(settings.generation, source).is_some_and(|rules| rules.contains(INSIDE))
+    maps::local(source).is_some() || is_inside(settings, source)
+}
+
+/// Whether an address is of an inside network.
+#[inline(always)]
+fn is_inside(settings: &Settings, address: u32) -> bool {
+    maps::rules_from(settings.generation, address).is_some_and(|rules| rules.contains(INSIDE))
 }
 
 /// Addressed to the gateway: its sockets first, then mappings and forwards, then its stack.
@@ -97,7 +102,13 @@ fn for_gateway(
 /// Addressed to someone else: translated if a rule says so, plain routing if none does, and
 /// never from the outside to an inside that rules hide.
 #[inline(always)]
-fn by_rules(interface: &Interface, settings: &Settings, parsed: &Parsed, outside: bool) -> Verdict {
+fn by_rules(
+    ctx: &XdpContext,
+    interface: &Interface,
+    settings: &Settings,
+    parsed: &Parsed,
+    outside: bool,
+) -> Verdict {
     let class = protocol_class(parsed.key.protocol);
     let protocols = match class {
         0 => &settings.protocols[0],
@@ -129,6 +140,14 @@ fn by_rules(interface: &Interface, settings: &Settings, parsed: &Parsed, outside
             };
         }
     }
+    // Plainly routed: the rest of a network may see it with this source (RFC 2827).
+    if !outside
+        && settings.flags & Settings::PASS_FORGED == 0
+        && !is_inside(settings, parsed.key.source)
+        && stateless::comes_from_outside(ctx, interface, parsed)
+    {
+        return Verdict::Drop(Reason::DropSpoofed);
+    }
     Verdict::Pass
 }
 
@@ -140,7 +159,7 @@ fn offers_address(interface: &Interface, settings: &Settings, key: &FlowKey) -> 
         && key.protocol == wire::UDP
         && key.source_port == DHCP_SERVER.to_be()
         && key.destination_port == DHCP_CLIENT.to_be()
-        && !maps::rules_from(settings.generation, key.destination).is_some_and(|rules| rules.contains(INSIDE))
+        && !is_inside(settings, key.destination)
 }
 
 /// Rules whose selectors hold for a source, a destination and a protocol.

@@ -3,7 +3,10 @@
 use core::ffi::c_void;
 
 use aya_ebpf::{
-    bindings::{BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup as Fib},
+    bindings::{
+        BPF_FIB_LKUP_RET_BLACKHOLE, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_PROHIBIT,
+        BPF_FIB_LKUP_RET_SUCCESS, BPF_FIB_LKUP_RET_UNREACHABLE, bpf_fib_lookup as Fib,
+    },
     helpers::generated::bpf_fib_lookup,
     programs::XdpContext,
 };
@@ -123,6 +126,30 @@ pub fn route(
         pad: 0,
     };
     Ok((hop, egress.flags & Interface::OUTSIDE != 0))
+}
+
+/// Whether answers to a packet's source would leave by an outside interface, or could not leave:
+/// then it is forged, or its network's route is missing (RFC 3704 section 2.3, feasible path).
+#[inline(always)]
+pub fn comes_from_outside(ctx: &XdpContext, interface: &Interface, parsed: &Parsed) -> bool {
+    // SAFETY: all zeroes is a valid value of this C structure.
+    let mut fib: Fib = unsafe { core::mem::zeroed() };
+    fib.family = AF_INET;
+    fib.ifindex = interface.ifindex;
+    fib.__bindgen_anon_3.ipv4_src = parsed.key.destination;
+    fib.__bindgen_anon_4.ipv4_dst = parsed.key.source;
+    #[expect(clippy::cast_possible_wrap, reason = "the size is 64")]
+    // SAFETY: the context is valid and the size is the structure's.
+    let found = unsafe { bpf_fib_lookup(ctx.ctx.cast(), &raw mut fib, size_of::<Fib>() as i32, 0) };
+    #[expect(clippy::cast_sign_loss, reason = "the codes are positive; an error is none of them")]
+    match found as u32 {
+        BPF_FIB_LKUP_RET_SUCCESS | BPF_FIB_LKUP_RET_NO_NEIGH => {
+            maps::interface(fib.ifindex).is_some_and(|way| way.flags & Interface::OUTSIDE != 0)
+        }
+        BPF_FIB_LKUP_RET_BLACKHOLE | BPF_FIB_LKUP_RET_UNREACHABLE | BPF_FIB_LKUP_RET_PROHIBIT => true,
+        // Not forwarded at all, or a source that the stack refuses by itself.
+        _ => false,
+    }
 }
 
 /// Rewrites the addresses and sends; fragments of any order pass, only a first (or whole) packet

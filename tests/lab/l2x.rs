@@ -99,7 +99,7 @@ fn l2x_01_what_is_not_ipv4_reaches_the_kernel_untouched() {
 
 /// natgw on other kinds of link than a plain veth: a bridge, a bridge's port, a macvlan.
 #[test]
-fn l2x_06_kinds_of_link() {
+fn kinds_of_link() {
     type Rename = fn(&Host);
     let cases: [(&str, &str, &str, Rename); 4] = [
         ("a bridge inside", "br0", "wan", |gateway| {
@@ -164,7 +164,7 @@ fn l2x_06_kinds_of_link() {
 }
 
 #[test]
-fn l2x_06_links_without_ethernet_are_refused_by_name() {
+fn links_without_ethernet_are_refused_by_name() {
     let lab = Lab::standard();
     lab.gateway.ip("tuntap add dev tun0 mode tun");
     let third = "\n[[interface]]\nname = \"tun0\"\nside = \"outside\"\n";

@@ -194,6 +194,30 @@ impl Gateway {
         self.folder.join("natgw.sock")
     }
 
+    /// Where a map of the fast path is pinned.
+    pub fn pin(&self, map: &str) -> String {
+        let pins = self.folder.join("bpf").join("natgw").join(format!("v{}", nat_common::abi::VERSION));
+        pins.join(map).display().to_string()
+    }
+
+    /// What bpftool says, as JSON.
+    pub fn bpftool(&self, arguments: &[&str]) -> Value {
+        let mut command = self.host.command("bpftool");
+        let output = finish(command.arg("-j").args(arguments), "bpftool");
+        serde_json::from_slice(&output.stdout)
+            .unwrap_or_else(|error| panic!("bpftool {}: {error}", arguments.join(" ")))
+    }
+
+    /// Keys and values of a pinned hash map.
+    pub fn map_entries(&self, pin: &str) -> Vec<(Vec<u8>, Vec<u8>)> {
+        let dump = self.bpftool(&["map", "dump", "pinned", pin]);
+        let bytes = |value: &Value| {
+            let words = value.as_array().into_iter().flatten().filter_map(Value::as_str);
+            words.filter_map(|word| u8::from_str_radix(word.trim_start_matches("0x"), 16).ok()).collect()
+        };
+        dump.as_array().into_iter().flatten().map(|row| (bytes(&row["key"]), bytes(&row["value"]))).collect()
+    }
+
     fn log_file(&self) -> PathBuf {
         self.folder.join("log")
     }

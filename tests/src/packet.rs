@@ -118,6 +118,7 @@ enum Checksum {
     Literal(u16),
 }
 
+const RESERVED: u16 = 0x8000;
 const DONT_FRAGMENT: u16 = 0x4000;
 const MORE_FRAGMENTS: u16 = 0x2000;
 
@@ -225,6 +226,11 @@ impl Packet {
     /// Sets the don't-fragment bit.
     pub fn df(self) -> Self {
         Self { fragment: self.fragment | DONT_FRAGMENT, ..self }
+    }
+
+    /// Sets the reserved bit beside them (RFC 3514 has a name for it).
+    pub fn reserved(self) -> Self {
+        Self { fragment: self.fragment | RESERVED, ..self }
     }
 
     /// Sets the more-fragments bit.

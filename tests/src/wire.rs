@@ -138,6 +138,11 @@ impl Tap {
         &self.name
     }
 
+    /// The Ethernet address that it sends to.
+    pub fn next_hop(&self) -> Mac {
+        self.next_hop
+    }
+
     /// A frame of exactly these bytes, to whomever.
     pub fn expect_frame(&self, what: &str, frame: &[u8]) {
         let deadline = Instant::now() + PATIENCE;

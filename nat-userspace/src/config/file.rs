@@ -157,6 +157,7 @@ pub(super) struct Limits {
 #[serde(deny_unknown_fields)]
 pub(super) struct Unmatched {
     pub(super) outside: Option<Spanned<String>>,
+    pub(super) forged: Option<Spanned<String>>,
 }
 
 #[derive(Default, Deserialize)]

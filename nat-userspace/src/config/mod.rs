@@ -57,6 +57,9 @@ pub struct Config {
     pub limits: Limits,
     /// What becomes of a packet from outside that matches no session and no rule.
     pub unmatched_outside: Unmatched,
+    /// What becomes of a packet from inside that matches nothing and whose source is not reached by
+    /// an inside interface.
+    pub unmatched_forged: Unmatched,
     /// Where the daemon is reached and what it leaves in the file system.
     pub control: Control,
     /// What is allowed but hardly wanted, one sentence each, for `check` and `run` to show.

@@ -84,7 +84,7 @@ fn examples_are_valid() {
     assert!(pool.contains(Ipv4Addr::new(198, 51, 100, 7)) && !pool.contains(Ipv4Addr::new(203, 0, 113, 13)));
     assert!(office.snat[1].source.matches(Ipv4Addr::new(10, 1, 8, 1)));
     assert!(!office.snat[1].source.matches(Ipv4Addr::new(10, 1, 9, 1)));
-    assert_eq!(office.unmatched_outside, Unmatched::Drop);
+    assert_eq!((office.unmatched_outside, office.unmatched_forged), (Unmatched::Drop, Unmatched::Drop));
 
     let forwards = load("port-forwards.toml").forwards;
     assert_eq!(forwards[0].external, ForwardAddress::Interface("wan".to_owned()));

@@ -30,6 +30,10 @@ pub(super) fn config(text: &str) -> Result<Config, Vec<Problem>> {
         timeouts: timeouts::timeouts(&raw.timeouts, &mut problems, &mut warnings),
         limits: limits(&raw.limits, &mut problems),
         unmatched_outside: choose(raw.unmatched.outside.as_ref(), &Unmatched::WORDS, &mut problems),
+        unmatched_forged: match &raw.unmatched.forged {
+            Some(_) => choose(raw.unmatched.forged.as_ref(), &Unmatched::WORDS, &mut problems),
+            None => Unmatched::Drop,
+        },
         control: control(&raw.control, &mut problems),
         interfaces,
         warnings: warnings.into_iter().chain(not_served(&raw)).collect(),

@@ -44,10 +44,12 @@ pub fn publish_rules(datapath: &mut Datapath, rules: &Rules, inside: &[Ipv4Net])
             one_to_one.insert(&key, &value, 0).map_err(|source| LoadError::Map { name, source })?;
         }
     }
+    let flag = |set, flag| if set { flag } else { 0 };
     let settings = Settings {
         generation,
-        flags: if rules.drop_unmatched { Settings::DROP_UNMATCHED_OUTSIDE } else { 0 }
-            | if rules.tracks() { Settings::TRACKS } else { 0 },
+        flags: flag(rules.drop_unmatched, Settings::DROP_UNMATCHED_OUTSIDE)
+            | flag(rules.pass_forged, Settings::PASS_FORGED)
+            | flag(rules.tracks(), Settings::TRACKS),
         exempt: rules.exempt_set(),
         protocols: rules.protocol_sets(),
         inward: rules.inward_set(),

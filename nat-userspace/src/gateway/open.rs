@@ -73,6 +73,9 @@ impl Gateway {
             // Answered before anything is allocated (behaviour RTR-02).
             return Err(Refusal::Told(Reason::DropTtl, Error::TtlExceeded));
         }
+        if ingress.realm() == Realm::Inside && self.comes_from_outside(world, key.source) {
+            return Err(Refusal::Silent(Reason::DropSpoofed));
+        }
         let rule = rule.clone();
         self.may_open(key.source, now)?;
         let opened = self.map_and_open(world, now, ingress, &egress, key, position, &rule, &route);
@@ -139,6 +142,16 @@ impl Gateway {
         self.enter(world, now, session).ok_or_else(|| {
             self.drop_if_unused(now, mapping);
             Refusal::Told(Reason::DropPortsExhausted, Error::AdministrativelyProhibited)
+        })
+    }
+
+    /// Whether answers to an inside source would leave by an outside interface: then the source is forged, or the
+    /// route to its network is missing. Answers would carry its private address to the provider.
+    fn comes_from_outside(&self, world: &mut dyn World, source: u32) -> bool {
+        let query = RouteQuery { source: address(source), destination: address(source), ingress: 0 };
+        world.route(query).is_ok_and(|back| {
+            back.kind == RouteKind::Unicast
+                && self.interfaces.get(&back.ifindex).is_some_and(|way| way.realm() == Realm::Outside)
         })
     }
 

@@ -26,6 +26,8 @@ pub struct Rules {
     inside: Vec<String>,
     /// `[unmatched] outside = "drop"`.
     pub drop_unmatched: bool,
+    /// `[unmatched] forged = "pass"`.
+    pub pass_forged: bool,
 }
 
 /// An address in network byte order as the standard library's.
@@ -53,6 +55,7 @@ impl Rules {
                 .map(|interface| interface.name.clone())
                 .collect(),
             drop_unmatched: config.unmatched_outside == Unmatched::Drop,
+            pass_forged: config.unmatched_forged == Unmatched::Pass,
         }
     }
 
