@@ -34,6 +34,8 @@ pub const NEXT_HOPS: u32 = 65_536;
 pub const SELECTOR_PREFIXES: u32 = 65_536;
 /// One-to-one prefixes, both directions counted.
 pub const STATICS: u32 = 16_384;
+/// External endpoints of forwards, port ranges as prefixes.
+pub const FORWARD_PREFIXES: u32 = 16_384;
 /// Addresses of the gateway and of its pools.
 pub const LOCAL_ADDRESSES: u32 = 131_072;
 
@@ -90,6 +92,20 @@ impl LocalAddress {
     pub const EXTERNAL: u32 = 1;
     /// Port forwards exist on it: ports outside the range may be natgw's too.
     pub const FORWARDS: u32 = 2;
+    /// No interface has it: it is only routed to the gateway.
+    pub const ABSENT: u32 = 4;
+}
+
+/// Key of the trie of forwards: an external endpoint, or a range of ports as a prefix.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ForwardKey {
+    /// External address, network byte order.
+    pub address: u32,
+    /// IP protocol, network byte order.
+    pub protocol: u16,
+    /// External port, network byte order.
+    pub port: u16,
 }
 
 /// Key of the selector tries: the generation in the prefix makes a reload atomic.
@@ -166,6 +182,7 @@ pub struct SessionEvent {
 
 const _: () = assert!(size_of::<Interface>() == 28);
 const _: () = assert!(size_of::<LocalAddress>() == 8);
+const _: () = assert!(size_of::<ForwardKey>() == 8);
 const _: () = assert!(size_of::<SelectorKey>() == 8);
 const _: () = assert!(size_of::<StaticKey>() == 8);
 const _: () = assert!(size_of::<StaticValue>() == 8);
@@ -188,6 +205,7 @@ mod user {
     plain!(
         super::Interface,
         super::LocalAddress,
+        super::ForwardKey,
         super::SelectorKey,
         super::StaticKey,
         super::StaticValue,

@@ -13,6 +13,8 @@ pub const RULES: usize = WORDS * 64 - 1;
 /// No rule: in the set of a source prefix, that the prefix is an inside network. What arrives from
 /// outside with such a source is forged.
 pub const INSIDE: usize = RULES;
+/// Nor this: in the set of a destination prefix, that a forward leads to this host.
+pub const FORWARDED: usize = RULES;
 
 /// A set of rules by position in the file.
 #[repr(C)]

@@ -7,8 +7,8 @@ use aya_ebpf::{
 use nat_common::{
     FlowKey, FlowValue,
     abi::{
-        INTERFACE_SLOTS, INTERFACES, Interface, LOCAL_ADDRESSES, LocalAddress, NEXT_HOPS, QUEUES,
-        SELECTOR_PREFIXES, STATICS, SelectorKey, Settings, StaticKey, StaticValue,
+        FORWARD_PREFIXES, ForwardKey, INTERFACE_SLOTS, INTERFACES, Interface, LOCAL_ADDRESSES, LocalAddress,
+        NEXT_HOPS, QUEUES, SELECTOR_PREFIXES, STATICS, SelectorKey, Settings, StaticKey, StaticValue,
     },
     activity::Activity,
     classify::RuleSet,
@@ -66,6 +66,10 @@ static DESTINATIONS: LpmTrie<SelectorKey, RuleSet> = LpmTrie::with_max_entries(S
 /// One-to-one prefixes, keyed from both sides.
 #[map]
 static ONE_TO_ONE: LpmTrie<StaticKey, StaticValue> = LpmTrie::with_max_entries(STATICS, 0);
+
+/// External endpoints of forwards, port ranges as prefixes. The value says nothing.
+#[map]
+static FORWARDS: LpmTrie<ForwardKey, u32> = LpmTrie::with_max_entries(FORWARD_PREFIXES, 0);
 
 /// Reason → packets, per CPU: no shared cache line.
 #[map]
@@ -140,4 +144,15 @@ pub fn rules_to(generation: u32, address: u32) -> Option<&'static RuleSet> {
 pub fn one_to_one(generation: u32, inbound: bool, address: u32) -> Option<&'static StaticValue> {
     ONE_TO_ONE
         .get(&Key::new(64, StaticKey { generation: generation as u16, inbound: u16::from(inbound), address }))
+}
+
+/// Whether a packet is to the external endpoint of a forward.
+#[inline(always)]
+pub fn is_forwarded(key: &FlowKey) -> bool {
+    let endpoint = ForwardKey {
+        address: key.destination,
+        protocol: u16::from(key.protocol).to_be(),
+        port: key.destination_port,
+    };
+    FORWARDS.get(&Key::new(64, endpoint)).is_some()
 }

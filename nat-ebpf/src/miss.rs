@@ -4,13 +4,21 @@ use aya_ebpf::programs::XdpContext;
 use nat_common::{
     FlowKey, Parsed, Reason,
     abi::{Interface, LocalAddress, Settings},
-    classify::{INSIDE, RuleSet, is_group, is_martian_destination, is_martian_source, protocol_class},
+    classify::{
+        FORWARDED, INSIDE, RuleSet, is_group, is_martian_destination, is_martian_source, protocol_class,
+    },
     flow::Query,
     parse::Kind,
     wire,
 };
 
-use crate::{Verdict, frame::PacketFrame, maps, sockets, stateless};
+use crate::{
+    Verdict,
+    frame::PacketFrame,
+    maps,
+    sockets::{self, Taker},
+    stateless,
+};
 
 const DHCP_SERVER: u16 = 67;
 const DHCP_CLIENT: u16 = 68;
@@ -60,7 +68,8 @@ fn is_inside(settings: &Settings, address: u32) -> bool {
     maps::rules_from(settings.generation, address).is_some_and(|rules| rules.contains(INSIDE))
 }
 
-/// Addressed to the gateway: its sockets first, then mappings and forwards, then its stack.
+/// Addressed to the gateway: its connections first, then forwards, its services, mappings, and
+/// then its stack.
 #[inline(always)]
 fn for_gateway(
     ctx: &XdpContext,
@@ -73,29 +82,39 @@ fn for_gateway(
         return Verdict::Pass;
     }
     let key = &parsed.key;
+    // To the stack, an address that no interface has is another host's: it would send the packet
+    // back to the router that it came from, and so on until its TTL ends (behaviour POL-09).
+    let absent = local.flags & LocalAddress::ABSENT != 0;
+    let stack = if absent { Verdict::Drop(Reason::DropUnsolicited) } else { Verdict::Pass };
     match parsed.kind {
         Kind::Ported if key.protocol == wire::ICMP => {
             // A request is the gateway's to answer (behaviour ICQ-07); a reply may be a mapping's.
-            if key.query == Query::Request as u8 { Verdict::Pass } else { Verdict::Punt }
+            if key.query == Query::Request as u8 { stack } else { Verdict::Punt }
         }
         Kind::Ported => {
-            if sockets::wants(ctx, key) {
-                return Verdict::Pass;
+            let forwarded = local.flags & LocalAddress::FORWARDS != 0 && maps::is_forwarded(key);
+            // A socket that is bound to no address seems to take what is for an absent one.
+            if !absent {
+                match sockets::taker(ctx, key) {
+                    Taker::Connection => return Verdict::Pass,
+                    Taker::Service if !forwarded => return Verdict::Pass,
+                    Taker::Service | Taker::Nobody => {}
+                }
             }
             let port = u16::from_be(key.destination_port);
             let may_be_mapped = port >= local.first_port && port <= local.last_port;
-            if may_be_mapped || local.flags & LocalAddress::FORWARDS != 0 {
+            if may_be_mapped || forwarded {
                 Verdict::Punt
             } else if outside && settings.flags & Settings::DROP_UNMATCHED_OUTSIDE != 0 {
                 Verdict::Drop(Reason::DropUnsolicited)
             } else {
-                Verdict::Pass
+                stack
             }
         }
         // Errors name their flow in the quote, fragments in their first: the daemon looks, and
         // gives the stack what is its own.
         Kind::IcmpOther | Kind::FirstFragment | Kind::LaterFragment => Verdict::Punt,
-        Kind::Portless => Verdict::Pass,
+        Kind::Portless => stack,
     }
 }
 
@@ -138,6 +157,13 @@ fn by_rules(
             } else {
                 Verdict::Drop(Reason::DropUninvited)
             };
+        }
+        // The host's answers would look like those to a forward's packets: the daemon, who knows
+        // of both, keeps them apart (behaviour PFW-07).
+        if maps::rules_to(settings.generation, parsed.key.destination)
+            .is_some_and(|rules| rules.contains(FORWARDED))
+        {
+            return Verdict::Punt;
         }
     }
     // Plainly routed: the rest of a network may see it with this source (RFC 2827).

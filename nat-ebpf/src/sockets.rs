@@ -1,5 +1,6 @@
 //! The gateway's own sockets: asked before the daemon, so that a service or a connection of the
-//! gateway never loses its packets to a mapping (behaviour LOC-02, LOC-04; CVE-2021-3773).
+//! gateway never loses its packets to a mapping (behaviour LOC-02, LOC-04; CVE-2021-3773). Only a
+//! forward, which someone wrote down, goes before a service.
 
 use aya_ebpf::{
     bindings::{bpf_sock_tuple, bpf_sock_tuple__bindgen_ty_1, bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1},
@@ -11,9 +12,23 @@ use nat_common::{FlowKey, wire};
 /// `BPF_F_CURRENT_NETNS`: the namespace of the device.
 const CURRENT_NETNS: u64 = u64::MAX;
 
-/// Whether a socket of the gateway would take the packet: connected to its source, or listening.
+/// Which socket of the gateway would take a packet.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Taker {
+    /// None.
+    Nobody,
+    /// One that takes packets of anybody.
+    Service,
+    /// One that is connected to the packet's source.
+    Connection,
+}
+
+/// `TCP_LISTEN`.
+const LISTEN: u32 = 10;
+
+/// The socket of the gateway that would take the packet.
 #[inline(always)]
-pub fn wants(ctx: &XdpContext, key: &FlowKey) -> bool {
+pub fn taker(ctx: &XdpContext, key: &FlowKey) -> Taker {
     let addresses = bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1 {
         saddr: key.source,
         daddr: key.destination,
@@ -29,12 +44,16 @@ pub fn wants(ctx: &XdpContext, key: &FlowKey) -> bool {
         let socket = match key.protocol {
             wire::TCP => bpf_skc_lookup_tcp(context, &raw mut tuple, size, CURRENT_NETNS, 0),
             wire::UDP => bpf_sk_lookup_udp(context, &raw mut tuple, size, CURRENT_NETNS, 0),
-            _ => return false,
+            _ => return Taker::Nobody,
         };
         if socket.is_null() {
-            return false;
+            return Taker::Nobody;
         }
+        // A UDP socket has a remote port once it is connected. Its state would say so, too, but the
+        // verifier forbids one instruction to read both kinds of socket.
+        let is_service =
+            if key.protocol == wire::UDP { (*socket).dst_port == 0 } else { (*socket).state == LISTEN };
         bpf_sk_release(socket.cast());
+        if is_service { Taker::Service } else { Taker::Connection }
     }
-    true
 }

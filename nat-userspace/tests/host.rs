@@ -360,7 +360,7 @@ fn across_wan() -> Namespace {
 }
 
 fn address(addr: [u8; 4], prefix: u8, broadcast: Option<[u8; 4]>, secondary: bool) -> Address {
-    Address { addr: addr.into(), prefix, broadcast: broadcast.map(Into::into), secondary }
+    Address { addr: addr.into(), prefix, broadcast: broadcast.map(Into::into), secondary, claimed: false }
 }
 
 /// Polls until an event arrives that the caller waits for.

@@ -5,8 +5,10 @@
 mod selftest;
 mod stage;
 
+mod exh;
 mod map;
 mod one;
+mod pol;
 mod prt;
 
 mod flt;

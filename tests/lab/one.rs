@@ -1,8 +1,14 @@
-//! One-to-one NAT, address pools, exemptions, and what happens when there is no more.
+//! One-to-one NAT.
 
-use nat_tests::{Lab, Packet, gateway};
+use std::{
+    net::{Ipv4Addr, SocketAddrV4},
+    thread,
+    time::Duration,
+};
 
-use crate::stage::{Stage, port, public, seconds, source};
+use nat_tests::{Gateway, Lab, Packet, checksum, gateway};
+
+use crate::stage::{Stage, port, source};
 
 const SERVER: &str = "198.51.100.1:5000";
 
@@ -33,35 +39,73 @@ fn one_01_and_07_an_address_stands_for_a_host() {
         assert_eq!(source(&stage.crosses(&reply)), outside);
     }
     assert_eq!(stage.session_count(), 0, "one-to-one keeps no state");
-    // ONE-05: the others go on as before.
-    assert_eq!(
-        stage.crosses(&stage.udp("192.168.1.11:40000", SERVER)).ip().source.to_string(),
-        "203.0.113.1"
-    );
+}
+
+/// A UDP-Lite datagram (RFC 3828): the checksum is over a pseudo-header with the addresses, and over as many bytes
+/// as the coverage says; zero is all.
+fn lite(from: &str, to: &str, coverage: u16, payload: &[u8]) -> Packet {
+    let ends = [from, to].map(|end| end.parse::<SocketAddrV4>().expect("address:port"));
+    let ports = ends.map(|end| end.port().to_be_bytes()).concat();
+    let body = [&ports[..], &coverage.to_be_bytes(), &[0, 0], payload].concat();
+    let checksum = !lite_sum(*ends[0].ip(), *ends[1].ip(), &body);
+    let body = [&body[..6], &checksum.to_be_bytes(), payload].concat();
+    Packet::raw(*ends[0].ip(), *ends[1].ip(), 136).payload(body)
+}
+
+/// The sum of what a UDP-Lite checksum covers: all ones where the checksum is in it and right.
+fn lite_sum(from: Ipv4Addr, to: Ipv4Addr, body: &[u8]) -> u16 {
+    let coverage = usize::from(u16::from_be_bytes([body[4], body[5]]));
+    let covered = if coverage == 0 { body } else { &body[..coverage] };
+    !checksum::internet(&[&checksum::pseudo_header(from, to, 136, body.len()), covered])
 }
 
 #[test]
-fn one_03_protocols_without_ports_pass() {
+fn one_03_every_protocol_passes() {
     let stage = statics("203.0.113.2", "192.168.1.10");
-    for protocol in [47, 50, 253] {
+    for protocol in [47, 50, 51, 253] {
         let payload = format!("protocol {protocol}");
         stage.reaches(&Packet::raw("198.51.100.1", "203.0.113.2", protocol).payload(&payload), &stage.a);
         let seen = stage.crosses(&Packet::raw("192.168.1.10", "198.51.100.1", protocol).payload(&payload));
         assert_eq!(seen.ip().source.to_string(), "203.0.113.2");
     }
+    // SCTP: ports, tag, CRC32c, which covers no address, and a chunk: not a byte changes.
+    let sctp =
+        [&7_u16.to_be_bytes()[..], &9_u16.to_be_bytes(), &[1, 2, 3, 4, 0xc3, 0x2c, 0xc3, 0x2c], b"chunk..."]
+            .concat();
+    let seen = stage.reaches(&Packet::raw("198.51.100.1", "203.0.113.2", 132).payload(&sctp), &stage.a);
+    assert_eq!(seen.ip().body, sctp);
+    let seen = stage.crosses(&Packet::raw("192.168.1.10", "198.51.100.1", 132).payload(&sctp));
+    assert_eq!(seen.ip().body, sctp);
+    // UDP-Lite: the checksum covers a pseudo-header with the addresses, and the header at least.
+    for coverage in [8, 12, 0] {
+        for (from, to, tap) in [(SERVER, "203.0.113.2:9", &stage.a), ("192.168.1.10:9", SERVER, &stage.s1)] {
+            let sent = stage.send(&lite(from, to, coverage, b"covered, and not"));
+            let seen = tap.expect("the datagram", |seen| seen.payload().ends_with(b"and not"));
+            assert_eq!(seen.ip().body[..6], sent.ip().body[..6], "ports and coverage");
+            let ip = seen.ip();
+            assert_eq!(lite_sum(ip.source, ip.destination, &ip.body), 0xffff, "coverage {coverage}");
+        }
+    }
 }
 
 #[test]
 fn one_04_a_prefix_keeps_the_host_part() {
-    let stage = statics("203.0.113.16/30", "192.168.1.8/30");
-    for (inside, outside, tap) in
-        [("192.168.1.10:7", "203.0.113.18:7", &stage.a), ("192.168.1.11:7", "203.0.113.19:7", &stage.b)]
-    {
-        assert_eq!(source(&stage.crosses(&stage.udp(inside, SERVER))), outside);
-        stage.reaches(&stage.udp(SERVER, outside), tap);
+    let stage = statics("203.0.113.16/28", "192.168.1.16/28");
+    for last in 16..32 {
+        let (inside, outside) = (format!("192.168.1.{last}"), format!("203.0.113.{last}"));
+        let sent = stage.a.send(&stage.udp(&format!("{inside}:7"), SERVER));
+        assert_eq!(source(&stage.s1.expect_payload(sent.payload())), format!("{outside}:7"));
     }
-    let c = stage.crosses(&stage.udp("192.168.1.12:7", SERVER));
-    assert_eq!(c.ip().source.to_string(), "203.0.113.1", "c is not in the prefix");
+    // Inwards they are resolved: each has to be somewhere.
+    for last in 16..32 {
+        stage.lab.b.ip(&format!("addr add 192.168.1.{last}/24 dev eth0"));
+        let sent = stage.s1.send(&stage.udp(SERVER, &format!("203.0.113.{last}:7")));
+        let seen = stage.b.expect_payload(sent.payload());
+        assert_eq!(seen.destination().unwrap().to_string(), format!("192.168.1.{last}:7"));
+    }
+    for beyond in ["192.168.1.10:7", "192.168.1.12:7"] {
+        assert_eq!(stage.crosses(&stage.udp(beyond, SERVER)).ip().source.to_string(), "203.0.113.1");
+    }
 }
 
 #[test]
@@ -76,97 +120,165 @@ fn one_09_fragments_pass_at_once_in_any_order() {
     }
 }
 
-fn pool(to: &str) -> Stage {
-    Stage::with(&gateway::STANDARD.replace("to = \"masquerade\"", to))
-}
-
 #[test]
-fn pol_01_one_host_one_address() {
-    let stage = pool("to = [\"203.0.113.2-203.0.113.4\"]");
-    for client in ["192.168.1.10", "192.168.1.11", "192.168.1.12"] {
-        let first = stage.crosses(&stage.udp(&format!("{client}:40000"), SERVER)).ip().source;
-        assert!((2..=4).contains(&first.octets()[3]), "{first}");
-        for number in 0..20 {
-            let inside = format!("{client}:{}", 41_000 + number);
-            let udp = stage.crosses(&stage.udp(&inside, SERVER));
-            let tcp = stage.crosses(&stage.syn(&inside, "198.51.100.2:80"));
-            let echo = stage.crosses(&Packet::echo_request(client, "198.51.101.1", number, 1));
-            for seen in [udp, tcp, echo] {
-                assert_eq!(seen.ip().source, first, "{client}");
+fn one_02_a_million_packets_leave_no_state_and_pass_a_restart() {
+    // Only a kernel that forwards tells the fast path the way; otherwise the daemon has to send them all.
+    let lab = Lab::builder().forwarding().build();
+    lab.mute_all();
+    let rule = "[[static]]\nexternal = \"203.0.113.2\"\ninternal = \"192.168.1.10\"\n";
+    let mut gateway = Gateway::start(&lab, &format!("{}{rule}", gateway::STANDARD));
+    // From the provider's end of the wire: the gateway is what is tested.
+    let wan = lab.wan();
+    let received = || -> u64 {
+        let counter = lab.a.succeed("cat /sys/class/net/eth0/statistics/rx_packets");
+        counter.trim().parse().expect("a number")
+    };
+    let mut state = 0x9e37_79b9_u32;
+    let mut random = move || {
+        state ^= state << 13;
+        state ^= state >> 17;
+        state ^= state << 5;
+        state
+    };
+    let mut next = move || {
+        let (word, more) = (random(), random());
+        let remote = format!(
+            "{}.{}.{}.{}",
+            20 + word % 100,
+            word >> 8 & 0xff,
+            word >> 16 & 0xff,
+            1 + (word >> 24) % 250
+        );
+        let endpoint = format!("{remote}:{}", more & 0xffff);
+        let own = format!("203.0.113.2:{}", more >> 16);
+        let packet = match word % 4 {
+            0 => Packet::tcp(endpoint.as_str(), own.as_str()).seq(word).ack(more),
+            1 => Packet::udp(endpoint.as_str(), own.as_str()),
+            2 => Packet::echo_request(
+                remote.as_str(),
+                "203.0.113.2",
+                u16::try_from(more >> 16).unwrap_or(0),
+                1,
+            ),
+            _ => Packet::raw(remote.as_str(), "203.0.113.2", 200).payload([1, 2, 3, 4]),
+        };
+        packet.between(lab.isp.mac, lab.isp.next_hop).build()
+    };
+    wan.send_frame(&next());
+    thread::sleep(Duration::from_millis(200));
+    let before = received();
+    let mut sent = 0;
+    let mut send = |count: u32| {
+        for _ in 0..count {
+            wan.send_frame(&next());
+            sent += 1;
+            if sent % 5000 == 0 {
+                wan.clear();
             }
         }
-        let mapped = format!("{first}:40000");
-        stage.reaches(&stage.udp(SERVER, &mapped), stage.tap(client.parse().unwrap()));
-    }
+        sent
+    };
+    send(900_000);
+    gateway.kill();
+    send(50_000);
+    gateway.restart();
+    let sent = send(50_000);
+    assert_eq!(gateway.sessions().len(), 0);
+    gateway.wait_until("all have arrived", Duration::from_secs(5), |_| received() - before >= sent);
+    assert!(received() - before < sent + 100, "{sent} sent, {} came", received() - before);
 }
 
 #[test]
-fn pol_05_exempt_traffic_leaves_as_it_is() {
-    let exempt = "[[snat]]\nname = \"exempt\"\ndestination = [\"198.51.101.0/24\"]\nto = \"none\"\n\n[[snat]]\nname = \"office\"";
-    let configuration = gateway::STANDARD.replace("[[snat]]\nname = \"office\"", exempt);
-    let stage = Stage::build(Lab::builder().forwarding(), &configuration);
-    // The private address outside is what this case asks for.
-    stage.expect_bad_packets();
-    let seen = stage.crosses(&stage.udp("192.168.1.10:40000", "198.51.101.1:7"));
-    assert_eq!(source(&seen), "192.168.1.10:40000");
-    assert_eq!(source(&stage.crosses(&stage.udp("192.168.1.10:40000", SERVER))), public(40000));
-}
-
-#[test]
-fn exh_01_and_02_a_full_port_range_refuses_and_takes_from_nobody() {
-    let stage = Stage::snat("ports = \"20000-20009\"");
-    let clients: Vec<String> = (0..10).map(|number| format!("192.168.1.10:{}", 30_000 + number)).collect();
-    let mapped: Vec<String> =
-        clients.iter().map(|client| source(&stage.crosses(&stage.udp(client, SERVER)))).collect();
+fn one_05_one_to_one_goes_before_rules_and_a_forward_on_it_is_refused() {
+    let stage = statics("203.0.113.2", "192.168.1.10");
     for number in 0..20 {
-        stage.stopped_quickly(&stage.udp(&format!("192.168.1.11:{}", 30_000 + number), SERVER));
+        let seen = stage.crosses(&stage.udp(&format!("192.168.1.10:{}", 40_000 + number), SERVER));
+        assert_eq!(source(&seen), format!("203.0.113.2:{}", 40_000 + number));
+        let seen = stage.crosses(&stage.syn(&format!("192.168.1.11:{}", 40_000 + number), SERVER));
+        assert_eq!(seen.ip().source.to_string(), "203.0.113.1", "the others go on as before");
     }
-    for (client, mapped) in clients.iter().zip(&mapped) {
-        let seen = stage.reaches(&stage.udp(SERVER, mapped), &stage.a);
-        assert_eq!(seen.destination().unwrap().to_string(), *client);
-        assert_eq!(source(&stage.crosses(&stage.udp(client, SERVER))), *mapped);
-    }
+    // A forward that a one-to-one rule would hide is an error, which says so.
+    let rules = "[[static]]\nexternal = \"203.0.113.2\"\ninternal = \"192.168.1.10\"\n\
+                 [[forward]]\nexternal = \"203.0.113.2:80\"\ninternal = \"192.168.1.11:80\"\n";
+    stage.gateway.configure(&format!("{}{rules}", gateway::STANDARD));
+    let refused = stage.gateway.output(&["reload"]);
+    let told = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(!refused.status.success() && told.contains("takes all of its address"), "{told}");
 }
 
 #[test]
-fn exh_05_a_source_has_its_limit_and_others_have_theirs() {
-    let stage = Stage::with(&format!("{}\n[limits]\nsessions_per_source = 10\n", gateway::STANDARD));
-    for number in 0..10 {
-        stage.crosses(&stage.udp(&format!("192.168.1.10:{}", 30_000 + number), SERVER));
+fn one_06_a_host_that_becomes_one_to_one_keeps_the_sessions_it_has() {
+    let stage = Stage::standard();
+    let old = stage.connect("192.168.1.10:40000", SERVER);
+    let udp = source(&stage.crosses(&stage.udp("192.168.1.10:40001", SERVER)));
+    let rule = "[[static]]\nexternal = \"203.0.113.2\"\ninternal = \"192.168.1.10\"\n";
+    stage.gateway.configure(&format!("{}{rule}", gateway::STANDARD));
+    stage.gateway.text(&["reload"]);
+    for _ in 0..3 {
+        // What is there goes on as it was, both ways.
+        assert_eq!(source(&stage.crosses(&stage.data("192.168.1.10:40000", SERVER))), old);
+        assert_eq!(source(&stage.crosses(&stage.udp("192.168.1.10:40001", SERVER))), udp);
+        stage.reaches(&stage.udp(SERVER, &udp), &stage.a);
+        // What is new has the new address, also to where an old session leads.
+        assert_eq!(source(&stage.crosses(&stage.syn("192.168.1.10:40002", SERVER))), "203.0.113.2:40002");
+        assert_eq!(
+            source(&stage.crosses(&stage.udp("192.168.1.10:40001", "198.51.100.2:7"))),
+            "203.0.113.2:40001"
+        );
+        assert_eq!(
+            source(&stage.crosses(&stage.udp("192.168.1.11:40001", SERVER))).split(':').next(),
+            Some("203.0.113.1")
+        );
     }
-    stage.stopped(&stage.udp("192.168.1.10:40000", SERVER), &stage.s1);
-    stage.crosses(&stage.udp("192.168.1.10:30000", SERVER));
-    stage.crosses(&stage.udp("192.168.1.11:40000", SERVER));
+}
+
+/// The ARP packet in a frame: operation, sender's MAC, sender's address, target's address.
+fn arp(frame: &[u8]) -> Option<[&[u8]; 4]> {
+    let is_arp = frame.len() >= 42 && frame[12..14] == [0x08, 0x06];
+    is_arp.then(|| [&frame[21..22], &frame[22..28], &frame[28..32], &frame[38..42]])
 }
 
 #[test]
-fn exh_06_a_source_has_its_rate() {
-    let stage = Stage::with(&format!("{}\n[limits]\nnew_per_second_per_source = 10\n", gateway::STANDARD));
-    for number in 0..200 {
-        stage.a.send(&stage.udp(&format!("192.168.1.10:{}", 30_000 + number), SERVER));
+fn one_10_the_gateway_answers_for_its_addresses_and_announces_them() {
+    let lab = Lab::standard();
+    lab.mute_all();
+    let wan = lab.wan();
+    let rules = "[[static]]\nexternal = \"203.0.113.2\"\ninternal = \"192.168.1.10\"\n";
+    let pool = gateway::STANDARD.replace("to = \"masquerade\"", "to = [\"203.0.113.3-203.0.113.4\"]");
+    let gateway = Gateway::start(&lab, &format!("{pool}{rules}"));
+    let announced = |last: u8| {
+        wan.captured().iter().any(|captured| {
+            let own = [203, 0, 113, last];
+            captured.frame[..6] == [0xff; 6]
+                && arp(&captured.frame) == Some([&[1], &lab.gateway.mac, &own, &own])
+        })
+    };
+    for last in 2..=4 {
+        gateway.wait_until("it is announced", Duration::from_secs(2), |_| announced(last));
     }
-    stage.crosses(&stage.udp("192.168.1.11:40000", SERVER));
-    let passed = stage.s1.incoming(|seen| seen.udp().is_some_and(|udp| udp.source != 40_000)).len();
-    assert!((1..=40).contains(&passed), "{passed} of 200");
-    seconds(1.5);
-    stage.crosses(&stage.udp("192.168.1.10:50000", SERVER));
-}
-
-#[test]
-fn exh_07_a_full_table_refuses_and_leaks_nothing() {
-    let stage = Stage::build(
-        Lab::builder().forwarding(),
-        &format!("{}\n[limits]\nsessions = 1000\n", gateway::STANDARD),
-    );
-    let first = source(&stage.crosses(&stage.udp("192.168.1.10:20000", SERVER)));
-    for number in 1..1200 {
-        stage.a.send(&stage.udp(&format!("192.168.1.10:{}", 20_000 + number), SERVER));
-        if number % 50 == 0 {
-            seconds(0.02);
-        }
+    for last in 2..=4 {
+        let own = [203, 0, 113, last];
+        let mut question = [
+            &[0xff; 6][..],
+            &lab.isp.mac,
+            &[8, 6, 0, 1, 8, 0, 6, 4, 0, 1],
+            &lab.isp.mac,
+            &[203, 0, 113, 254],
+        ]
+        .concat();
+        question.extend_from_slice(&[0; 6]);
+        question.extend_from_slice(&own);
+        wan.send_frame(&question);
+        let answered = || {
+            wan.captured().iter().any(|captured| {
+                arp(&captured.frame) == Some([&[2], &lab.gateway.mac, &own, &[203, 0, 113, 254]])
+            })
+        };
+        gateway.wait_until("it is answered for", Duration::from_secs(2), |_| answered());
     }
-    seconds(0.5);
-    assert!(stage.session_count() <= 1000);
-    stage.stopped(&stage.udp("192.168.1.11:40000", SERVER), &stage.s1);
-    stage.reaches(&stage.udp(SERVER, &first), &stage.a);
+    // One that comes with a reload is announced, too.
+    assert!(!announced(5));
+    gateway.configure(&format!("{pool}{}", rules.replace("203.0.113.2", "203.0.113.5")));
+    gateway.text(&["reload"]);
+    gateway.wait_until("it is announced", Duration::from_secs(2), |_| announced(5));
 }

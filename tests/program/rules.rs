@@ -74,8 +74,16 @@ fn loc_01_the_gateways_own() {
     check(vec![
         wan("a port that a mapping may have", to(61000)).punted(),
         wan("a port below them", to(53)).passed(),
-        wan("a port below them where forwards are", Packet::udp("198.51.100.9:9", "203.0.113.2:53")).punted(),
+        wan("a forward's port below them", Packet::udp("198.51.100.9:9", "203.0.113.2:53")).punted(),
+        wan("another where forwards are", Packet::udp("198.51.100.9:9", "203.0.113.2:54")).passed(),
         wan("a socket's", to(5000)).passed(),
+        wan("PFW-11: a socket's and a forward's", Packet::udp("198.51.100.9:9", "203.0.113.2:5053")).punted(),
+        wan("that socket's alone", to(5053)).passed(),
+        wan("POL-09: nobody's, on no interface", Packet::udp("198.51.100.9:9", "203.0.113.3:54"))
+            .dropped(DropUnsolicited),
+        wan("POL-09: it seems a socket's", Packet::udp("198.51.100.9:9", "203.0.113.3:5053")).punted(),
+        wan("POL-09: an echo request", Packet::echo_request("198.51.100.9", "203.0.113.3", 1, 1))
+            .dropped(DropUnsolicited),
         wan("a listener's", Packet::tcp("198.51.100.9:9", "203.0.113.1:5000").syn(1)).passed(),
         wan("nobody's TCP port", Packet::tcp("198.51.100.9:9", "203.0.113.1:5001").syn(1)).punted(),
         wan("ICQ-06: an echo request", Packet::echo_request("198.51.100.9", "203.0.113.1", 1, 1)).passed(),

@@ -20,8 +20,8 @@ use nat_common::{
 };
 use nat_tests::packet::{Mac, protocol};
 use natgw::{
-    config::Config,
-    datapath::{Datapath, publish_rules},
+    config::{Config, PortRange},
+    datapath::{Datapath, publish_forwards, publish_rules},
     gateway::{Rules, network},
 };
 use rustix::{
@@ -183,6 +183,7 @@ impl Stage {
         stage.write_flows();
         stage.publish(RULES);
         stage.kept_open.push(Box::new(UdpSocket::bind("203.0.113.1:5000").expect("bind to UDP port 5000")));
+        stage.kept_open.push(Box::new(UdpSocket::bind("0.0.0.0:5053").expect("bind to UDP port 5053")));
         stage
             .kept_open
             .push(Box::new(TcpListener::bind("203.0.113.1:5000").expect("listen on TCP port 5000")));
@@ -267,10 +268,16 @@ impl Stage {
             ([192, 168, 1, 1], LocalAddress::default()),
             ([203, 0, 113, 1], external),
             ([203, 0, 113, 2], forwarding),
+            ([203, 0, 113, 3], LocalAddress { flags: forwarding.flags | LocalAddress::ABSENT, ..forwarding }),
         ];
         for (address, local) in locals {
             self.datapath.locals.insert(&network(address.into()), &local, 0).expect("write an address");
         }
+        let forwards = [53, 5053].map(|port| {
+            let external = network([203, 0, 113, 2].into());
+            (external, protocol::UDP, PortRange { first: port, last: port })
+        });
+        publish_forwards(&mut self.datapath, forwards.into_iter()).expect("write the forwards");
     }
 
     fn write_hops(&mut self) {

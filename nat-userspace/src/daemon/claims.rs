@@ -1,7 +1,9 @@
 //! External addresses that no interface has: those within an outside interface's subnet are added
 //! to it, so that the kernel answers ARP for them also while the daemon is not running, and
-//! announced. What was added is removed at the end.
+//! announced. What was added is removed when the configuration names it no more, and at the end;
+//! also what a daemon that was killed has left.
 
+use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 
 use super::interfaces::pool_addresses;
@@ -17,7 +19,8 @@ const MOST: usize = 4096;
 pub struct Claims(Vec<(u32, Ipv4Addr)>);
 
 impl Claims {
-    /// Adds what the configuration needs and no interface has.
+    /// Adds what the configuration needs and no interface has, and takes back what it no longer
+    /// needs.
     pub fn make(&mut self, kernel: &mut Kernel, gateway: &Gateway, config: &Config) -> Vec<Emission> {
         let mut announcements = Vec::new();
         let statics = config.statics.iter().flat_map(|rule| {
@@ -25,7 +28,10 @@ impl Claims {
             u32::from(net.network())..=u32::from(net.broadcast())
         });
         let wanted = pool_addresses(config).chain(statics.map(Ipv4Addr::from));
-        for own in wanted.take(MOST) {
+        let wanted: BTreeSet<Ipv4Addr> = wanted.take(MOST).collect();
+        self.adopt(kernel, config);
+        self.release_but(kernel, &wanted);
+        for own in wanted {
             if kernel.locals().contains(&own) {
                 continue;
             }
@@ -46,6 +52,19 @@ impl Claims {
         announcements
     }
 
+    /// Takes over what an earlier daemon has added to the interfaces.
+    fn adopt(&mut self, kernel: &Kernel, config: &Config) {
+        for interface in &config.interfaces {
+            let Some(link) = kernel.host.link_by_name(&interface.name) else { continue };
+            for address in kernel.host.addresses(link.index).iter().filter(|address| address.claimed) {
+                let claim = (link.index, address.addr);
+                if !self.0.contains(&claim) {
+                    self.0.push(claim);
+                }
+            }
+        }
+    }
+
     /// The outside interface whose subnet an address is in.
     fn segment(kernel: &Kernel, config: &Config, own: Ipv4Addr) -> Option<u32> {
         config.interfaces.iter().find_map(|interface| {
@@ -60,7 +79,12 @@ impl Claims {
 
     /// Takes back what was added.
     pub fn release(&mut self, kernel: &mut Kernel) {
-        for (ifindex, own) in self.0.drain(..) {
+        self.release_but(kernel, &BTreeSet::new());
+    }
+
+    fn release_but(&mut self, kernel: &mut Kernel, wanted: &BTreeSet<Ipv4Addr>) {
+        for (ifindex, own) in self.0.extract_if(.., |(_, own)| !wanted.contains(own)) {
+            tracing::info!(address = %own, "external address removed");
             if let Err(error) = kernel.host.remove_address(ifindex, own) {
                 tracing::warn!(%error, address = %own, "an external address could not be removed");
             }

@@ -1,6 +1,7 @@
 //! The interfaces of the configuration on the host as it is: found, attached, watched, told to the
 //! fast path and the core.
 
+use std::collections::HashSet;
 use std::net::Ipv4Addr;
 use std::time::Instant;
 
@@ -9,7 +10,7 @@ use nat_common::abi::{self, INTERFACE_SLOTS, LocalAddress, QUEUES};
 
 use super::kernel::Kernel;
 use crate::config::{Config, ForwardAddress, InterfaceConfig, PortRange, Side, SnatTarget};
-use crate::datapath::{AttachError, Attached};
+use crate::datapath::{AttachError, Attached, publish_forwards};
 use crate::gateway::{Gateway, Interface, network};
 use crate::host::Link;
 use xdp::nic::NicIndex;
@@ -193,7 +194,7 @@ pub fn publish_addresses(kernel: &mut Kernel, gateway: &Gateway, config: &Config
     // Rules that hide remotes from the inside put mappings on inside addresses, too.
     let inward = config.forwards.iter().any(|rule| rule.masquerade_source)
         || config.snat.iter().any(|rule| !rule.destination.positive.is_empty() || rule.out.is_some());
-    let named: Vec<Ipv4Addr> = pool_addresses(config).collect();
+    let named: HashSet<Ipv4Addr> = pool_addresses(config).collect();
     let forwards = if config.forwards.is_empty() { 0 } else { LocalAddress::FORWARDS };
     let is_external = |own: Ipv4Addr| {
         named.contains(&own)
@@ -207,8 +208,9 @@ pub fn publish_addresses(kernel: &mut Kernel, gateway: &Gateway, config: &Config
     let mut wanted = std::collections::HashMap::new();
     for own in kernel.locals().iter().copied().chain(named.iter().copied()) {
         let external = is_external(own);
+        let absent = if kernel.locals().contains(&own) { 0 } else { LocalAddress::ABSENT };
         let entry = LocalAddress {
-            flags: if external { LocalAddress::EXTERNAL | forwards } else { 0 },
+            flags: if external { LocalAddress::EXTERNAL | forwards | absent } else { 0 },
             first_port: range.first,
             last_port: range.last,
         };
@@ -230,6 +232,7 @@ pub fn publish_addresses(kernel: &mut Kernel, gateway: &Gateway, config: &Config
     for (own, entry) in wanted {
         kernel.datapath.locals.insert(&own, &entry, 0)?;
     }
+    publish_forwards(&mut kernel.datapath, gateway.forwarded_endpoints())?;
     Ok(())
 }
 

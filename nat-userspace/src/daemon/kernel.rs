@@ -95,6 +95,11 @@ impl Kernel {
         &self.locals
     }
 
+    /// Ports that sockets of the gateway hold: protocol, address (0.0.0.0 for all), port.
+    pub fn bound(&self) -> impl Iterator<Item = (u8, Ipv4Addr, u16)> {
+        self.bound.iter()
+    }
+
     fn read_sockets(&mut self) {
         let begun = Instant::now();
         match bound_ports() {
@@ -158,6 +163,15 @@ impl World for Kernel {
 
     fn route(&mut self, query: RouteQuery) -> Result<Route, RouteError> {
         self.host.route(query)
+    }
+
+    fn route_by(
+        &mut self,
+        egress: u32,
+        source: Ipv4Addr,
+        destination: Ipv4Addr,
+    ) -> Result<Route, RouteError> {
+        self.host.route_by(egress, source, destination)
     }
 
     fn neighbour(&self, ifindex: u32, neighbour: Ipv4Addr) -> Option<[u8; 6]> {

@@ -425,7 +425,26 @@ impl Worker {
     pub fn warnings(&self) -> Vec<String> {
         let mut warnings = self.config.warnings.clone();
         warnings.extend(preflight::warnings(&self.kernel.host, &self.config));
+        warnings.extend(self.hidden_services());
         warnings
+    }
+
+    /// Services of the gateway that a forward goes before (behaviour PFW-11).
+    fn hidden_services(&self) -> Vec<String> {
+        let mut hidden: Vec<String> = self
+            .kernel
+            .bound()
+            .filter_map(|(protocol, own, port)| {
+                let (external, rule) = self.gateway.forward_of(protocol, own, port)?;
+                let word = crate::config::protocol_name(protocol);
+                Some(format!(
+                    "[[forward]] {rule}: {word} {external}:{port} is held by a socket of the gateway, too: the forward goes first there, the service is reached by other addresses"
+                ))
+            })
+            .collect();
+        hidden.sort();
+        hidden.dedup();
+        hidden
     }
 
     /// Takes a new configuration. The interfaces stay as they are.
@@ -462,6 +481,8 @@ impl Worker {
             )
         })?;
         warnings.extend(self.config.warnings.iter().cloned());
+        self.kernel.read_bound();
+        warnings.extend(self.hidden_services());
         Ok(Reloaded { kept: u64::from(reloaded.kept), ended: u64::from(reloaded.ended), warnings })
     }
 

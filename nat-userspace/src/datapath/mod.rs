@@ -4,12 +4,14 @@
 mod attach;
 mod batch;
 mod flows;
+mod forwards;
 mod mapped;
 mod object;
 mod sets;
 
 pub use self::attach::{AttachError, Attached};
 pub use self::flows::FlowTable;
+pub use self::forwards::publish_forwards;
 pub use self::mapped::Mapped;
 pub use self::object::{Datapath, LoadError, ticks};
 pub use self::sets::publish_rules;

@@ -19,7 +19,7 @@ use super::mapped::Mapped;
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/natgw-ebpf"));
 
 /// Maps that outlive the daemon: all but those that only it uses.
-const PINNED: [&str; 14] = [
+const PINNED: [&str; 15] = [
     "FLOWS",
     "ACTIVITY",
     "HOPS",
@@ -31,6 +31,7 @@ const PINNED: [&str; 14] = [
     "SOURCES",
     "DESTINATIONS",
     "ONE_TO_ONE",
+    "FORWARDS",
     "COUNTERS",
     "EVENTS",
     "INJECTED",

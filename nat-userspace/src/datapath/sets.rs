@@ -18,9 +18,11 @@ const GENERATION: u32 = 32;
 pub fn publish_rules(datapath: &mut Datapath, rules: &Rules, inside: &[Ipv4Net]) -> Result<(), LoadError> {
     let before = datapath.settings.get(&0, 0).unwrap_or_default().generation;
     let generation = before.wrapping_add(1);
+    let forwarded: Vec<Ipv4Net> = rules.forwards.iter().map(|rule| rule.internal.into()).collect();
     for (name, sets) in [
         ("SOURCES", rules.selector_sets(|rule| &rule.source, inside)),
-        ("DESTINATIONS", rules.selector_sets(|rule| &rule.destination, &[])),
+        // The last bit there says something else: see `FORWARDED`.
+        ("DESTINATIONS", rules.selector_sets(|rule| &rule.destination, &forwarded)),
     ] {
         let mut trie: LpmTrie<&mut MapData, SelectorKey, RuleSet> = trie(datapath, name)?;
         for (prefix, set) in sets {
@@ -86,7 +88,7 @@ fn clear(datapath: &mut Datapath, generation: u32) {
     }
 }
 
-fn trie<'a, K: aya::Pod, V: aya::Pod>(
+pub(super) fn trie<'a, K: aya::Pod, V: aya::Pod>(
     datapath: &'a mut Datapath,
     name: &'static str,
 ) -> Result<LpmTrie<&'a mut MapData, K, V>, LoadError> {

@@ -133,6 +133,18 @@ impl Gateway {
             destination: address(to),
             ingress: if direction == Direction::Original { ingress } else { 0 },
         };
+        // Who came from outside is answered by the way of that external address, wherever the
+        // route to it leads (behaviour POL-10).
+        let by_address = matches!(session.origin, Origin::Inbound(_) | Origin::Forward(_))
+            && session.original.realm == nat_common::Realm::Outside as u16
+            && direction == Direction::Reply;
+        let external = session.original.destination;
+        let uplink = if by_address { self.interface_of(external) } else { None };
+        if let Some(uplink) = uplink.filter(|uplink| uplink.up) {
+            let hop = self.way_to_remote(world, &uplink, external, to);
+            self.set_way(world, slot, direction, hop);
+            return;
+        }
         let hop = match world.route(query) {
             Ok(route) if route.kind == RouteKind::Unicast => {
                 match self.interfaces.get(&route.ifindex).cloned() {
@@ -143,6 +155,10 @@ impl Gateway {
             }
             _ => next_hops::UNKNOWN,
         };
+        self.set_way(world, slot, direction, hop);
+    }
+
+    fn set_way(&mut self, world: &mut dyn World, slot: u32, direction: Direction, hop: u32) {
         if session_hop(self, slot, direction) == hop {
             return;
         }

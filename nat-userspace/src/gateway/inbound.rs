@@ -1,6 +1,7 @@
 //! Packets to the gateway's external addresses: for a mapping if its filter lets them in, for a
 //! forward, else for the gateway itself. From the inside, the same is hairpinning.
 
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -35,7 +36,12 @@ impl Gateway {
     ) -> Opened {
         let key = &parsed.key;
         if key.query == Query::Request as u8 || !has_ports(key.protocol) {
-            return Err(Refusal::Stack);
+            // To an address that no interface has, the stack would send it back where it came from.
+            return Err(if world.is_local(address(key.destination)) {
+                Refusal::Stack
+            } else {
+                Refusal::Silent(Reason::DropUnsolicited)
+            });
         }
         let target = match self.find_target(key, ingress.realm() == Realm::Inside) {
             Ok(Some(target)) => target,
@@ -72,7 +78,7 @@ impl Gateway {
         })?;
         let next_hops = [
             self.next_hops.slot(world, &egress, route.gateway.unwrap_or(address(target.inside.0))),
-            self.way_to_remote(world, ingress, key.source),
+            self.way_to_remote(world, ingress, key.destination, key.source),
         ];
         let session = Session {
             original: *key,
@@ -225,17 +231,28 @@ impl Gateway {
     }
 
     /// The interface that has an address.
-    fn interface_of(&self, external: u32) -> Option<Arc<Interface>> {
+    pub(super) fn interface_of(&self, external: u32) -> Option<Arc<Interface>> {
         self.interfaces.values().find(|interface| interface.addresses.contains(&address(external))).cloned()
     }
 
     /// Next hop to the remote that opened a session from outside: by the interface it came in
-    /// (behaviour S000-18), through that interface's router if it is not on the link.
-    fn way_to_remote(&mut self, world: &mut dyn World, ingress: &Interface, remote: u32) -> u32 {
+    /// (behaviour S000-18, POL-10), through that interface's router if it is not on the link.
+    pub(super) fn way_to_remote(
+        &mut self,
+        world: &mut dyn World,
+        ingress: &Interface,
+        external: u32,
+        remote: u32,
+    ) -> u32 {
         let query = RouteQuery { source: address(remote), destination: address(remote), ingress: 0 };
         let gateway = match world.route(query) {
             Ok(route) if route.ifindex == ingress.ifindex => route.gateway,
-            _ => None,
+            // The best route is another interface's. With two uplinks there is one by this, too.
+            _ => world
+                .route_by(ingress.ifindex, address(external), address(remote))
+                .ok()
+                .filter(|route| route.ifindex == ingress.ifindex)
+                .and_then(|route| route.gateway),
         };
         self.next_hops.slot(world, ingress, gateway.unwrap_or(address(remote)))
     }
@@ -243,6 +260,12 @@ impl Gateway {
     /// A packet nobody inside wants: silence where mappings may live, so that a SYN that is early
     /// can still succeed (RFC 5382 REQ-4), the stack's own answer elsewhere.
     fn nobodys(&self, world: &dyn World, key: &FlowKey) -> Refusal {
+        // The fast path asks for services where a forward may be: one for other remotes.
+        if world.is_local(address(key.destination))
+            && world.is_bound(key.protocol, key.destination, key.destination_port)
+        {
+            return Refusal::Stack;
+        }
         let port = u16::from_be(key.destination_port);
         let mappable = self.rules.snat.iter().any(|rule| rule.ports.contains(port));
         let external = self.is_external(key.destination)
@@ -277,6 +300,28 @@ impl Gateway {
             }
         }
         busy
+    }
+
+    /// What forwards listen on now: address in network byte order, protocol, ports.
+    pub fn forwarded_endpoints(&self) -> impl Iterator<Item = (u32, u8, PortRange)> {
+        self.rules.forwards.iter().flat_map(|rule| {
+            self.forward_addresses(rule).into_iter().flat_map(move |external| {
+                rule.protocols.iter().map(move |protocol| (external, protocol, rule.external_ports))
+            })
+        })
+    }
+
+    /// The forward that has a port of an address (0.0.0.0 for any): its external address, its name.
+    pub fn forward_of(&self, protocol: u8, own: Ipv4Addr, port: u16) -> Option<(Ipv4Addr, &str)> {
+        self.rules
+            .forwards
+            .iter()
+            .filter(|rule| rule.protocols.contains(protocol) && rule.external_ports.contains(port))
+            .flat_map(|rule| {
+                self.forward_addresses(rule).into_iter().map(move |external| (address(external), rule))
+            })
+            .find(|(external, _)| own.is_unspecified() || *external == own)
+            .map(|(external, rule)| (external, rule.name.as_str()))
     }
 
     fn map_forward(&mut self, rule: &ForwardRule, position: usize, protocol: u8, external: u32, port: u16) {

@@ -324,6 +324,10 @@ impl Gateway {
             origin: Origin::Bypass,
             reply_refreshes: true,
         };
+        // Answered, it would pass for an answer to what a forward carries (behaviour PFW-07).
+        if self.sessions.find(&session.reply).is_some() {
+            return Err(Refusal::Silent(Reason::DropUninvited));
+        }
         // A full table only costs the memory of the judgement.
         self.enter(world, now, session).ok_or(Refusal::Stack)
     }

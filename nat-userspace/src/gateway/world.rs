@@ -32,6 +32,9 @@ pub trait World {
 
     /// Where a packet goes.
     fn route(&mut self, query: RouteQuery) -> Result<Route, RouteError>;
+    /// Where a packet from `source`, an address of the gateway's own, goes next if it is to leave by `egress`.
+    fn route_by(&mut self, egress: u32, source: Ipv4Addr, destination: Ipv4Addr)
+    -> Result<Route, RouteError>;
     /// The MAC of a neighbour, if it is usable.
     fn neighbour(&self, ifindex: u32, address: Ipv4Addr) -> Option<[u8; 6]>;
     /// Asks for a neighbour's MAC.

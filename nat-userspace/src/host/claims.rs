@@ -7,10 +7,8 @@ use netlink_packet_core::{NLM_F_CREATE, NLM_F_REPLACE};
 use netlink_packet_route::address::{AddressAttribute, AddressMessage, AddressProtocol};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
+use super::links::ORIGIN;
 use super::{Host, HostError};
-
-/// `IFA_PROTO` of what natgw adds (kernel 5.18, commit 47f0bd503210; older kernels ignore it).
-const ORIGIN: u8 = 0x4e;
 
 impl Host {
     /// Adds a host address to an interface.

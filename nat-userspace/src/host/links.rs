@@ -46,6 +46,8 @@ pub struct Address {
     pub broadcast: Option<Ipv4Addr>,
     /// Whether the kernel takes another address of this subnet as source.
     pub secondary: bool,
+    /// Whether natgw added it.
+    pub claimed: bool,
 }
 
 /// The interfaces of a namespace and their addresses.
@@ -166,12 +168,13 @@ fn parse_address(payload: &[u8]) -> Result<Option<(u32, Address)>, DecodeError> 
     if message.header.family != AddressFamily::Inet {
         return Ok(None);
     }
-    let (mut local, mut peer, mut broadcast) = (None, None, None);
+    let (mut local, mut peer, mut broadcast, mut claimed) = (None, None, None, false);
     for attribute in &message.attributes {
         match attribute {
             AddressAttribute::Local(IpAddr::V4(addr)) => local = Some(*addr),
             AddressAttribute::Address(IpAddr::V4(addr)) => peer = Some(*addr),
             AddressAttribute::Broadcast(addr) => broadcast = Some(*addr),
+            AddressAttribute::Protocol(origin) => claimed = u8::from(*origin) == ORIGIN,
             _ => {}
         }
     }
@@ -179,9 +182,12 @@ fn parse_address(payload: &[u8]) -> Result<Option<(u32, Address)>, DecodeError> 
     let secondary = message.header.flags.contains(AddressHeaderFlags::Secondary);
     Ok(Some((
         message.header.index,
-        Address { addr, prefix: message.header.prefix_len, broadcast, secondary },
+        Address { addr, prefix: message.header.prefix_len, broadcast, secondary, claimed },
     )))
 }
+
+/// `IFA_PROTO` of what natgw adds (kernel 5.18, commit 47f0bd503210; older kernels ignore it).
+pub(super) const ORIGIN: u8 = 0x4e;
 
 /// `struct ifinfomsg`
 const LINK_HEADER: usize = 16;

@@ -222,6 +222,16 @@ impl Host {
         self.routes.lookup(&mut self.requests, query)
     }
 
+    /// Where a packet of the gateway's own from `source` goes next if it is to leave by `egress`.
+    pub fn route_by(
+        &mut self,
+        egress: u32,
+        source: Ipv4Addr,
+        destination: Ipv4Addr,
+    ) -> Result<Route, RouteError> {
+        routes::lookup_by(&mut self.requests, egress, source, destination)
+    }
+
     /// How to reach a neighbour, if the kernel knows.
     pub fn neighbour(&self, ifindex: u32, addr: Ipv4Addr) -> Option<Neighbour> {
         self.neighbours.find(ifindex, addr)

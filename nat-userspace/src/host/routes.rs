@@ -122,6 +122,21 @@ impl Routes {
     }
 }
 
+/// The way by one interface, as for a packet of the gateway's own from an address of it: other routes than the
+/// best, and those that `ip rule` keeps for that address.
+pub(super) fn lookup_by(
+    channel: &mut Channel,
+    egress: u32,
+    source: Ipv4Addr,
+    destination: Ipv4Addr,
+) -> Result<Route, RouteError> {
+    let mut question = output(destination);
+    question.header.source_prefix_length = 32;
+    question.attributes.push(RouteAttribute::Source(RouteAddress::Inet(source)));
+    question.attributes.push(RouteAttribute::Oif(egress));
+    ask_kernel(channel, question).map_err(route_error)
+}
+
 /// Whether a rule is one of the three that every namespace starts with.
 fn is_default(rule: &RuleMessage) -> bool {
     let (mut priority, mut table) = (0, u32::from(rule.header.table));

@@ -84,6 +84,16 @@ impl World for Outside {
 
     fn set_next_hop(&mut self, _index: u32, _hop: &NextHop) {}
 
+    fn route_by(
+        &mut self,
+        egress: u32,
+        _source: Ipv4Addr,
+        destination: Ipv4Addr,
+    ) -> Result<Route, RouteError> {
+        self.route(RouteQuery { source: destination, destination, ingress: 0 })
+            .and_then(|route| if route.ifindex == egress { Ok(route) } else { Err(RouteError::Unreachable) })
+    }
+
     fn route(&mut self, query: RouteQuery) -> Result<Route, RouteError> {
         let route = |ifindex, gateway, own, kind| {
             Ok(Route { ifindex, gateway, preferred_source: Some(own), mtu: None, kind })
