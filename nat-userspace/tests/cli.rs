@@ -38,6 +38,7 @@ impl Made {
                 packets_in: 1,
                 bytes_in: 60,
                 rule: "office".to_owned(),
+                filtering: Some("address-dependent".into()),
             }
         })
     }

@@ -33,3 +33,6 @@ mod rtr;
 mod stn;
 
 mod ops;
+
+mod s001;
+mod s002;

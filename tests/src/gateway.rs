@@ -65,11 +65,22 @@ impl Gateway {
         gateway
     }
 
+    /// Starts a natgw on another machine of the lab than the one under test.
+    pub fn start_on(host: &Host, configuration: &str) -> Self {
+        let mut gateway = Self::prepare_on(host, configuration);
+        gateway.restart();
+        gateway
+    }
+
     /// Makes the folder with the configuration, but does not start natgw.
     pub fn prepare(lab: &Lab, configuration: &str) -> Self {
+        Self::prepare_on(&lab.gateway, configuration)
+    }
+
+    fn prepare_on(host: &Host, configuration: &str) -> Self {
         static NEXT: AtomicUsize = AtomicUsize::new(0);
         let name = format!("natgw-test-{}-{}", process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-        let gateway = Self { host: lab.gateway.clone(), folder: env::temp_dir().join(name), process: None };
+        let gateway = Self { host: host.clone(), folder: env::temp_dir().join(name), process: None };
         fs::DirBuilder::new().mode(0o700).create(&gateway.folder).expect("make natgw's folder");
         // `ip netns exec` gives a command its own /sys: the pins have to live elsewhere to outlive it.
         let bpffs = gateway.folder.join("bpf");

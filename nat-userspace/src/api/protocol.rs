@@ -107,6 +107,9 @@ pub struct SessionRow {
     pub bytes_in: u64,
     /// The name of the rule that made it.
     pub rule: String,
+    /// Whom its mapping lets in, in the words of the configuration; absent where there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub filtering: Option<Cow<'static, str>>,
 }
 
 /// Who began a session.

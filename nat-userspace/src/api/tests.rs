@@ -61,6 +61,7 @@ fn session(port: u16) -> SessionRow {
         packets_in: 1,
         bytes_in: 60,
         rule: "office".to_owned(),
+        filtering: Some("address-dependent".into()),
     }
 }
 
@@ -109,7 +110,7 @@ fn rows_have_the_promised_form() {
     let line = served.raw(b"{\"version\":1,\"request\":{\"verb\":\"session-list\"}}\n");
     assert_eq!(
         line.trim(),
-        r#"{"row":{"protocol":"tcp","inside":"10.1.1.12:0","outside":"10.1.1.1:0","remote":"10.1.1.7:80","remote_inside":"10.1.1.7:80","direction":"outbound","state":"established","expires_in":7440,"age":3,"packets_out":1,"bytes_out":60,"packets_in":1,"bytes_in":60,"rule":"office"}}"#
+        r#"{"row":{"protocol":"tcp","inside":"10.1.1.12:0","outside":"10.1.1.1:0","remote":"10.1.1.7:80","remote_inside":"10.1.1.7:80","direction":"outbound","state":"established","expires_in":7440,"age":3,"packets_out":1,"bytes_out":60,"packets_in":1,"bytes_in":60,"rule":"office","filtering":"address-dependent"}}"#
     );
 }
 

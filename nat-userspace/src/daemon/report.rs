@@ -28,6 +28,7 @@ pub fn session_row(view: SessionView) -> SessionRow {
         packets_in: view.packets[1],
         bytes_in: view.bytes[1],
         rule: view.rule,
+        filtering: view.filtering.map(Into::into),
     }
 }
 

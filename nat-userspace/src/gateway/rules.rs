@@ -10,7 +10,9 @@ use nat_common::wire;
 
 use super::Interface;
 use super::sessions::Origin;
-use crate::config::{Config, ForwardRule, Selector, Side, SnatRule, SnatTarget, StaticRule, Unmatched};
+use crate::config::{
+    Config, Filtering, ForwardRule, Selector, Side, SnatRule, SnatTarget, StaticRule, Unmatched,
+};
 
 /// The rules of a configuration.
 pub struct Rules {
@@ -70,6 +72,13 @@ impl Rules {
             Origin::Bypass => None,
         };
         name.cloned().unwrap_or_default()
+    }
+
+    /// Whom the mapping of a session lets in, where a rule that translates has made one.
+    pub fn filtering(&self, origin: Origin) -> Option<Filtering> {
+        let (Origin::Snat(position) | Origin::Inbound(position)) = origin else { return None };
+        let rule = self.snat.get(usize::from(position))?;
+        rule.to.translates().then_some(rule.filtering)
     }
 
     /// An origin of the same kind whose rule has a name.

@@ -8,6 +8,7 @@ use nat_common::{Direction, tcp, wire};
 use super::sessions::{Origin, Session};
 use super::world::World;
 use super::{Gateway, address};
+use crate::config::Filtering;
 
 /// A session as a listing shows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,6 +39,8 @@ pub struct SessionView {
     pub bytes: [u64; 2],
     /// Name of its rule.
     pub rule: String,
+    /// Whom its mapping lets in, in a word.
+    pub filtering: Option<&'static str>,
 }
 
 /// Ports of an external address.
@@ -123,6 +126,7 @@ impl Gateway {
             packets: [sent.packets, received.packets],
             bytes: [sent.bytes, received.bytes],
             rule: self.rules.name(session.origin),
+            filtering: self.rules.filtering(session.origin).map(Filtering::name),
         })
     }
 
