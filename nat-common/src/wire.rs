@@ -147,6 +147,8 @@ pub struct Icmp {
 pub const ICMP_ECHO_REPLY: u8 = 0;
 /// ICMP destination unreachable.
 pub const ICMP_UNREACHABLE: u8 = 3;
+/// ICMP redirect.
+pub const ICMP_REDIRECT: u8 = 5;
 /// ICMP echo request.
 pub const ICMP_ECHO_REQUEST: u8 = 8;
 /// ICMP time exceeded.

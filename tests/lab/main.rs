@@ -28,6 +28,7 @@ mod tmu;
 mod cks;
 mod frg;
 mod ice;
+mod ice_inside;
 mod icq;
 mod rtr;
 mod stn;

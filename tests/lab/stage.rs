@@ -1,9 +1,17 @@
 //! A lab, a natgw in it, and a tap on every host: what nearly every case begins with.
 
-use std::{cell::Cell, net::Ipv4Addr, thread, time::Duration};
+use std::{
+    cell::Cell,
+    io::{Read as _, Write as _},
+    net::{Ipv4Addr, Shutdown, TcpListener},
+    thread,
+    time::Duration,
+};
 
 use nat_tests::{
-    Decoded, Gateway, Lab, Packet, Tap, gateway, invariants,
+    Decoded, Gateway, Lab, Packet, Tap, gateway,
+    host::connect_from,
+    invariants,
     lab::{Builder, ISP, P1},
 };
 
@@ -23,7 +31,7 @@ pub(crate) struct Stage {
     pub(crate) s2: Tap,
     pub(crate) s3: Tap,
     pub(crate) attacker: Tap,
-    /// The host behind `lan2`, where the lab has one.
+    /// The host behind `lan2`, or behind the inner router, where the lab has one.
     d: Option<Tap>,
     /// The provider's end of the gateway's WAN link.
     pub(crate) wan: Tap,
@@ -68,7 +76,7 @@ impl Stage {
             s2: lab.s2.tap(),
             s3: lab.s3.tap(),
             attacker: lab.attacker.tap(),
-            d: builder.has_second_lan().then(|| lab.d().tap()),
+            d: builder.has_d().then(|| lab.d().tap()),
             wan: lab.wan(),
             gateway,
             lab,
@@ -177,6 +185,29 @@ impl Stage {
         self.reaches(&syn_ack, client_tap);
         self.crosses(&Packet::tcp(client, server).seq(CLIENT_SEQ + 1).ack(SERVER_SEQ + 1));
         public
+    }
+
+    /// Has a's kernel send so many bytes to the server's by TCP, from port 40000 to 5000; all of them have to arrive.
+    pub(crate) fn transfer(&self, length: usize) {
+        let listener = self.lab.s1.within(|| TcpListener::bind("198.51.100.1:5000")).expect("listen");
+        let own = "192.168.1.10:40000";
+        let mut client =
+            self.lab.a.within(|| connect_from(own, "198.51.100.1:5000")).expect("connect to the server");
+        let (mut server, _) = listener.accept().expect("accept the connection");
+        server.set_read_timeout(Some(Duration::from_secs(15))).expect("set a timeout");
+        let sent: Vec<u8> = (0..length).map(|at| at.to_le_bytes()[at % 3]).collect();
+        let received = thread::scope(|scope| {
+            scope.spawn(|| {
+                // The receiver tells what came, and a connection that is stuck must not hold the test.
+                client.set_write_timeout(Some(Duration::from_secs(15))).expect("set a timeout");
+                let _ = client.write_all(&sent).and_then(|()| client.shutdown(Shutdown::Write));
+            });
+            let mut received = Vec::with_capacity(length);
+            let ended = server.read_to_end(&mut received);
+            ended.map(|_| received)
+        });
+        let received = received.unwrap_or_else(|error| panic!("the transfer got stuck: {error}"));
+        assert!(received == sent, "{} of {length} bytes arrived as they were sent", received.len());
     }
 
     /// No IP packet reaches a client for a while.

@@ -8,7 +8,8 @@
 //! ```
 //!
 //! Two more wires on request: `lan2` to d 192.168.2.10 ([`Builder::second_lan`]), and `wan2`, 192.0.2.1, to the
-//! provider's `gw2` ([`Builder::second_uplink`]).
+//! provider's `gw2` ([`Builder::second_uplink`]). Or d is behind a router of its own on the LAN: q, 192.168.1.2
+//! ([`Builder::inner_router`]).
 //!
 //! Everything is a veth pair as `ip link add` makes it: checksum and segmentation offload on, GRO off. The
 //! provider knows the way to 192.168.1.0/24, so that an untranslated packet is answered and seen, not lost.
@@ -45,6 +46,8 @@ pub const ISP: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 254);
 const LAN_MAC: Mac = [0x02, 0, 0, 0, 1, 1];
 const WAN_MAC: Mac = [0x02, 0, 0, 0, 2, 1];
 const LAN2_MAC: Mac = [0x02, 0, 0, 0, 4, 1];
+/// The inner router's interface toward d.
+const INNER_MAC: Mac = [0x02, 0, 0, 0, 4, 2];
 const WAN2_MAC: Mac = [0x02, 0, 0, 0, 5, 1];
 const ISP2_MAC: Mac = [0x02, 0, 0, 0, 5, 254];
 const ISP_MAC: Mac = [0x02, 0, 0, 0, 2, 254];
@@ -71,8 +74,10 @@ pub struct Lab {
     pub s3: Host,
     /// 198.51.100.66
     pub attacker: Host,
-    /// 192.168.2.10, straight behind the gateway's `lan2`.
+    /// 192.168.2.10, straight behind the gateway's `lan2` or behind the router q.
     d: Option<Host>,
+    /// 192.168.1.2: the router on the LAN that d is behind.
+    q: Option<Host>,
     has_second_uplink: bool,
     switch: String,
 }
@@ -84,8 +89,19 @@ pub struct Builder {
     lan_mtu: u16,
     wan_mtu: u16,
     forwarding: bool,
-    second_lan: bool,
     second_uplink: bool,
+    d: Behind,
+}
+
+/// What the host d is behind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Behind {
+    /// There is no d.
+    Nothing,
+    /// The gateway's `lan2`.
+    Gateway,
+    /// The router q.
+    Router,
 }
 
 impl Builder {
@@ -106,12 +122,17 @@ impl Builder {
 
     /// A second inside network: `lan2`, 192.168.2.1/24, with the host d.
     pub fn second_lan(self) -> Self {
-        Self { second_lan: true, ..self }
+        Self { d: Behind::Gateway, ..self }
+    }
+
+    /// A router on the LAN, q, with the host d behind it.
+    pub fn inner_router(self) -> Self {
+        Self { d: Behind::Router, ..self }
     }
 
     /// Whether the host d is asked for.
-    pub fn has_second_lan(&self) -> bool {
-        self.second_lan
+    pub fn has_d(&self) -> bool {
+        self.d != Behind::Nothing
     }
 
     /// A second uplink: `wan2`, 192.0.2.1/24, to the same provider's `gw2`. The default route stays with `wan`.
@@ -146,12 +167,13 @@ impl Builder {
             s2: outside(&prefix, "s2", Ipv4Addr::new(198, 51, 100, 2)),
             s3: outside(&prefix, "s3", Ipv4Addr::new(198, 51, 101, 1)),
             attacker: outside(&prefix, "attacker", Ipv4Addr::new(198, 51, 100, 66)),
-            d: self.second_lan.then(|| Host {
+            d: self.has_d().then(|| Host {
                 address: Ipv4Addr::new(192, 168, 2, 10),
                 mac: [0x02, 0, 0, 0, 4, 10],
-                next_hop: LAN2_MAC,
+                next_hop: if self.d == Behind::Router { INNER_MAC } else { LAN2_MAC },
                 ..inside(&prefix, "d", 10)
             }),
+            q: (self.d == Behind::Router).then(|| inside(&prefix, "q", 2)),
             has_second_uplink: self.second_uplink,
             switch: format!("{prefix}-switch"),
         };
@@ -170,7 +192,7 @@ impl Lab {
 
     /// A lab with changes.
     pub fn builder() -> Builder {
-        Builder { lan_mtu: 1500, wan_mtu: 1500, forwarding: false, second_lan: false, second_uplink: false }
+        Builder { lan_mtu: 1500, wan_mtu: 1500, forwarding: false, second_uplink: false, d: Behind::Nothing }
     }
 
     /// The clients a, b and c.
@@ -183,9 +205,14 @@ impl Lab {
         [&self.s1, &self.s2, &self.s3, &self.attacker]
     }
 
-    /// The host behind `lan2`.
+    /// The host behind `lan2`, or behind q.
     pub fn d(&self) -> &Host {
-        self.d.as_ref().expect("a lab with Builder::second_lan")
+        self.d.as_ref().expect("a lab with Builder::second_lan or Builder::inner_router")
+    }
+
+    /// The router that d is behind.
+    pub fn q(&self) -> &Host {
+        self.q.as_ref().expect("a lab with Builder::inner_router")
     }
 
     /// A tap at the provider's end of `wan2`.
@@ -240,7 +267,7 @@ impl Lab {
     /// The names of all namespaces.
     fn namespaces(&self) -> impl Iterator<Item = &str> {
         let hosts = self.clients().into_iter().chain(self.servers()).chain([&self.gateway, &self.isp]);
-        let hosts = hosts.chain(&self.d);
+        let hosts = hosts.chain(&self.d).chain(&self.q);
         hosts.map(|host| host.namespace.as_str()).chain([self.switch.as_str()])
     }
 
@@ -269,11 +296,15 @@ impl Lab {
             ),
         );
         if let Some(Host { namespace, mac, .. }) = &self.d {
-            let (own, other) = (text(LAN2_MAC), text(*mac));
+            let (near, own, router) = match &self.q {
+                Some(q) => ("far", text(INNER_MAC), &q.namespace),
+                None => ("lan2", text(LAN2_MAC), gateway),
+            };
+            let other = text(*mac);
             line(
                 &mut batch,
                 format_args!(
-                    "link add lan2 index 104 address {own} netns {gateway} type veth peer name eth0 index 103 address {other} netns {namespace}"
+                    "link add {near} index 104 address {own} netns {router} type veth peer name eth0 index 103 address {other} netns {namespace}"
                 ),
             );
         }
@@ -286,7 +317,7 @@ impl Lab {
                 ),
             );
         }
-        let stations = self.clients().map(|host| (host, switch)).into_iter();
+        let stations = self.clients().into_iter().chain(&self.q).map(|host| (host, switch));
         for (host, other) in stations.chain(self.servers().map(|host| (host, isp))) {
             let Host { namespace, interface, mac, .. } = host;
             let port = port_of(host);
@@ -314,6 +345,14 @@ impl Lab {
             let batch =
                 "link set eth0 up\naddr add 192.168.2.10/24 dev eth0\nroute add default via 192.168.2.1\n";
             batches.push((d.namespace.as_str(), batch.to_owned()));
+        }
+        if let Some(q) = &self.q {
+            let batch = format!(
+                "link set eth0 up\naddr add {}/24 dev eth0\nroute add default via {GATEWAY_LAN}\n\
+                 link set far up\naddr add 192.168.2.1/24 dev far\n",
+                q.address
+            );
+            batches.push((q.namespace.as_str(), batch));
         }
         for host in self.servers() {
             let router = inet_address(host.address);
@@ -345,6 +384,9 @@ impl Lab {
         }
         self.isp.sysctl("ipv4.ip_forward", "1");
         self.isp.sysctl("ipv4.conf.all.send_redirects", "0");
+        if let Some(q) = &self.q {
+            q.sysctl("ipv4.ip_forward", "1");
+        }
         if builder.forwarding {
             self.gateway.sysctl("ipv4.ip_forward", "1");
         }
@@ -392,7 +434,7 @@ impl Lab {
             "link add lan type bridge mcast_snooping 0\nlink set gw mtu {} master lan up\nlink set lan up\n",
             builder.lan_mtu
         );
-        for host in self.clients() {
+        for host in self.clients().into_iter().chain(&self.q) {
             line(&mut batch, format_args!("link set {} master lan up", port_of(host)));
         }
         batch
@@ -423,8 +465,11 @@ fn gateway_batch(builder: Builder) -> String {
          addr add {GATEWAY_LAN}/24 dev lan\naddr add {P1}/24 dev wan\nroute add default via {ISP}\n",
         builder.lan_mtu, builder.wan_mtu
     );
-    if builder.second_lan {
+    if builder.d == Behind::Gateway {
         batch.push_str("link set lan2 up\naddr add 192.168.2.1/24 dev lan2\n");
+    }
+    if builder.d == Behind::Router {
+        batch.push_str("route add 192.168.2.0/24 via 192.168.1.2\n");
     }
     if builder.second_uplink {
         line(&mut batch, format_args!("link set wan2 up\naddr add {Q1}/24 dev wan2"));

@@ -4,8 +4,10 @@
 use std::time::Instant;
 
 use nat_common::checksum::{Delta, Sum};
+use nat_common::classify::is_group;
 use nat_common::flow::{FlowKey, FlowValue, Query};
 use nat_common::frame::{Frame as _, SliceFrame};
+use nat_common::parse::IPV4;
 use nat_common::wire::{self, Ipv4};
 use nat_common::{Direction, Parsed, Realm, Reason, translate};
 
@@ -24,6 +26,8 @@ struct Quote {
     network: usize,
     /// Offset of its transport header.
     transport: usize,
+    /// Where it ends, or the quote of it.
+    end: usize,
     /// Its flow, as the quote has it.
     key: FlowKey,
 }
@@ -48,6 +52,10 @@ impl Gateway {
             message.first(),
             Some(&(wire::ICMP_UNREACHABLE | wire::ICMP_TIME_EXCEEDED | wire::ICMP_PARAMETER_PROBLEM))
         );
+        if message.first() == Some(&wire::ICMP_REDIRECT) && ingress.realm() == Realm::Outside {
+            // Whoever routes for others believes no redirect (RFC 1812 section 5.2.7.2).
+            return nobodys;
+        }
         if !is_error {
             return if is_own { Outcome::ToStack } else { nobodys };
         }
@@ -58,13 +66,17 @@ impl Gateway {
         // Packets the other way arrive on this side with the quote's endpoints exchanged.
         let opposite = quote.key.reversed(ingress.realm());
         let Some((slot, direction)) = self.sessions.find(&opposite) else {
+            // A one-to-one address is the gateway's only in that it answers ARP for it.
+            if let Some(outcome) = self.stateless_error(world, now, ingress, frame, parsed) {
+                return outcome;
+            }
             let is_current = world.read_bound();
             // A socket made since then may be meant. The stack knows, but a flood is not its to judge.
             let may_be_new = !is_current && world.is_local(address(quote.key.source));
             if is_own && (is_about_own(world, &quote.key) || (may_be_new && self.doubtful.take(now))) {
                 return Outcome::ToStack;
             }
-            return self.stateless_error(world, now, ingress, frame, parsed).unwrap_or(nobodys);
+            return nobodys;
         };
         let Some(session) = self.sessions.get(slot) else { return nobodys };
         if session.origin == super::Origin::Bypass {
@@ -78,7 +90,9 @@ impl Gateway {
         let rewritten = session.rewritten(direction);
         // Errors about an outside remote must come from the side they claim to be about; errors
         // from inside are hidden behind the session's external address (RFC 5508 REQ-5).
-        let outer_source = if ingress.realm() == Realm::Inside || parsed.key.source == opposite.source {
+        let outer_source = if ingress.realm() == Realm::Inside {
+            self.public_source(parsed.key.source, rewritten.source)
+        } else if parsed.key.source == opposite.source {
             rewritten.source
         } else {
             parsed.key.source
@@ -110,6 +124,12 @@ impl Gateway {
 }
 
 impl Gateway {
+    /// The source that an error from the inside has outside: that of the session it is about, unless
+    /// the router that reports has an address of its own there (RFC 5508 REQ-5c).
+    fn public_source(&self, reporter: u32, session: u32) -> u32 {
+        self.rules.static_outbound(address(reporter)).map_or(session, |(_, own)| super::network(own))
+    }
+
     /// Whether a frame comes from a next hop: errors about an inside host come from it, or from the
     /// router it is behind, not from its neighbours (behaviour ATK-10).
     fn is_from(&self, frame: &[u8], next_hop: u32) -> bool {
@@ -130,21 +150,26 @@ fn is_about_own(world: &dyn World, quoted: &FlowKey) -> bool {
 }
 
 /// Reads the packet an error quotes. `None` if it is too short, contradicts itself, is a later
-/// fragment or an error itself.
+/// fragment or an error itself, is one that natgw does not forward (to many, with a source route:
+/// RFC 5508 section 7.3).
 fn read_quote(frame: &mut [u8], parsed: &Parsed, end: usize, realm: Realm) -> Option<Quote> {
     let network = parsed.transport + ICMP_HEADER;
     let bytes = frame.get(network..end)?;
     let first = *bytes.first()?;
     let header_length = usize::from(first & 0x0f) * 4;
-    if first >> 4 != 4 || header_length < 20 || bytes.len() < header_length + QUOTED {
+    if first >> 4 != 4 || header_length < IPV4 || bytes.len() < header_length + QUOTED {
         return None;
     }
     // RFC 5508 REQ-3a: a quote whose header checksum is wrong is not believed.
-    if Sum::ZERO.add_bytes(&bytes[..header_length]).fold() != 0xffff {
+    if Sum::ZERO.add_bytes(&bytes[..header_length]).fold() != 0xffff
+        || has_source_route(&bytes[IPV4..header_length])
+    {
         return None;
     }
     let inner = header(frame, &Parsed { network, ..*parsed })?;
-    if u16::from_be(inner.fragment) & wire::FRAGMENT_OFFSET != 0 {
+    // Behind a short packet come padding and extensions (RFC 4884 section 4), which are not its.
+    let end = end.min(network + usize::from(u16::from_be(inner.total_length)));
+    if u16::from_be(inner.fragment) & wire::FRAGMENT_OFFSET != 0 || is_group(inner.destination) {
         return None;
     }
     let transport = network + header_length;
@@ -177,7 +202,23 @@ fn read_quote(frame: &mut [u8], parsed: &Parsed, end: usize, realm: Realm) -> Op
         },
         _ => {}
     }
-    Some(Quote { network, transport, key })
+    Some(Quote { network, transport, end, key })
+}
+
+/// Whether a list of options has a loose or strict source route.
+fn has_source_route(mut options: &[u8]) -> bool {
+    while let [kind, rest @ ..] = options {
+        options = match kind {
+            0 => return false,
+            1 => rest,
+            131 | 137 => return true,
+            _ => match rest.first().and_then(|length| options.get(usize::from(*length).max(2)..)) {
+                Some(next) => next,
+                None => return false,
+            },
+        };
+    }
+    false
 }
 
 /// Writes the quote as its sender had sent it (`before`), and the error between its new ends. The
@@ -198,7 +239,7 @@ fn rewrite(
         destination_port: before.destination_port,
     };
     let value = FlowValue::translate(&quote.key, &inner_rewrite, Direction::Original, 0, 0);
-    write_quote(frame, end, quote, &value)?;
+    write_quote(frame, quote, &value)?;
     // The whole message is at hand and was right: summing it anew is simplest, and cannot drift.
     let message = frame.get_mut(parsed.transport..end)?;
     message[2..4].fill(0);
@@ -222,7 +263,7 @@ fn rewrite(
 
 /// Writes addresses, ports and checksums of the quoted packet, as far as it is quoted. A wrong
 /// transport checksum stays wrong (RFC 5508 REQ-3c).
-fn write_quote(frame: &mut [u8], end: usize, quote: &Quote, value: &FlowValue) -> Option<()> {
+fn write_quote(frame: &mut [u8], quote: &Quote, value: &FlowValue) -> Option<()> {
     let view = SliceFrame::new(frame)?;
     translate::rewrite_addresses(&view, quote.network, value)?;
     let delta = Delta(value.transport_delta);
@@ -243,7 +284,7 @@ fn write_quote(frame: &mut [u8], end: usize, quote: &Quote, value: &FlowValue) -
         write(quote.transport + 2, value.destination_port)?;
     }
     let at = quote.transport + field;
-    if at + 2 <= end {
+    if at + 2 <= quote.end {
         let bytes = frame.get_mut(at..at + 2)?;
         let checksum = u16::from_ne_bytes([bytes[0], bytes[1]]);
         let mended = if quote.key.protocol == wire::UDP || quote.key.protocol == wire::UDPLITE {
@@ -282,11 +323,7 @@ impl Gateway {
         } else {
             let (_, external) = self.rules.static_outbound(address(quote.key.destination))?;
             before.destination = super::network(external);
-            // A router behind the host hides behind it, unless it has an address of its own.
-            source = self
-                .rules
-                .static_outbound(address(source))
-                .map_or(before.destination, |(_, own)| super::network(own));
+            source = self.public_source(source, before.destination);
         }
         let hop = match self.stateless_way(world, now, ingress, frame, parsed, destination) {
             Ok((hop, _)) => hop,
