@@ -9,7 +9,7 @@ use crate::api::{
 };
 use crate::config::{Side, protocol_name};
 use crate::datapath::Attached;
-use crate::gateway::SessionView;
+use crate::gateway::{Condition, Notice, SessionView};
 
 /// A session as a row.
 pub fn session_row(view: SessionView) -> SessionRow {
@@ -132,4 +132,27 @@ pub fn rules(worker: &Worker) -> Vec<RuleRow> {
             ..row
         })
         .collect()
+}
+
+/// Tells the operator what refuses flows, and when it no longer does.
+pub fn notice(notice: Notice) {
+    let (condition, refused) = match notice {
+        Notice::Begun(condition) => (condition, None),
+        Notice::Over(condition, refused) => (condition, Some(refused)),
+    };
+    let what = match condition {
+        Condition::Ports(protocol) => {
+            format!(
+                "external ports for {}: add addresses or use endpoint-dependent mapping",
+                protocol_name(protocol)
+            )
+        }
+        Condition::Addresses => "external addresses: the interface has none".to_owned(),
+        Condition::Sessions => "sessions: raise limits.sessions".to_owned(),
+        Condition::Source(source) => format!("sessions that {source} may have: see [limits]"),
+    };
+    match refused {
+        None => tracing::warn!("new flows are refused for want of {what}"),
+        Some(refused) => tracing::info!(refused, "new flows are no longer refused for want of {what}"),
+    }
 }

@@ -13,7 +13,7 @@ use super::claims::Claims;
 use super::control::Mailbox;
 use super::interfaces::{Served, publish_addresses};
 use super::kernel::Kernel;
-use super::{RunOptions, preflight};
+use super::{RunOptions, preflight, report};
 use crate::api::{ApiError, Reloaded};
 use crate::config::Config;
 use crate::datapath::publish_rules;
@@ -162,6 +162,7 @@ impl Worker {
             self.notice_lost_events(now);
             let wait = self.gateway.tick(&mut self.kernel, now);
             self.gateway.end_unreachable(&mut self.kernel, now);
+            self.gateway.notices().into_iter().for_each(report::notice);
             self.settle(now);
             if mailbox.serve(self) {
                 return Ok(());

@@ -35,10 +35,14 @@ impl Gateway {
         self.expire_fragments(now);
         self.expire_knocks(now);
         self.sources.sweep(now);
+        let notices = self.notices.sweep(now);
         if more {
             return Duration::ZERO;
         }
-        let next = [self.holds.next(), self.fragments.next(), self.knocks.next()].into_iter().flatten().min();
+        let next = [self.holds.next(), self.fragments.next(), self.knocks.next(), notices]
+            .into_iter()
+            .flatten()
+            .min();
         let wait = self.wheel.wait(now);
         next.map_or(wait, |next| wait.min(next.saturating_duration_since(now)))
     }

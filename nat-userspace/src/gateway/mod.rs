@@ -21,6 +21,7 @@ mod limits;
 mod mappings;
 mod mss;
 mod next_hops;
+mod notices;
 mod open;
 mod ports;
 mod random;
@@ -47,6 +48,7 @@ use nat_common::wire;
 use nat_common::{FlowKey, Parsed, Realm, Reason, parse};
 
 pub use self::changes::Reloaded;
+pub use self::notices::{Condition, Notice};
 pub use self::random::Random;
 pub use self::restore::Restored;
 pub use self::rules::{Rules, address, network};
@@ -171,6 +173,7 @@ pub struct Gateway {
     pub emissions: Vec<Emission>,
     /// Where frames that were held are told of: the caller sends or injects them.
     pub released: Vec<Released>,
+    notices: notices::Notices,
     counts: Counts,
     /// Sessions opened since the start, by rule.
     opened: HashMap<Origin, u64>,
@@ -215,6 +218,7 @@ impl Gateway {
             unreachable: Vec::new(),
             emissions: Vec::new(),
             released: Vec::new(),
+            notices: notices::Notices::default(),
             counts: Counts::default(),
             opened: HashMap::new(),
         }
@@ -341,6 +345,11 @@ impl Gateway {
     /// The rules in force.
     pub fn rules(&self) -> &Rules {
         &self.rules
+    }
+
+    /// What an operator should know of since it was last asked.
+    pub fn notices(&mut self) -> Vec<Notice> {
+        self.notices.take()
     }
 
     /// What the core did, by reason.

@@ -8,6 +8,7 @@ use nat_common::{Direction, FlowKey, Parsed, Realm, Reason, tcp, wire};
 use super::externals::Wish;
 use super::icmp::Error;
 use super::mappings::{Mapping, MappingKey};
+use super::notices::Condition;
 use super::sessions::{NO_MAPPING, Origin, Session};
 use super::world::{Route, RouteError, RouteKind, RouteQuery, World};
 use super::{Gateway, Interface, Outcome, address, network, next_hops};
@@ -342,6 +343,11 @@ impl Gateway {
         parsed: &Parsed,
         refusal: Refusal,
     ) -> Outcome {
+        if let Refusal::Silent(reason) | Refusal::Told(reason, _) = refusal
+            && let Some(condition) = Condition::of(reason, parsed.key.protocol, address(parsed.key.source))
+        {
+            self.notices.refused(condition, now);
+        }
         match refusal {
             Refusal::Stack => Outcome::ToStack,
             Refusal::Silent(reason) => Outcome::Drop(reason),
