@@ -1,8 +1,10 @@
 //! UDP timers, scaled: what refreshes a session, and what does not.
 
 use std::{
+    fs,
+    process::Command,
     thread,
-    time::{Duration, Instant},
+    time::{Duration, Instant, UNIX_EPOCH},
 };
 
 use nat_tests::{Decoded, Packet};
@@ -77,15 +79,30 @@ fn tmu_06_a_destination_port_may_have_its_own_timer() {
 }
 
 #[test]
-fn tmu_05_errors_from_the_inside_refresh_nothing() {
+fn tmu_05_errors_from_the_inside_pass_and_refresh_nothing() {
     let stage = Stage::timeouts("udp = \"3s\"");
-    stage.crosses(&stage.udp("192.168.1.10:40000", "198.51.100.1:1000"));
-    for _ in 0..8 {
-        // The datagram itself may no longer arrive towards the end, but the error is sent all the same.
-        let datagram = Packet::udp("198.51.100.1:1000", "192.168.1.10:40000").payload("refused").ip();
-        stage.a.send(&Packet::icmp_error("192.168.1.10", "198.51.100.1", 3, 3, &datagram));
-        seconds(0.6);
+    let mapped = source(&stage.crosses(&stage.udp("192.168.1.10:40000", "198.51.100.1:1000")));
+    let since = Instant::now();
+    let mut answered = 0;
+    while since.elapsed() < Duration::from_secs(4) {
+        let sent = stage.send(&stage.udp("198.51.100.1:1000", &mapped));
+        let seen = stage.a.recv_matching(Duration::from_millis(300), |seen| seen.payload() == sent.payload());
+        // Towards the end it no longer arrives, but the error is sent all the same.
+        let quoted = seen.as_ref().map_or_else(
+            || Packet::udp("198.51.100.1:1000", "192.168.1.10:40000").payload("refused").ip(),
+            |seen| seen.frame[14..].to_vec(),
+        );
+        stage.a.send(&Packet::icmp_error("192.168.1.10", "198.51.100.1", 3, 3, &quoted));
+        if seen.is_some() && since.elapsed() < Duration::from_secs(2) {
+            let error = stage.s1.expect("ICMP 3/3", |seen| seen.icmp().is_some());
+            assert_eq!(error.ip().source.to_string(), "203.0.113.1");
+            let quoted = error.icmp().unwrap().quoted.clone().unwrap();
+            assert_eq!(quoted.destination().to_string(), mapped);
+            answered += 1;
+        }
+        seconds(0.4);
     }
+    assert!(answered >= 2, "{answered} errors arrived");
     assert_eq!(stage.session_count(), 0, "{:?}", stage.gateway.sessions());
 }
 
@@ -110,6 +127,38 @@ fn tmu_08_after_expiry_the_same_endpoint_gets_its_port_again() {
     stage.forgets_within(Duration::from_secs(5));
     let again = port(&stage.crosses(&stage.udp("192.168.1.10:40000", "198.51.100.1:1000")));
     assert_eq!(first, again);
+}
+
+/// natgw alone sees the wall clock step: the machine's own stays as it is. Its log shows that it does see it.
+#[test]
+fn tmu_09_steps_of_the_wall_clock_end_nothing_and_prolong_nothing() {
+    let mut stage = Stage::timeouts("udp = \"4s\"");
+    let own = stage.gateway.configuration();
+    let [source_file, library, clock] = ["clock.c", "clock.so", "clock"].map(|name| own.with_file_name(name));
+    fs::write(&source_file, include_str!("clock.c")).unwrap();
+    let mut compiler = Command::new("cc");
+    compiler.args(["-shared", "-fPIC", "-o"]).arg(&library).arg(&source_file);
+    assert!(compiler.status().expect("run cc").success(), "{compiler:?}");
+    fs::write(&clock, "0").unwrap();
+    stage.gateway.restart_with(&[("LD_PRELOAD", &library), ("NATGW_TEST_CLOCK", &clock)]);
+    for step in [3600_i64, -3600] {
+        let mapped = source(&stage.crosses(&stage.udp("192.168.1.10:40000", "198.51.100.1:1000")));
+        let opened = Instant::now();
+        fs::write(&clock, step.to_string()).unwrap();
+        stage.gateway.text(&["reload"]);
+        let log = stage.gateway.log();
+        let stamp = log.lines().rfind(|line| line.contains("reloaded")).expect("a line about the reload");
+        // 2026-11-21T13:38:25Z: the hour is another one, or the minute's turn was between the two.
+        let hour = |seconds: i64| format!("T{:02}:", seconds.rem_euclid(86_400) / 3600);
+        let now = i64::try_from(UNIX_EPOCH.elapsed().unwrap().as_secs()).unwrap() + step;
+        assert!([now - 30, now].map(hour).iter().any(|hour| stamp.contains(hour.as_str())), "{stamp}");
+        seconds(1.5);
+        stage.reaches(&stage.udp("198.51.100.1:1000", &mapped), &stage.a);
+        assert_eq!(stage.session_count(), 1, "it has not lived its time");
+        stage.forgets_within(Duration::from_secs(5));
+        assert!(opened.elapsed() > Duration::from_secs(3), "gone after {:?}", opened.elapsed());
+        stage.stopped(&stage.udp("198.51.100.1:1000", &mapped), &stage.a);
+    }
 }
 
 /// How many sessions natgw counts: listing very many takes its time.

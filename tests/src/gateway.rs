@@ -105,11 +105,17 @@ impl Gateway {
 
     /// Starts natgw, or starts it again, and waits until it answers.
     pub fn restart(&mut self) {
+        self.restart_with(&[]);
+    }
+
+    /// Starts natgw again with some environment variables.
+    pub fn restart_with(&mut self, environment: &[(&str, &Path)]) {
         self.process = None;
         let log =
             fs::OpenOptions::new().create(true).append(true).open(self.log_file()).expect("open the log");
         let mut command = self.host.command(&binary().to_string_lossy());
         command.args(["run", "--config"]).arg(self.configuration());
+        command.envs(environment.iter().copied());
         command.stdin(Stdio::null()).stdout(log.try_clone().expect("share the log")).stderr(log);
         self.process = Some(Process::start(&mut command, "natgw run"));
         let deadline = Instant::now() + START;
