@@ -8,7 +8,7 @@ use std::{
 };
 
 use nat_tests::{
-    Packet,
+    Decoded, Packet, checksum,
     packet::tcp::{ACK, FIN, PSH, RST, SYN, URG},
 };
 
@@ -285,12 +285,64 @@ fn tcp_22_scans_leave_nothing_and_reach_nobody() {
 fn tcp_23_unusual_segments_pass_unchanged() {
     let stage = Stage::standard();
     let mapped = stage.connect(CLIENT, SERVER);
-    let (urgent, ecn, reserved) = (URG | ACK, 0xc0 | ACK, ACK);
-    for (flags, window) in [(urgent, 1), (ecn, 0), (reserved, 0xffff)] {
+    for (flags, window) in [(ACK, 0), (ACK, 0xffff), (0xc0 | ACK, 1), (0x80 | PSH | ACK, 7)] {
         stage.crosses(&stage.data(CLIENT, SERVER).flags(flags).window(window));
         stage.reaches(&stage.data(SERVER, &mapped).flags(flags).window(window), &stage.a);
     }
+    // Reserved bits, all of them, and an urgent pointer; both are covered by the checksum.
+    for (from, to, sender, receiver) in
+        [(CLIENT, SERVER, &stage.a, &stage.s1), (SERVER, mapped.as_str(), &stage.s1, &stage.a)]
+    {
+        let host = if from == CLIENT { &stage.lab.a } else { &stage.lab.s1 };
+        let packet = stage.data(from, to).flags(URG | ACK).between(host.mac, host.next_hop);
+        let sent = Decoded::parse(&packet.build());
+        let mut segment = sent.ip().body.clone();
+        segment[12] |= 0x0e;
+        segment[16..18].fill(0);
+        segment[18..20].copy_from_slice(&3_u16.to_be_bytes());
+        let pseudo = checksum::pseudo_header(sent.ip().source, sent.ip().destination, 6, segment.len());
+        let sum = checksum::internet(&[&pseudo, &segment]);
+        segment[16..18].copy_from_slice(&sum.to_be_bytes());
+        let frame = [&packet.build()[..34], &segment].concat();
+        sender.send_frame(&frame);
+        let seen = receiver.expect_payload(sent.payload());
+        // All but ports and checksum.
+        assert_eq!((&seen.ip().body[4..16], &seen.ip().body[18..]), (&segment[4..16], &segment[18..]));
+        seen.checksums_valid().unwrap();
+    }
     stage.crosses(&stage.syn("192.168.1.10:40001", SERVER).payload([7; 1000]));
+}
+
+#[test]
+fn tcp_23_a_keepalive_refreshes() {
+    let stage = Stage::timeouts("tcp_established = \"3s\"\ntcp_transitory = \"3s\"");
+    let mapped = stage.connect(CLIENT, SERVER);
+    for _ in 0..5 {
+        seconds(1.0);
+        stage.crosses(&Packet::tcp(CLIENT, SERVER).seq(CLIENT_SEQ).ack(SERVER_SEQ + 1));
+    }
+    stage.reaches(&stage.data(SERVER, &mapped), &stage.a);
+}
+
+#[test]
+fn tcp_07_an_idle_connection_lives_its_time_and_no_longer() {
+    let stage = Stage::timeouts("tcp_established = \"5s\"\ntcp_transitory = \"1s\"");
+    let mapped = stage.connect(CLIENT, SERVER);
+    seconds(4.0);
+    stage.crosses(&stage.data(CLIENT, SERVER));
+    seconds(4.0);
+    stage.reaches(&stage.data(SERVER, &mapped), &stage.a);
+    stage.forgets_within(Duration::from_secs(8));
+    stage.stopped(&stage.data(SERVER, &mapped), &stage.a);
+}
+
+#[test]
+fn tcp_07_the_default_is_two_hours_and_four_minutes() {
+    let stage = Stage::standard();
+    stage.connect(CLIENT, SERVER);
+    let sessions = stage.gateway.sessions();
+    let expires_in = sessions[0]["expires_in"].as_f64().unwrap();
+    assert!((7430.0..=7440.0).contains(&expires_in), "{sessions:?}");
 }
 
 #[test]
@@ -327,6 +379,17 @@ fn tcp_27_bulk_data_is_whole_with_every_offload_setting() {
         stage.s1.clear();
         stage.wan.clear();
     }
+    for host in [&stage.lab.a, &stage.lab.s1] {
+        assert_eq!(checksum_errors(&host.succeed("cat /proc/net/snmp")), 0, "{}", host.namespace);
+    }
+}
+
+/// `InCsumErrors` of TCP, as `nstat` reads it: a line of names, then a line of numbers.
+fn checksum_errors(table: &str) -> u64 {
+    let mut lines = table.lines().filter_map(|line| line.strip_prefix("Tcp: "));
+    let (names, numbers) = (lines.next().unwrap(), lines.next().unwrap());
+    let position = names.split(' ').position(|name| name == "InCsumErrors").unwrap();
+    numbers.split(' ').nth(position).unwrap().parse().unwrap()
 }
 
 const BULK: usize = 16 << 20;
@@ -360,13 +423,20 @@ fn tcp_24_errors_end_no_session() {
     let stage = Stage::standard();
     let public = stage.connect("192.168.1.10:40000", "198.51.100.1:80");
     let quoted = Packet::tcp(public.as_str(), "198.51.100.1:80").seq(CLIENT_SEQ + 1).ack(SERVER_SEQ + 1).ip();
-    for (kind, code) in (0..=15).map(|code| (3, code)).chain([(11, 0), (11, 1), (12, 0)]) {
-        stage.s1.send(&Packet::icmp_error("198.51.100.1", "203.0.113.1", kind, code, &quoted));
-        stage.a.expect(&format!("error {kind}/{code}"), |seen| {
-            seen.icmp().is_some_and(|icmp| (icmp.kind, icmp.code) == (kind, code))
-        });
-        stage.reaches(&stage.data("198.51.100.1:80", &public), &stage.a);
+    // From the server, and from a router on the way; a source quench need not be delivered.
+    for (tap, reporter) in [(&stage.s1, "198.51.100.1"), (&stage.wan, "203.0.113.254")] {
+        for (kind, code) in (0..=15).map(|code| (3, code)).chain([(11, 0), (11, 1), (12, 0), (4, 0)]) {
+            tap.send(&Packet::icmp_error(reporter, "203.0.113.1", kind, code, &quoted));
+            if kind != 4 {
+                let error = stage.a.expect(&format!("error {kind}/{code}"), |seen| {
+                    seen.icmp().is_some_and(|icmp| (icmp.kind, icmp.code) == (kind, code))
+                });
+                assert_eq!(error.ip().source.to_string(), reporter);
+            }
+            stage.reaches(&stage.data("198.51.100.1:80", &public), &stage.a);
+        }
     }
     stage.crosses(&stage.data("192.168.1.10:40000", "198.51.100.1:80"));
-    assert_eq!(stage.session_count(), 1);
+    let sessions = stage.gateway.sessions();
+    assert_eq!((sessions.len(), &sessions[0]["state"]), (1, &"established".into()), "{sessions:?}");
 }
