@@ -9,6 +9,7 @@ pub mod cli;
 pub mod config;
 pub mod daemon;
 pub mod datapath;
+pub mod doctor;
 pub mod gateway;
 pub mod host;
 pub mod slowpath;

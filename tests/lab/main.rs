@@ -35,5 +35,6 @@ mod stn;
 
 mod ops;
 
+mod s000;
 mod s001;
 mod s002;

@@ -3,6 +3,7 @@
 #![deny(unsafe_code)]
 
 mod check;
+mod doctor;
 mod generate;
 mod output;
 mod pool;
@@ -70,6 +71,11 @@ enum Verb {
     /// Rules and what they have matched
     #[command(subcommand)]
     Rule(rule::Rule),
+    /// Find what is wrong with the host or the set-up
+    ///
+    /// Each finding says what it was seen by, what it does to packets, and the command that mends it. With HOST, an
+    /// inside host, also what became of its packets.
+    Doctor(doctor::Doctor),
     /// Print a completion script for a shell
     ///
     /// For bash: `natgw completions bash > /etc/bash_completion.d/natgw`.
@@ -108,6 +114,7 @@ pub fn main() -> ExitCode {
         Verb::Session(session) => session.carry_out(&daemon),
         Verb::Pool(pool) => pool.carry_out(&daemon),
         Verb::Rule(rule) => rule.carry_out(&daemon),
+        Verb::Doctor(doctor) => doctor.carry_out(&daemon),
         Verb::Completions(completions) => completions.carry_out(),
         Verb::Man => generate::man(),
     };

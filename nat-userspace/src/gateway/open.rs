@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use nat_common::flow::Rewrite;
+use nat_common::flow::{Query, Rewrite};
 use nat_common::{Direction, FlowKey, Parsed, Realm, Reason, tcp, wire};
 
 use super::externals::Wish;
@@ -64,10 +64,19 @@ impl Gateway {
         if rule.to == SnatTarget::None {
             return self.bypass(world, now, key, egress.realm());
         }
-        if key.protocol == wire::TCP
-            && !tcp::opens(parsed.tcp_flags)
-            && !(tcp::may_be_picked_up(parsed.tcp_flags) && has_payload(frame, parsed))
-        {
+        // What answers opens nothing: its question went another way (behaviour S000-12). TCP of an inside host is
+        // picked up, since its connection may be older than this gateway.
+        let answers = match key.protocol {
+            wire::TCP => {
+                let is_picked_up = ingress.realm() == Realm::Inside
+                    && tcp::may_be_picked_up(parsed.tcp_flags)
+                    && has_payload(frame, parsed);
+                !tcp::opens(parsed.tcp_flags) && !is_picked_up
+            }
+            wire::ICMP => key.query == Query::Reply as u8,
+            _ => false,
+        };
+        if answers {
             return Err(Refusal::Silent(Reason::DropNoSession));
         }
         if parsed.ttl <= 1 {
@@ -113,7 +122,7 @@ impl Gateway {
         let (mapping, external, port) =
             self.mapping_for(world, now, key, position, rule, egress, route.preferred_source.map(network))?;
         let rewrite = match key.query {
-            reply if reply == nat_common::flow::Query::Reply as u8 => Rewrite {
+            reply if reply == Query::Reply as u8 => Rewrite {
                 source: external,
                 destination: key.destination,
                 source_port: 0,
@@ -212,7 +221,7 @@ impl Gateway {
             return Err(Refusal::Told(Reason::DropNoAddress, Error::AdministrativelyProhibited));
         };
         let pool = if addresses.len() == 1 { first } else { u32::from(position) };
-        let is_reply = key.query == nat_common::flow::Query::Reply as u8;
+        let is_reply = key.query == Query::Reply as u8;
         let inside_port = if is_reply { key.destination_port } else { key.source_port };
         let remote = (key.destination, if is_reply { 0 } else { key.destination_port });
         let inside = (key.source, inside_port);

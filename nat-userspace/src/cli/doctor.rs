@@ -1,0 +1,49 @@
+//! `natgw doctor`
+
+use std::io::{self, Write};
+use std::net::Ipv4Addr;
+
+use super::{Daemon, Failure, output};
+use crate::doctor::{Facts, Finding, Severity, examine};
+
+/// Arguments of `natgw doctor`.
+#[derive(clap::Args, Debug)]
+pub(super) struct Doctor {
+    /// An inside host whose traffic does not come through
+    host: Option<Ipv4Addr>,
+    #[command(flatten)]
+    format: super::Format,
+}
+
+impl Doctor {
+    pub(super) fn carry_out(self, daemon: &Daemon) -> Result<(), Failure> {
+        let findings = examine(&Facts::gather(&daemon.socket, self.host)?);
+        if self.format.json {
+            return Ok(output::json(&findings)?);
+        }
+        Ok(write(output::stdout(), &findings)?.flush()?)
+    }
+}
+
+fn write<W: Write>(mut out: W, findings: &[Finding]) -> io::Result<W> {
+    if findings.is_empty() {
+        writeln!(out, "nothing found that is wrong")?;
+    }
+    for (index, finding) in findings.iter().enumerate() {
+        if index > 0 {
+            writeln!(out)?;
+        }
+        let severity = match finding.severity {
+            Severity::Fault => "fault",
+            Severity::Risk => "risk",
+            Severity::Note => "note",
+        };
+        writeln!(out, "{severity}: {}", finding.title)?;
+        for line in &finding.evidence {
+            writeln!(out, "  seen:    {line}")?;
+        }
+        writeln!(out, "  means:   {}", finding.consequence)?;
+        writeln!(out, "  command: {}", finding.command)?;
+    }
+    Ok(out)
+}
