@@ -282,3 +282,55 @@ fn one_10_the_gateway_answers_for_its_addresses_and_announces_them() {
     gateway.text(&["reload"]);
     gateway.wait_until("it is announced", Duration::from_secs(2), |_| announced(5));
 }
+
+#[test]
+fn one_08_hosts_get_addresses_of_their_own_in_the_order_they_come() {
+    for pooling in ["exclusive", "exclusive-then-shared"] {
+        let to = format!("to = [\"203.0.113.2-203.0.113.4\"]\npooling = \"{pooling}\"");
+        let configuration = gateway::STANDARD.replace("to = \"masquerade\"", &to);
+        let mut stage = Stage::with(&format!("{configuration}[timeouts]\nudp = \"3s\"\nicmp = \"3s\"\n"));
+        // The fourth is c's neighbour, on the same wire.
+        stage.lab.c.ip("addr add 192.168.1.13/24 dev eth0");
+        let of = |stage: &Stage, host: &str, port: u16| {
+            let tap = if host == "192.168.1.13" { &stage.c } else { stage.tap(host.parse().unwrap()) };
+            let sent = tap.send(&stage.udp(&format!("{host}:{port}"), SERVER));
+            let seen =
+                stage.s1.recv_matching(Duration::from_millis(500), |seen| seen.payload() == sent.payload());
+            seen.map(|seen| source(&seen.decoded))
+        };
+        let hosts = [
+            ("192.168.1.10", "203.0.113.2"),
+            ("192.168.1.11", "203.0.113.3"),
+            ("192.168.1.12", "203.0.113.4"),
+        ];
+        let own = if pooling == "exclusive" { 3 } else { 2 };
+        for (host, external) in &hosts[..own] {
+            // Low, high, taken by all the others: every port stays as it is.
+            for port in [7, 123, 1023, 1024, 40_000, 65_535] {
+                assert_eq!(of(&stage, host, port), Some(format!("{external}:{port}")));
+            }
+            let echo = Packet::echo_request(*host, "198.51.100.1", 305, 1).payload(*host);
+            assert_eq!(source(&stage.crosses(&echo)), format!("{external}:305"));
+            stage.reaches(&stage.udp(SERVER, &format!("{external}:123")), stage.tap(host.parse().unwrap()));
+        }
+        if pooling == "exclusive" {
+            assert_eq!(of(&stage, "192.168.1.13", 40_000), None, "refused");
+            let told = stage.c.expect("ICMP 3/13", |seen| seen.icmp().is_some_and(|icmp| icmp.code == 13));
+            assert_eq!(told.ip().destination.to_string(), "192.168.1.13");
+        } else {
+            // The last address is everybody's, with its ports translated.
+            assert_eq!(of(&stage, "192.168.1.12", 40_000).as_deref(), Some("203.0.113.4:40000"));
+            let shared = of(&stage, "192.168.1.13", 40_000).expect("NAPT");
+            assert!(shared.starts_with("203.0.113.4:") && shared != "203.0.113.4:40000", "{shared}");
+        }
+        // A restart finds the addresses where they were.
+        stage.gateway.kill();
+        stage.gateway.restart();
+        assert_eq!(of(&stage, "192.168.1.11", 50_000).as_deref(), Some("203.0.113.3:50000"));
+        assert_eq!(of(&stage, "192.168.1.13", 50_000).is_some(), pooling != "exclusive");
+        // Idle, they are free again, with all their ports.
+        stage.forgets_within(Duration::from_secs(10));
+        assert_eq!(of(&stage, "192.168.1.13", 123).as_deref(), Some("203.0.113.2:123"));
+        assert_eq!(of(&stage, "192.168.1.10", 123).as_deref(), Some("203.0.113.3:123"));
+    }
+}

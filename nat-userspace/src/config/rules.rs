@@ -78,6 +78,18 @@ impl<'a, 'text> Judge<'a, 'text> {
         let pooling = choose(raw.pooling.as_ref(), &Pooling::WORDS, self.problems);
         let hint = "to = \"masquerade\", \"none\", \"track\" or a list of addresses";
         let to = required(raw.to.as_ref(), section, "to", hint, self.problems).and_then(|to| self.target(to));
+        if matches!(pooling, Pooling::Exclusive | Pooling::ExclusiveThenShared)
+            && to.as_ref().is_some_and(|to| !matches!(to, SnatTarget::Pool(_)))
+            && let Some(place) = &raw.pooling
+        {
+            self.problems.add(
+                &place.span(),
+                Fault::new(
+                    format!("`{}` gives addresses of a pool to hosts, and there is no pool", pooling.name()),
+                    "to = [\"203.0.113.2-203.0.113.4\"], or another pooling",
+                ),
+            );
+        }
         let rule = SnatRule {
             name,
             source,

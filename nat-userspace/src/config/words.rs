@@ -104,12 +104,22 @@ pub enum Pooling {
     Soft,
     /// Any address for any flow.
     Arbitrary,
+    /// An address of a host's own while it has sessions, with its ports as they are (RFC 3022
+    /// section 2.1); when none is free, the flow is refused.
+    Exclusive,
+    /// The same, but the last address is shared by the hosts that come too late for their own.
+    ExclusiveThenShared,
 }
 
 impl Pooling {
     /// The words of the file and what they mean.
-    pub const WORDS: [(&'static str, Self); 3] =
-        [("paired", Self::Paired), ("soft", Self::Soft), ("arbitrary", Self::Arbitrary)];
+    pub const WORDS: [(&'static str, Self); 5] = [
+        ("paired", Self::Paired),
+        ("soft", Self::Soft),
+        ("arbitrary", Self::Arbitrary),
+        ("exclusive", Self::Exclusive),
+        ("exclusive-then-shared", Self::ExclusiveThenShared),
+    ];
 
     /// The word of the file for it.
     pub const fn name(self) -> &'static str {

@@ -185,6 +185,7 @@ impl Gateway {
         } else {
             self.externals.give_back(key.protocol, *external, port, (key.address, key.port), now);
         }
+        self.externals.end_lease(key.address, *external);
     }
 
     /// A neighbour did not answer: the sender of a frame that waited for it is told (RFC 1812

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use nat_common::wire;
 
+use super::leases::Leases;
 use super::ports::{Holder, PortTable};
 use super::random::Random;
 use crate::config::{Pooling, PortRange, Ports};
@@ -21,6 +22,8 @@ pub struct Externals {
     pairs: HashMap<(u32, u32), u32>,
     /// External address → inside addresses paired with it.
     paired: HashMap<u32, u32>,
+    /// Addresses that are one host's own.
+    leases: Leases,
     /// Ports that are a forward's, by address and protocol.
     reserved: HashMap<(u32, u8), Vec<u16>>,
     quarantine: Duration,
@@ -62,6 +65,7 @@ impl Externals {
             tables: HashMap::new(),
             pairs: HashMap::new(),
             paired: HashMap::new(),
+            leases: Leases::default(),
             reserved: HashMap::new(),
             quarantine,
             random,
@@ -79,6 +83,14 @@ impl Externals {
         pooling: Pooling,
     ) -> Vec<u32> {
         let random = &mut self.random;
+        if let Pooling::Exclusive | Pooling::ExclusiveThenShared = pooling {
+            let (own, last) = match (addresses, pooling) {
+                ([own @ .., last], Pooling::ExclusiveThenShared) => (own, Some(*last)),
+                _ => (addresses, None),
+            };
+            let leased = self.leases.of(inside, pool).filter(|&leased| belongs(leased));
+            return leased.or_else(|| self.leases.free(pool, own)).or(last).into_iter().collect();
+        }
         if pooling == Pooling::Arbitrary {
             let start = random.below(addresses.len().max(1));
             return addresses[start..].iter().chain(&addresses[..start]).copied().collect();
@@ -150,6 +162,19 @@ impl Externals {
         None
     }
 
+    /// One more mapping of a host on an address of its own.
+    pub fn lease(&mut self, inside: u32, pool: u32, external: u32) {
+        self.leases.add(inside, pool, external);
+    }
+
+    /// One mapping less. With the last the address is free, and nothing of it rests: the next host
+    /// has its ports as they are.
+    pub fn end_lease(&mut self, inside: u32, external: u32) {
+        if self.leases.remove(inside, external) {
+            self.tables.retain(|&(address, _), table| address != external || table.used() > 0);
+        }
+    }
+
     /// Gives a mapping's port back.
     pub fn give_back(&mut self, protocol: u8, address: u32, port: u16, holder: Holder, now: Instant) {
         if let Some(table) = self.tables.get_mut(&(address, protocol)) {
@@ -210,6 +235,7 @@ impl Externals {
         self.tables.retain(|&(other, _), _| other != address);
         self.pairs.retain(|_, &mut other| other != address);
         self.paired.remove(&address);
+        self.leases.forget(address);
     }
 
     /// Makes sure the table of an address and protocol exists and covers `ports`.

@@ -17,6 +17,7 @@ mod icmp;
 mod inbound;
 mod knocks;
 mod known;
+mod leases;
 mod limits;
 mod mappings;
 mod mss;

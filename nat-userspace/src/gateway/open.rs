@@ -12,7 +12,7 @@ use super::notices::Condition;
 use super::sessions::{NO_MAPPING, Origin, Session};
 use super::world::{Route, RouteError, RouteKind, RouteQuery, World};
 use super::{Gateway, Interface, Outcome, address, network, next_hops};
-use crate::config::{Mapping as Behaviour, SnatRule, SnatTarget};
+use crate::config::{Mapping as Behaviour, PortRange, SnatRule, SnatTarget};
 
 /// Why a packet opens nothing.
 #[derive(Clone, Copy)]
@@ -253,11 +253,12 @@ impl Gateway {
         let is_shared = rule.mapping == Behaviour::EndpointDependent;
         world.read_bound();
         for external in self.externals.candidates(key.source, pool, addresses, &belongs, rule.pooling) {
+            let is_exclusive = self.rules.is_exclusive(position, external);
             let wish = Wish {
                 protocol: key.protocol,
                 address: external,
                 port: u16::from_be(inside_port),
-                ports: rule.allowed_ports(),
+                ports: if is_exclusive { EVERY_PORT.into() } else { rule.allowed_ports() },
                 holder: inside,
             };
             let port = if !has_ports(key.protocol) {
@@ -284,6 +285,9 @@ impl Gateway {
                     permanent: false,
                     shared: is_shared || !has_ports(key.protocol),
                 });
+                if is_exclusive {
+                    self.externals.lease(key.source, pool, external);
+                }
                 return Ok((slot, external, external_port));
             }
         }
@@ -364,6 +368,9 @@ impl Gateway {
         }
     }
 }
+
+/// What a host has on an address of its own.
+pub(super) const EVERY_PORT: PortRange = PortRange { first: 0, last: u16::MAX };
 
 /// The pool of forwards' mappings: they belong to no rule's addresses.
 pub(super) const FORWARDS: u32 = 0;

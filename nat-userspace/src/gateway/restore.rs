@@ -9,7 +9,7 @@ use nat_common::{FlowKey, FlowValue, Realm};
 
 use super::externals::Wish;
 use super::mappings::{Mapping, MappingKey};
-use super::open::{FORWARDS, has_ports, session_remote};
+use super::open::{EVERY_PORT, FORWARDS, has_ports, session_remote};
 use super::sessions::{NO_MAPPING, Origin, Session};
 use super::world::World;
 use super::{Gateway, next_hops};
@@ -187,18 +187,23 @@ impl Gateway {
         }
         let tracked = rule.to == SnatTarget::Track;
         let shared = tracked || behaviour == Behaviour::EndpointDependent || !has_ports(key.protocol);
+        let is_exclusive = self.rules.is_exclusive(position, rewrite.source);
         let wish = Wish {
             protocol: key.protocol,
             address: rewrite.source,
             port: u16::from_be(external_port),
-            ports: rule.allowed_ports(),
+            ports: if is_exclusive { EVERY_PORT.into() } else { rule.allowed_ports() },
             holder: inside,
         };
         if !tracked {
             if has_ports(key.protocol) && !self.externals.adopt(&wish, shared) {
                 return None;
             }
-            self.externals.pair(key.source, pool, rewrite.source);
+            if is_exclusive {
+                self.externals.lease(key.source, pool, rewrite.source);
+            } else {
+                self.externals.pair(key.source, pool, rewrite.source);
+            }
         }
         let mapping = Mapping {
             key: mapping_key,
@@ -225,15 +230,19 @@ impl Gateway {
             SnatTarget::Pool(pool) if pool.len() > 1 => u32::from(position),
             _ => key.destination,
         };
+        let is_exclusive = self.rules.is_exclusive(position, key.destination);
         let wish = Wish {
             protocol: key.protocol,
             address: key.destination,
             port: u16::from_be(key.destination_port),
-            ports: rule.allowed_ports(),
+            ports: if is_exclusive { EVERY_PORT.into() } else { rule.allowed_ports() },
             holder: inside,
         };
         if !self.externals.adopt(&wish, false) {
             return None;
+        }
+        if is_exclusive {
+            self.externals.lease(inside.0, pool, key.destination);
         }
         Some(self.mappings.insert(Mapping {
             key: MappingKey::new(rule.mapping, key.protocol, inside, (key.source, key.source_port), pool),

@@ -11,7 +11,7 @@ use nat_common::wire;
 use super::Interface;
 use super::sessions::Origin;
 use crate::config::{
-    Config, Filtering, ForwardRule, Selector, Side, SnatRule, SnatTarget, StaticRule, Unmatched,
+    Config, Filtering, ForwardRule, Pooling, Selector, Side, SnatRule, SnatTarget, StaticRule, Unmatched,
 };
 
 /// The rules of a configuration.
@@ -95,6 +95,18 @@ impl Rules {
                 place(self.statics.iter().position(|rule| rule.name == name)).map(Origin::Static)
             }
             Origin::Bypass => Some(Origin::Bypass),
+        }
+    }
+
+    /// Whether a rule gives an external address to one host as a whole.
+    pub fn is_exclusive(&self, position: u16, external: u32) -> bool {
+        let position = usize::from(position);
+        match self.snat.get(position).map(|rule| rule.pooling) {
+            Some(Pooling::Exclusive) => true,
+            Some(Pooling::ExclusiveThenShared) => {
+                self.pools.get(position).and_then(|pool| pool.last()) != Some(&external)
+            }
+            _ => false,
         }
     }
 
