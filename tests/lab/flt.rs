@@ -80,6 +80,8 @@ fn flt_07_nothing_uninvited_comes_in() {
     }
     stage.lan_is_silent();
     assert_eq!(stage.session_count(), 0);
+    stage.crosses(&stage.udp("192.168.1.10:40000", "198.51.100.66:9"));
+    stage.reaches(&stage.udp("198.51.100.66:9", &public(40000)), &stage.a);
 }
 
 #[test]

@@ -22,6 +22,7 @@ mod mal;
 
 mod tcp;
 mod tcp_end;
+mod tcp_kernels;
 mod tcp_mss;
 mod tmu;
 

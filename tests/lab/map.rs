@@ -299,13 +299,19 @@ fn map_14_two_inside_networks_share_one_address() {
     }
 }
 
+/// A source port of 0 says that no answer is wanted (RFC 768); it is mapped like any other, to a port that is not 0.
 #[test]
 fn map_13_odd_ports_and_ids_come_back_as_they_were() {
     let stage = Stage::standard();
-    for number in [1, 1023, 1024, 65_535] {
+    for number in [0, 1, 1023, 1024, 65_535] {
         let client = format!("192.168.1.10:{number}");
-        let seen = source(&stage.crosses(&stage.udp(&client, "198.51.100.1:7")));
-        let reply = stage.reaches(&stage.udp("198.51.100.1:7", &seen), &stage.a);
+        let seen = stage.crosses(&stage.udp(&client, "198.51.100.1:7"));
+        assert_ne!(port(&seen), 0);
+        let reply = stage.reaches(&stage.udp("198.51.100.1:7", &source(&seen)), &stage.a);
+        assert_eq!(destination(&reply), client);
+        let seen = stage.connect(&client, "198.51.100.1:80");
+        assert!(!seen.ends_with(":0"), "{seen}");
+        let reply = stage.reaches(&stage.data("198.51.100.1:80", &seen), &stage.a);
         assert_eq!(destination(&reply), client);
     }
     for id in [0, 65_535] {
