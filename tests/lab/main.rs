@@ -5,6 +5,7 @@
 mod selftest;
 mod stage;
 
+mod det;
 mod exh;
 mod map;
 mod one;

@@ -92,6 +92,7 @@ pub(super) struct Snat {
     pub(super) to: Option<Spanned<List>>,
     pub(super) ports: Option<Spanned<Word>>,
     pub(super) port_set: Option<Spanned<PortSet>>,
+    pub(super) deterministic: Option<Spanned<Deterministic>>,
     pub(super) mapping: Option<Spanned<String>>,
     pub(super) filtering: Option<Spanned<String>>,
     pub(super) pooling: Option<Spanned<String>>,
@@ -104,6 +105,14 @@ pub(super) struct PortSet {
     pub(super) offset: Option<i64>,
     pub(super) length: i64,
     pub(super) id: i64,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Deterministic {
+    pub(super) subscribers: String,
+    #[serde(default)]
+    pub(super) dynamic: u32,
 }
 
 #[derive(Deserialize)]

@@ -8,6 +8,7 @@
 
 mod address;
 mod conflicts;
+mod deterministic;
 mod error;
 mod file;
 mod ports;
@@ -25,6 +26,7 @@ use std::path::{Path, PathBuf};
 use ipnet::Ipv4Net;
 
 pub use self::address::{AddressPool, AddressRange, PortRange, show_prefix};
+pub use self::deterministic::Deterministic;
 pub use self::error::{ConfigError, Problem};
 pub use self::ports::{PortSet, Ports};
 pub use self::selector::{ProtocolSet, Selector, protocol_name, protocol_number};
@@ -112,6 +114,8 @@ pub struct SnatRule {
     pub ports: PortRange,
     /// Which of them, where others share the external addresses (RFC 7597).
     pub port_set: Option<PortSet>,
+    /// A block of ports for each subscriber, by arithmetic.
+    pub deterministic: Option<Deterministic>,
     /// How widely one external port is reused (RFC 4787 section 4.1).
     pub mapping: Mapping,
     /// Who may answer (RFC 4787 section 5); never looser than `mapping` can tell apart.
@@ -123,6 +127,22 @@ pub struct SnatRule {
 }
 
 impl SnatRule {
+    /// The external address and ports that are an inside host's by arithmetic.
+    pub fn block(&self, inside: Ipv4Addr) -> Option<(Ipv4Addr, PortRange)> {
+        match &self.to {
+            SnatTarget::Pool(pool) => self.deterministic?.block(inside, pool, self.ports),
+            _ => None,
+        }
+    }
+
+    /// The inside host whose a port of an external address is by arithmetic.
+    pub fn owner(&self, external: Ipv4Addr, port: u16) -> Option<Ipv4Addr> {
+        match &self.to {
+            SnatTarget::Pool(pool) => self.deterministic?.owner(external, port, pool, self.ports),
+            _ => None,
+        }
+    }
+
     /// The ports and identifiers that it may use.
     pub fn allowed_ports(&self) -> Ports {
         Ports { range: self.ports, set: self.port_set }

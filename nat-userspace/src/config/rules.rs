@@ -7,6 +7,7 @@ use ipnet::Ipv4Net;
 use serde_spanned::Spanned;
 
 use super::address::{self, AddressPool, AddressRange, PortRange};
+use super::deterministic;
 use super::error::{Fault, Problems};
 use super::file::{self, List, words};
 use super::ports;
@@ -78,6 +79,14 @@ impl<'a, 'text> Judge<'a, 'text> {
         let pooling = choose(raw.pooling.as_ref(), &Pooling::WORDS, self.problems);
         let hint = "to = \"masquerade\", \"none\", \"track\" or a list of addresses";
         let to = required(raw.to.as_ref(), section, "to", hint, self.problems).and_then(|to| self.target(to));
+        let pool = match &to {
+            Some(SnatTarget::Pool(pool)) => Some(pool),
+            _ => None,
+        };
+        let deterministic = raw
+            .deterministic
+            .as_ref()
+            .and_then(|raw| deterministic::deterministic(raw, pool, ports?, self.problems));
         if matches!(pooling, Pooling::Exclusive | Pooling::ExclusiveThenShared)
             && to.as_ref().is_some_and(|to| !matches!(to, SnatTarget::Pool(_)))
             && let Some(place) = &raw.pooling
@@ -99,6 +108,7 @@ impl<'a, 'text> Judge<'a, 'text> {
             to: to?,
             ports: ports?,
             port_set,
+            deterministic,
             mapping,
             filtering,
             pooling,

@@ -314,6 +314,23 @@ fn everything_wrong_is_said_at_once() {
 }
 
 #[test]
+fn addresses_and_blocks_of_a_hosts_own_need_a_pool() {
+    let pool = |line: &str| snat(line).replace("\"masquerade\"", "[\"203.0.113.2-203.0.113.4\"]");
+    let config = valid(&pool("pooling = \"exclusive\""));
+    assert_eq!(config.snat[0].pooling, Pooling::Exclusive);
+    refused(&snat("pooling = \"exclusive\""), 3, "there is no pool", "to = [");
+    let line = "deterministic = { subscribers = \"10.0.0.0/24\", dynamic = 2 }";
+    assert!(valid(&pool(line)).snat[0].deterministic.is_some());
+    refused(&snat(line), 3, "there is no pool", "to = [");
+    refused(
+        &pool("deterministic = { subscribers = \"10.0.0.0/8\" }"),
+        3,
+        "16777216 subscribers",
+        "fewer subscribers",
+    );
+}
+
+#[test]
 fn port_sets() {
     let config = valid(&snat("port_set = { length = 8, id = 0x34 }"));
     assert_eq!(config.snat[0].port_set, Some(PortSet { offset: 6, length: 8, id: 0x34 }));

@@ -183,7 +183,11 @@ impl Gateway {
         if *shared {
             self.externals.unshare(key.protocol, *external, port);
         } else {
-            self.externals.give_back(key.protocol, *external, port, (key.address, key.port), now);
+            // A port of its host's own block rests for nobody (RFC 6888 REQ-8b).
+            let rule = self.rules.snat.get(usize::from(mapping.rule));
+            let rests = mapping.permanent || rule.is_none_or(|rule| rule.deterministic.is_none());
+            let holder = (key.address, key.port);
+            self.externals.give_back((key.protocol, *external), port, holder, rests, now);
         }
         self.externals.end_lease(key.address, *external);
     }

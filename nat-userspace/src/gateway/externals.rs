@@ -176,9 +176,16 @@ impl Externals {
     }
 
     /// Gives a mapping's port back.
-    pub fn give_back(&mut self, protocol: u8, address: u32, port: u16, holder: Holder, now: Instant) {
+    pub fn give_back(
+        &mut self,
+        (protocol, address): (u8, u32),
+        port: u16,
+        holder: Holder,
+        rests: bool,
+        now: Instant,
+    ) {
         if let Some(table) = self.tables.get_mut(&(address, protocol)) {
-            table.give_back(port, holder, now);
+            table.give_back(port, holder, rests, now);
         }
     }
 

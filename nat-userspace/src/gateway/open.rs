@@ -12,7 +12,7 @@ use super::notices::Condition;
 use super::sessions::{NO_MAPPING, Origin, Session};
 use super::world::{Route, RouteError, RouteKind, RouteQuery, World};
 use super::{Gateway, Interface, Outcome, address, network, next_hops};
-use crate::config::{Mapping as Behaviour, PortRange, SnatRule, SnatTarget};
+use crate::config::{Mapping as Behaviour, SnatRule, SnatTarget};
 
 /// Why a packet opens nothing.
 #[derive(Clone, Copy)]
@@ -252,13 +252,16 @@ impl Gateway {
         }
         let is_shared = rule.mapping == Behaviour::EndpointDependent;
         world.read_bound();
-        for external in self.externals.candidates(key.source, pool, addresses, &belongs, rule.pooling) {
-            let is_exclusive = self.rules.is_exclusive(position, external);
+        let candidates = match rule.deterministic {
+            None => self.externals.candidates(key.source, pool, addresses, &belongs, rule.pooling),
+            Some(_) => rule.block(address(key.source)).iter().map(|(own, _)| network(*own)).collect(),
+        };
+        for external in candidates {
             let wish = Wish {
                 protocol: key.protocol,
                 address: external,
                 port: u16::from_be(inside_port),
-                ports: if is_exclusive { EVERY_PORT.into() } else { rule.allowed_ports() },
+                ports: self.rules.ports_of(position, rule, address(key.source), external),
                 holder: inside,
             };
             let port = if !has_ports(key.protocol) {
@@ -285,7 +288,7 @@ impl Gateway {
                     permanent: false,
                     shared: is_shared || !has_ports(key.protocol),
                 });
-                if is_exclusive {
+                if self.rules.is_exclusive(position, external) {
                     self.externals.lease(key.source, pool, external);
                 }
                 return Ok((slot, external, external_port));
@@ -368,9 +371,6 @@ impl Gateway {
         }
     }
 }
-
-/// What a host has on an address of its own.
-pub(super) const EVERY_PORT: PortRange = PortRange { first: 0, last: u16::MAX };
 
 /// The pool of forwards' mappings: they belong to no rule's addresses.
 pub(super) const FORWARDS: u32 = 0;

@@ -157,6 +157,18 @@ impl PortTable {
     ) -> Option<u16> {
         /// How many of the gateway's own ports may be met in a row.
         const TRIES: u32 = 64;
+        /// A range so small is gone through faster than the list of all free ports.
+        const NARROW: u32 = 8192;
+        let length = ports.range.len();
+        if length <= NARROW {
+            let start = random.below(length as usize);
+            let found = (0..length as usize)
+                .map(|n| ports.range.first + u16::try_from((start + n) % length as usize).unwrap_or(0))
+                .filter(|&port| self::class(port) == class && ports.contains(port))
+                .find(|&port| self.states[usize::from(port)] == State::Free && usable(port))?;
+            self.remove_free(found);
+            return Some(found);
+        }
         for _ in 0..TRIES {
             let list = &self.free[class];
             if list.is_empty() {
@@ -206,13 +218,14 @@ impl PortTable {
         }
     }
 
-    /// Gives a mapping's port back. It rests for the quarantine before others get it.
-    pub fn give_back(&mut self, port: u16, holder: Holder, now: Instant) {
+    /// Gives a mapping's port back. It rests for the quarantine before others get it, unless it is
+    /// no other's to get.
+    pub fn give_back(&mut self, port: u16, holder: Holder, rests: bool, now: Instant) {
         if self.states[usize::from(port)] != State::Owned {
             return;
         }
         self.used -= 1;
-        if self.quarantine.is_zero() {
+        if self.quarantine.is_zero() || !rests {
             self.make_free(port);
             return;
         }
@@ -333,12 +346,12 @@ mod tests {
     fn prt_06_quarantine() {
         let (mut table, mut random, now) = (table(120), Random::seeded(1), Instant::now());
         assert_eq!(take(&mut table, 5000, now, &mut random), Some(5000));
-        table.give_back(5000, (1, 5000), now);
+        table.give_back(5000, (1, 5000), true, now);
         assert_eq!(table.quarantined(), 1);
         let other = table.take(5000, (2, 5000), RANGE, now, &mut random, &mut |_| true);
         assert_ne!(other, Some(5000));
         assert_eq!(take(&mut table, 5000, now, &mut random), Some(5000));
-        table.give_back(5000, (1, 5000), now);
+        table.give_back(5000, (1, 5000), true, now);
         let later = now + Duration::from_secs(121);
         assert_eq!(table.take(5000, (2, 5000), RANGE, later, &mut random, &mut |_| true), Some(5000));
     }

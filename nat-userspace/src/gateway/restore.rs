@@ -9,10 +9,10 @@ use nat_common::{FlowKey, FlowValue, Realm};
 
 use super::externals::Wish;
 use super::mappings::{Mapping, MappingKey};
-use super::open::{EVERY_PORT, FORWARDS, has_ports, session_remote};
+use super::open::{FORWARDS, has_ports, session_remote};
 use super::sessions::{NO_MAPPING, Origin, Session};
 use super::world::World;
-use super::{Gateway, next_hops};
+use super::{Gateway, address, next_hops};
 use crate::config::{Mapping as Behaviour, SnatTarget};
 
 /// What a takeover found.
@@ -192,7 +192,7 @@ impl Gateway {
             protocol: key.protocol,
             address: rewrite.source,
             port: u16::from_be(external_port),
-            ports: if is_exclusive { EVERY_PORT.into() } else { rule.allowed_ports() },
+            ports: self.rules.ports_of(position, rule, address(key.source), rewrite.source),
             holder: inside,
         };
         if !tracked {
@@ -235,7 +235,7 @@ impl Gateway {
             protocol: key.protocol,
             address: key.destination,
             port: u16::from_be(key.destination_port),
-            ports: if is_exclusive { EVERY_PORT.into() } else { rule.allowed_ports() },
+            ports: self.rules.ports_of(position, rule, address(inside.0), key.destination),
             holder: inside,
         };
         if !self.externals.adopt(&wish, false) {

@@ -11,7 +11,8 @@ use nat_common::wire;
 use super::Interface;
 use super::sessions::Origin;
 use crate::config::{
-    Config, Filtering, ForwardRule, Pooling, Selector, Side, SnatRule, SnatTarget, StaticRule, Unmatched,
+    Config, Filtering, ForwardRule, Pooling, PortRange, Ports, Selector, Side, SnatRule, SnatTarget,
+    StaticRule, Unmatched,
 };
 
 /// The rules of a configuration.
@@ -107,6 +108,15 @@ impl Rules {
                 self.pools.get(position).and_then(|pool| pool.last()) != Some(&external)
             }
             _ => false,
+        }
+    }
+
+    /// The ports of an external address that an inside host may have under a rule.
+    pub fn ports_of(&self, position: u16, rule: &SnatRule, inside: Ipv4Addr, external: u32) -> Ports {
+        match rule.block(inside) {
+            Some((_, block)) => block.into(),
+            None if self.is_exclusive(position, external) => EVERY_PORT.into(),
+            None => rule.allowed_ports(),
         }
     }
 
@@ -295,6 +305,9 @@ impl Rules {
 fn is_exempt(rule: &SnatRule) -> bool {
     rule.to == SnatTarget::None && rule.out.is_none()
 }
+
+/// What a host has on an address of its own.
+const EVERY_PORT: PortRange = PortRange { first: 0, last: u16::MAX };
 
 /// The addresses of a pool, network byte order.
 fn pool_addresses(target: &SnatTarget) -> Arc<[u32]> {
