@@ -1,8 +1,14 @@
 //! Operation: what is listed, deleted, reloaded, killed, stopped; and a WAN that goes away or changes its address.
 
-use std::{process::Command, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::PathBuf,
+    process::Command,
+    time::{Duration, Instant},
+};
 
-use nat_tests::{Gateway, Host, Lab, gateway};
+use nat_tests::{Decoded, Gateway, Host, Lab, Packet, gateway, packet::tcp};
 
 use crate::stage::{Stage, public, seconds, source};
 
@@ -158,19 +164,6 @@ fn traces(host: &Host) -> Vec<(&'static str, String)> {
 }
 
 #[test]
-fn ops_09_sessions_resume_when_the_link_is_back() {
-    let stage = Stage::standard();
-    let mapped = source(&stage.crosses(&stage.udp(CLIENT, SERVER)));
-    stage.lab.gateway.ip("link set wan down");
-    seconds(0.5);
-    stage.lab.gateway.ip("link set wan up");
-    stage.lab.gateway.ip("route replace default via 203.0.113.254");
-    seconds(1.5);
-    assert_eq!(source(&stage.crosses(&stage.udp(CLIENT, SERVER))), mapped);
-    stage.reaches(&stage.udp(SERVER, &mapped), &stage.a);
-}
-
-#[test]
 fn ops_11_a_new_address_is_used_at_once_and_the_old_one_never_again() {
     let stage = Stage::standard();
     stage.crosses(&stage.udp(CLIENT, SERVER));
@@ -207,4 +200,321 @@ fn rtr_20_a_new_next_hop_takes_over_live_sessions() {
         stage.s1.recv_matching(patience, |seen| seen.payload() == sent.payload()).is_some()
     });
     assert_eq!(source(&stage.crosses(&stage.udp(CLIENT, SERVER))), mapped);
+}
+
+/// Scaled: 3000 sessions, not 100 000.
+#[test]
+fn ops_05_a_restart_keeps_every_session() {
+    let mut stage = Stage::standard();
+    stage.gateway.keep_fast_path();
+    stage.gateway.restart();
+    let packets: Vec<_> = (0..3000)
+        .map(|n| stage.udp(&format!("192.168.1.{}:{}", 10 + n % 3, 20_000 + n / 3), SERVER))
+        .collect();
+    let before: Vec<String> = stage.cross_many(&packets).iter().map(source).collect();
+    let tcp = stage.connect("192.168.1.10:40001", SERVER);
+    stage.gateway.stop();
+    // Between the two there is nobody, and nothing is lost: the pause is none.
+    stage.crosses(&packets[7]);
+    stage.reaches(&stage.udp(SERVER, &before[7]), stage.tap(Decoded::parse(&packets[7].build()).ip().source));
+    stage.gateway.restart();
+    assert_eq!(stage.session_count(), 3001);
+    let after: Vec<String> = stage.cross_many(&packets).iter().map(source).collect();
+    assert!(before == after, "some have other ports than before");
+    assert_eq!(source(&stage.crosses(&stage.data("192.168.1.10:40001", SERVER))), tcp);
+    let is_reset = |seen: &Decoded| seen.tcp().is_some_and(|tcp| tcp.flags & tcp::RST != 0);
+    for tap in [&stage.a, &stage.s1] {
+        assert!(tap.incoming(is_reset).is_empty());
+    }
+}
+
+#[test]
+fn ops_08_state_of_another_layout_is_not_damaged() {
+    let mut stage = Stage::standard();
+    let mapped = source(&stage.crosses(&stage.udp(CLIENT, SERVER)));
+    stage.gateway.kill();
+    // As a daemon of another version would have left it.
+    let pins = PathBuf::from(stage.gateway.pin("FLOWS")).parent().unwrap().to_owned();
+    let other = pins.with_file_name("v999");
+    fs::rename(&pins, &other).unwrap();
+    let output = stage.gateway.output(&["run", "--config", &stage.gateway.configuration().to_string_lossy()]);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("attach XDP"), "{said}");
+    // Refused before damage: what the other version translates, it still does.
+    for _ in 0..3 {
+        stage.crosses(&stage.udp(CLIENT, SERVER));
+        stage.reaches(&stage.udp(SERVER, &mapped), &stage.a);
+    }
+    // The version that knows the layout goes on with it.
+    let _ = fs::remove_dir(&pins);
+    fs::rename(&other, &pins).unwrap();
+    stage.gateway.restart();
+    assert_eq!(source(&stage.crosses(&stage.udp(CLIENT, SERVER))), mapped);
+    assert_eq!(stage.session_count(), 1);
+}
+
+/// Waits until datagrams of `client` come out again, and gives back under which address.
+fn until_it_passes(stage: &Stage, client: &str) -> String {
+    let deadline = Instant::now() + Duration::from_secs(8);
+    loop {
+        let sent = stage.send(&stage.udp(client, SERVER));
+        let patience = Duration::from_millis(200);
+        if let Some(seen) = stage.s1.recv_matching(patience, |seen| seen.payload() == sent.payload()) {
+            return source(&seen.decoded);
+        }
+        assert!(Instant::now() < deadline, "nothing passes");
+    }
+}
+
+#[test]
+fn ops_09_links_that_go_and_come_back() {
+    let stage = Stage::standard();
+    let mapped = source(&stage.crosses(&stage.udp(CLIENT, SERVER)));
+    let gateway = &stage.lab.gateway;
+    for interface in ["wan", "lan"] {
+        gateway.ip(&format!("link set {interface} down"));
+        seconds(0.5);
+        gateway.ip(&format!("link set {interface} up"));
+        gateway.ip("route replace default via 203.0.113.254");
+        assert_eq!(until_it_passes(&stage, CLIENT), mapped, "{interface}");
+        stage.reaches(&stage.udp(SERVER, &mapped), &stage.a);
+    }
+    // Deleted, and created anew with its name: another interface to the kernel.
+    gateway.ip("link del wan");
+    seconds(0.3);
+    gateway.ip(&format!(
+        "link add wan address 02:00:00:00:02:01 type veth peer name gw address 02:00:00:00:02:fe netns {}",
+        stage.lab.isp.namespace
+    ));
+    gateway.ip("addr add 203.0.113.1/24 dev wan");
+    gateway.ip("link set wan up");
+    stage.lab.isp.ip("addr add 203.0.113.254/24 dev gw");
+    stage.lab.isp.ip("link set gw up");
+    stage.lab.isp.ip("route add 192.168.0.0/16 via 203.0.113.1");
+    gateway.ip("route replace default via 203.0.113.254");
+    let again = until_it_passes(&stage, "192.168.1.11:40001");
+    assert_eq!(again, public(40001));
+    stage.reaches(&stage.udp(SERVER, &again), &stage.b);
+    stage.expect_bad_packets();
+}
+
+#[test]
+fn ops_10_started_before_its_interface_and_its_address() {
+    let lab = Lab::standard();
+    lab.gateway.ip("link set wan down");
+    lab.gateway.ip("addr flush dev wan");
+    lab.gateway.ip("link set wan name later");
+    lab.mute_all();
+    let gateway = Gateway::standard(&lab);
+    let state = |gateway: &Gateway| gateway.natgw(&["status", "--json"])["interfaces"][1]["state"].clone();
+    assert_eq!(state(&gateway), "missing");
+    lab.gateway.ip("link set later name wan");
+    lab.gateway.ip("link set wan up");
+    gateway.wait_until("the interface is served", Duration::from_secs(5), |gateway| state(gateway) == "up");
+    let (a, s1, wan) = (lab.a.tap(), lab.s1.tap(), lab.wan());
+    // Without an address nothing can be translated, and nothing leaves as it is.
+    lab.gateway.ip("route add 203.0.113.254 dev wan");
+    lab.gateway.ip("route add default via 203.0.113.254 dev wan onlink");
+    a.send(&Packet::udp(CLIENT, SERVER).payload("too early"));
+    wan.expect_none("an untranslated packet", |seen| seen.payload() == b"too early");
+    lab.gateway.ip("addr add 203.0.113.1/24 dev wan");
+    gateway.wait_until("it works", Duration::from_secs(5), |_| {
+        a.send(&Packet::udp(CLIENT, SERVER).payload("in time"));
+        let seen = s1.recv_matching(Duration::from_millis(200), |seen| seen.payload() == b"in time");
+        seen.is_some_and(|seen| source(&seen.decoded) == public(40000))
+    });
+}
+
+#[test]
+fn ops_11_forwards_follow_a_new_address() {
+    let forward =
+        "[[forward]]\nprotocol = [\"udp\"]\nexternal = \"wan:8080\"\ninternal = \"192.168.1.11:80\"\n";
+    let stage = Stage::with(&format!("{}{forward}", gateway::STANDARD));
+    stage.reaches(&stage.udp(SERVER, &public(8080)), &stage.b);
+    let gateway = &stage.lab.gateway;
+    gateway.sysctl("ipv4.conf.wan.promote_secondaries", "1");
+    gateway.ip("addr add 203.0.113.2/24 dev wan");
+    gateway.ip("addr del 203.0.113.1/24 dev wan");
+    gateway.ip("route replace default via 203.0.113.254");
+    seconds(1.0);
+    stage.reaches(&stage.udp(SERVER, "203.0.113.2:8080"), &stage.b);
+    stage.stopped(&stage.udp(SERVER, &public(8080)), &stage.b);
+}
+
+#[test]
+fn ops_12_the_same_address_again() {
+    let stage = Stage::standard();
+    let mapped = source(&stage.crosses(&stage.udp(CLIENT, SERVER)));
+    let tcp = stage.connect("192.168.1.11:40001", SERVER);
+    // As a DHCP client does at each renewal, and as one does that writes it anew.
+    for line in [
+        "addr replace 203.0.113.1/24 dev wan valid_lft 600 preferred_lft 600",
+        "addr change 203.0.113.1/24 dev wan valid_lft forever preferred_lft forever",
+    ] {
+        stage.lab.gateway.ip(line);
+        seconds(0.3);
+        assert_eq!(source(&stage.crosses(&stage.udp(CLIENT, SERVER))), mapped, "{line}");
+        stage.reaches(&stage.data(SERVER, &tcp), &stage.b);
+    }
+    assert_eq!(stage.session_count(), 2);
+}
+
+/// The findings of `natgw doctor`, by check.
+fn diagnosis(stage: &Stage, host: &str) -> BTreeMap<String, String> {
+    let arguments: Vec<&str> =
+        ["doctor", host, "--json"].into_iter().filter(|word| !word.is_empty()).collect();
+    let findings = stage.gateway.natgw(&arguments);
+    let found = findings.as_array().unwrap().iter();
+    found.map(|finding| (finding["check"].as_str().unwrap().to_owned(), finding.to_string())).collect()
+}
+
+#[test]
+fn ops_13_netfilter_that_translates_as_well_is_found() {
+    let stage = Stage::standard();
+    assert!(!diagnosis(&stage, "").contains_key("double_nat"));
+    stage.lab.gateway.nft(
+        "table ip nat { chain post { type nat hook postrouting priority 100; oifname \"wan\" masquerade; }; }",
+    );
+    let found = diagnosis(&stage, "");
+    assert!(found["double_nat"].contains("masquerade in ip nat post"), "{found:?}");
+    // What natgw translates does not meet it.
+    let mapped = source(&stage.crosses(&stage.udp(CLIENT, SERVER)));
+    assert_eq!(mapped, public(40000));
+    stage.reaches(&stage.udp(SERVER, &mapped), &stage.a);
+    stage.lab.gateway.nft("delete table ip nat");
+    assert!(!diagnosis(&stage, "").contains_key("double_nat"));
+}
+
+#[test]
+fn ops_14_what_natgw_itself_refuses_is_named() {
+    let limits =
+        "ports = \"5000-5001\"\n[limits]\nnew_per_second_per_source = 3\n[timeouts]\nudp = \"120s\"\n";
+    let stage = Stage::with(&format!("{}{limits}", gateway::STANDARD));
+    let named = |check: &str, words: &[&str]| {
+        let found = diagnosis(&stage, "192.168.1.10");
+        let text = found.get(check).unwrap_or_else(|| panic!("{check} is not among {found:?}"));
+        assert!(words.iter().all(|word| text.contains(word)), "{text}");
+    };
+    let quiet = diagnosis(&stage, "192.168.1.10");
+    for check in ["no_route", "ports_exhausted", "source_limit", "no_replies", "no_rule"] {
+        assert!(!quiet.contains_key(check), "{quiet:?}");
+    }
+    for n in 0..3 {
+        stage.a.send(&stage.udp(CLIENT, SERVER));
+        stage.a.send(&stage.udp(&format!("192.168.1.10:{}", 41000 + n), SERVER));
+    }
+    named("no_replies", &["198.51.100.1:5000", "0 back", "traceroute"]);
+    named("ports_exhausted", &["natgw pool list"]);
+    for n in 0..10 {
+        stage.c.send(&stage.udp(&format!("192.168.1.12:{}", 42000 + n), SERVER));
+    }
+    named("source_limit", &["sessions_per_source"]);
+    stage.lab.gateway.ip("route del default");
+    stage.b.send(&stage.udp("192.168.1.11:43000", "198.51.101.1:9"));
+    named("no_route", &["ip route get"]);
+    let stranger = diagnosis(&stage, "10.5.5.5");
+    assert!(stranger["no_rule"].contains("snat office: source 192.168.0.0/16"), "{stranger:?}");
+    assert!(stranger["no_route_back"].contains("no route to 10.5.5.5"), "{stranger:?}");
+}
+
+/// Scaled: seconds, not a day. Memory and gauges after churn are what they were after the first of it.
+#[test]
+fn ops_17_churn_leaves_nothing_behind() {
+    let stage = Stage::with(&format!(
+        "{}\n[timeouts]\nudp = \"1s\"\ntcp_transitory = \"1s\"\nquarantine = \"0s\"\n",
+        gateway::STANDARD
+    ));
+    let resident = || {
+        let status = fs::read_to_string(format!("/proc/{}/status", stage.gateway.id().unwrap())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap().to_owned();
+        line.split_whitespace().next().unwrap().parse::<u64>().unwrap()
+    };
+    let mut after_first = 0;
+    for round in 0..5_u16 {
+        for n in 0..1500_u16 {
+            let port = 20_000 + round * 1500 + n;
+            stage.a.send(&Packet::udp(("192.168.1.10", port), SERVER).payload("churn"));
+            stage.b.send(&Packet::tcp(("192.168.1.11", port), SERVER).syn(1));
+            if n % 100 == 0 {
+                stage.s1.drain();
+                stage.wan.drain();
+            }
+        }
+        // The listing and the gauges say the same while there are many.
+        let status = stage.gateway.natgw(&["status", "--json"]);
+        assert!(status["sessions"].as_u64().unwrap() > 0, "{status}");
+        stage.forgets_within(Duration::from_secs(8));
+        let status = stage.gateway.natgw(&["status", "--json"]);
+        assert_eq!(
+            (status["sessions"].as_u64(), status["mappings"].as_u64()),
+            (Some(0), Some(0)),
+            "{status}"
+        );
+        let used = status["pools"].as_array().unwrap().iter().map(|pool| pool["used"].as_u64().unwrap());
+        assert_eq!(used.sum::<u64>(), 0, "{status}");
+        let now = resident();
+        if round == 1 {
+            after_first = now;
+        }
+        assert!(round < 2 || now <= after_first + after_first / 50, "{now} KiB after {after_first} KiB");
+        for tap in [&stage.a, &stage.b, &stage.s1, &stage.wan] {
+            tap.clear();
+        }
+    }
+    stage.crosses(&stage.udp(CLIENT, SERVER));
+}
+
+/// Sends on while offloads are switched; CPUs are the machine's, not the lab's.
+#[test]
+fn offloads_toggled_under_traffic_lose_little() {
+    let stage = Stage::standard();
+    let mapped = source(&stage.crosses(&stage.udp(CLIENT, SERVER)));
+    let (mut sent, mut lost) = (0, 0);
+    for setting in ["gro on", "gro off", "tx off", "tx on", "tso off gso off", "tso on gso on"] {
+        for interface in ["lan", "wan"] {
+            stage.lab.gateway.succeed(&format!("ethtool -K {interface} {setting}"));
+            for _ in 0..20 {
+                let packet = stage.send(&stage.udp(SERVER, &mapped));
+                let seen = stage
+                    .a
+                    .recv_matching(Duration::from_millis(500), |seen| seen.payload() == packet.payload());
+                sent += 1;
+                lost += u32::from(seen.is_none());
+                let packet = stage.send(&stage.udp(CLIENT, SERVER));
+                let seen = stage
+                    .s1
+                    .recv_matching(Duration::from_millis(500), |seen| seen.payload() == packet.payload());
+                sent += 1;
+                lost += u32::from(seen.is_none());
+            }
+        }
+    }
+    assert!(lost <= 12, "{lost} of {sent}: more than one a toggle");
+    stage.reaches(&stage.udp(SERVER, &mapped), &stage.a);
+}
+
+#[test]
+fn ops_19_timers_change_at_run_time() {
+    let stage = Stage::standard();
+    stage.crosses(&stage.udp(CLIENT, SERVER));
+    let echo = |seq| Packet::echo_request("192.168.1.10", "198.51.100.1", 7, seq).payload([7; 8]);
+    stage.crosses(&echo(1));
+    let left = |stage: &Stage, protocol: &str| {
+        let sessions = stage.gateway.sessions();
+        let session = sessions.iter().find(|session| session["protocol"] == protocol).unwrap();
+        session["expires_in"].as_u64().unwrap()
+    };
+    assert!(left(&stage, "udp") > 250 && left(&stage, "icmp") > 40);
+    let timeouts =
+        "\n[timeouts]\nudp = \"3s\"\nicmp = \"2s\"\ntcp_established = \"1h\"\ntcp_transitory = \"10s\"\n";
+    stage.gateway.configure(&format!("{}{timeouts}", gateway::STANDARD));
+    let said = stage.gateway.natgw(&["reload", "--json"])["warnings"].to_string();
+    for floor in ["RFC 4787", "RFC 5508", "RFC 5382"] {
+        assert!(said.contains(floor), "{said}");
+    }
+    stage.crosses(&stage.udp(CLIENT, SERVER));
+    stage.crosses(&echo(2));
+    assert!(left(&stage, "udp") <= 3 && left(&stage, "icmp") <= 2, "{:?}", stage.gateway.sessions());
+    stage.forgets_within(Duration::from_secs(8));
 }

@@ -50,6 +50,7 @@ pub struct Gateway {
     /// Holds its configuration, its socket, its log and its bpffs.
     folder: PathBuf,
     process: Option<Process>,
+    keep: bool,
 }
 
 impl Gateway {
@@ -80,7 +81,8 @@ impl Gateway {
     fn prepare_on(host: &Host, configuration: &str) -> Self {
         static NEXT: AtomicUsize = AtomicUsize::new(0);
         let name = format!("natgw-test-{}-{}", process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-        let gateway = Self { host: host.clone(), folder: env::temp_dir().join(name), process: None };
+        let gateway =
+            Self { host: host.clone(), folder: env::temp_dir().join(name), process: None, keep: false };
         fs::DirBuilder::new().mode(0o700).create(&gateway.folder).expect("make natgw's folder");
         // `ip netns exec` gives a command its own /sys: the pins have to live elsewhere to outlive it.
         let bpffs = gateway.folder.join("bpf");
@@ -115,6 +117,9 @@ impl Gateway {
             fs::OpenOptions::new().create(true).append(true).open(self.log_file()).expect("open the log");
         let mut command = self.host.command(&binary().to_string_lossy());
         command.args(["run", "--config"]).arg(self.configuration());
+        if self.keep {
+            command.arg("--keep");
+        }
         command.envs(environment.iter().copied());
         command.stdin(Stdio::null()).stdout(log.try_clone().expect("share the log")).stderr(log);
         self.process = Some(Process::start(&mut command, "natgw run"));
@@ -175,6 +180,11 @@ impl Gateway {
             assert!(Instant::now() < deadline, "{what}: not within {patience:?}");
             thread::sleep(Duration::from_millis(50));
         }
+    }
+
+    /// From the next start on, natgw leaves its fast path in place when it is stopped.
+    pub fn keep_fast_path(&mut self) {
+        self.keep = true;
     }
 
     /// Ends natgw with SIGTERM: it detaches and goes.

@@ -65,7 +65,11 @@ pub fn run(options: RunOptions, config: Config) -> anyhow::Result<()> {
     for warning in worker.warnings() {
         tracing::warn!("{warning}");
     }
-    worker.start().context("take the interfaces into service")?;
+    if let Err(error) = worker.start() {
+        // What an earlier daemon left goes on as it was; what is only this one's goes.
+        worker.stop(taken_over);
+        return Err(error.context("take the interfaces into service"));
+    }
     let server = Server::bind(&socket, Arc::new(post))?;
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),

@@ -177,6 +177,7 @@ impl Gateway {
         let before: Vec<(Origin, String, u64)> =
             self.opened.drain().map(|(origin, count)| (origin, self.rules.name(origin), count)).collect();
         self.rules = super::Rules::new(config);
+        let other_timeouts = self.timeouts != config.timeouts;
         self.timeouts = config.timeouts.clone();
         self.reserve_forwards();
         for (origin, name, count) in before {
@@ -190,6 +191,11 @@ impl Gateway {
             if let Some(origin) = self.allowed_by(slot) {
                 reloaded.kept += 1;
                 self.belongs_to(world, slot, origin);
+                if other_timeouts && let Some(session) = self.sessions.get(slot) {
+                    // Its timer is set for when it would have ended.
+                    let left = self.time_left(world, session, &world.activity(slot));
+                    self.arm(now + left, slot);
+                }
             } else {
                 reloaded.ended += 1;
                 self.abandon(world, now, slot);
