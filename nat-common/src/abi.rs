@@ -1,7 +1,7 @@
 //! What the program and the daemon must agree on: names, capacities, layouts.
 
 /// Grows when the layout of any pinned map changes; pins of another version are not taken over.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// Name of the XDP program.
 pub const PROGRAM_XDP: &str = "natgw_xdp";
@@ -148,6 +148,8 @@ pub struct Settings {
     pub generation: u32,
     /// [`Settings::DROP_UNMATCHED_OUTSIDE`], …
     pub flags: u32,
+    /// What the flow table's hash was seeded with, for the next daemon's program.
+    pub secret: crate::table::Secret,
     /// Rules whose target is "none" (exempt) whatever the egress.
     pub exempt: crate::classify::RuleSet,
     /// Rules that carry TCP, UDP, ICMP, and other protocols, in this order.
@@ -170,7 +172,7 @@ impl Settings {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SessionEvent {
-    /// Slot of the session in the activity table.
+    /// Slot of the session in the flow table.
     pub session: u32,
     /// What the program saw: bits of [`crate::tcp::Seen`] in this direction.
     pub seen: u8,
@@ -186,7 +188,7 @@ const _: () = assert!(size_of::<ForwardKey>() == 8);
 const _: () = assert!(size_of::<SelectorKey>() == 8);
 const _: () = assert!(size_of::<StaticKey>() == 8);
 const _: () = assert!(size_of::<StaticValue>() == 8);
-const _: () = assert!(size_of::<Settings>() == 8 + 6 * 32);
+const _: () = assert!(size_of::<Settings>() == 8 + 16 + 6 * 32);
 const _: () = assert!(size_of::<SessionEvent>() == 8);
 
 #[cfg(feature = "user")]
@@ -215,6 +217,8 @@ mod user {
         crate::flow::FlowKey,
         crate::flow::FlowValue,
         crate::next_hop::NextHop,
-        crate::activity::Activity,
+        crate::table::FlowLine,
+        crate::table::SessionLines,
+        crate::table::Secret,
     );
 }

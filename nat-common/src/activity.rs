@@ -1,8 +1,7 @@
-//! What the fast path writes about a session: one cache line, half for each direction, in an
-//! array the daemon maps and reads without a system call.
+//! What the fast path notes of a session, as the daemon reads it. It lies in the session's lines: see
+//! [`crate::table`].
 
 /// One direction of a session.
-#[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DirectionActivity {
     /// Packets translated.
@@ -15,21 +14,15 @@ pub struct DirectionActivity {
     pub acknowledged: u32,
     /// TCP: bits of [`crate::tcp::Seen`].
     pub seen: u8,
-    /// Zero.
-    pub pad: [u8; 7],
 }
 
-/// A session's line.
-#[repr(C, align(64))]
+/// Both directions: as the first packet went, then back, indexed by [`crate::Direction`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Activity {
-    /// As the first packet went, then back: indexed by [`crate::Direction`].
+    /// See above.
     pub directions: [DirectionActivity; 2],
 }
 
 /// A tick is `2^4` jiffies: 16 ms at 1000 Hz, 64 ms at 250 Hz, 160 ms at 100 Hz. Reading
 /// jiffies costs the program one load, a clock helper 13 to 29 ns.
 pub const TICK_SHIFT: u32 = 4;
-
-const _: () = assert!(size_of::<DirectionActivity>() == 32);
-const _: () = assert!(size_of::<Activity>() == 64);

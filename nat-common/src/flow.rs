@@ -13,6 +13,11 @@ pub enum Direction {
     Reply = 1,
 }
 
+impl Direction {
+    /// Either, in the order of their numbers.
+    pub const BOTH: [Self; 2] = [Self::Original, Self::Reply];
+}
+
 /// Where a packet arrived. The same addresses on another side are another flow: an outside host
 /// that borrows an inside address finds nothing.
 #[repr(u16)]
@@ -40,7 +45,7 @@ pub enum Query {
 /// zero, and `query` tells the two apart: a request is never taken for a reply (behaviour
 /// ICQ-07). For protocols without ports both are zero.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct FlowKey {
     /// Source address, network byte order.
     pub source: u32,
@@ -116,18 +121,11 @@ pub struct FlowValue {
     /// Change of the transport checksum.
     pub transport_delta: u16,
     /// Index into the next-hop table.
-    pub next_hop: u32,
-    /// Slot in the activity table.
-    pub session: u32,
+    pub next_hop: u16,
     /// [`Action`] as a number.
     pub action: u8,
-    /// [`Direction`] as a number.
-    pub direction: u8,
-    /// Part of the transport delta that the pseudo-header causes: on the tc hook a partial
-    /// checksum covers only that.
-    pub pseudo_delta: u16,
-    /// What opened the session, for a daemon that takes the table over; the program ignores it.
-    pub origin: u32,
+    /// Zero.
+    pub pad: u8,
 }
 
 /// What a flow entry stands for.
@@ -141,7 +139,7 @@ pub enum Action {
 }
 
 const _: () = assert!(size_of::<FlowKey>() == 16);
-const _: () = assert!(size_of::<FlowValue>() == 32);
+const _: () = assert!(size_of::<FlowValue>() == 20);
 
 /// The two endpoints of a packet after translation, in network byte order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -158,13 +156,7 @@ pub struct Rewrite {
 
 impl FlowValue {
     /// The entry that turns packets with `key` into packets between the endpoints of `rewrite`.
-    pub fn translate(
-        key: &FlowKey,
-        rewrite: &Rewrite,
-        direction: Direction,
-        session: u32,
-        next_hop: u32,
-    ) -> Self {
+    pub fn translate(key: &FlowKey, rewrite: &Rewrite, next_hop: u16) -> Self {
         let addresses = Sum::ZERO
             .subtract_u32(key.source)
             .subtract_u32(key.destination)
@@ -182,8 +174,7 @@ impl FlowValue {
         // so that a checksum that is wrong stays wrong bit for bit.
         let addresses = if unchanged_addresses { Sum::ZERO } else { addresses };
         let ports = if unchanged_ports { Sum::ZERO } else { ports };
-        let has_pseudo_header = matches!(key.protocol, wire::TCP | wire::UDP | wire::UDPLITE);
-        let pseudo = if has_pseudo_header { addresses } else { Sum::ZERO };
+        let pseudo = if has_pseudo_header(key.protocol) { addresses } else { Sum::ZERO };
         Self {
             source: rewrite.source,
             destination: rewrite.destination,
@@ -192,17 +183,21 @@ impl FlowValue {
             header_delta: Delta::of(addresses).0,
             transport_delta: Delta::of(pseudo.add(ports)).0,
             next_hop,
-            session,
             action: Action::Translate as u8,
-            direction: direction as u8,
-            pseudo_delta: Delta::of(pseudo).0,
-            origin: 0,
+            pad: 0,
         }
     }
 
     /// The entry that hands packets to the gateway's own stack untouched.
-    pub fn bypass(session: u32) -> Self {
-        Self { action: Action::Bypass as u8, session, ..Self::default() }
+    pub fn bypass() -> Self {
+        Self { action: Action::Bypass as u8, ..Self::default() }
+    }
+
+    /// Part of the transport delta that the pseudo-header causes: on the tc hook a partial checksum covers only
+    /// that.
+    #[inline(always)]
+    pub fn pseudo_delta(&self, protocol: u8) -> u16 {
+        if has_pseudo_header(protocol) { self.header_delta } else { 0 }
     }
 
     /// The endpoints it writes.
@@ -214,6 +209,12 @@ impl FlowValue {
             destination_port: self.destination_port,
         }
     }
+}
+
+/// Whether the transport checksum covers the addresses.
+#[inline(always)]
+const fn has_pseudo_header(protocol: u8) -> bool {
+    matches!(protocol, wire::TCP | wire::UDP | wire::UDPLITE)
 }
 
 /// Whether a transport checksum field holds only the pseudo-header's sum: the sender left the

@@ -17,6 +17,7 @@ pub mod frame;
 pub mod next_hop;
 pub mod parse;
 pub mod reason;
+pub mod table;
 pub mod tcp;
 pub mod translate;
 pub mod wire;

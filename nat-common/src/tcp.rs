@@ -1,6 +1,9 @@
 //! TCP sessions by what both directions have sent (RFC 5382 section 5, RFC 7857 section 2).
 
-use crate::activity::Activity;
+use crate::{
+    activity::{Activity, DirectionActivity},
+    table::FlowLine,
+};
 
 /// FIN.
 pub const FIN: u8 = 0x01;
@@ -99,44 +102,78 @@ pub const fn is_plausible_reset(sequence: u32, acknowledged: u32) -> bool {
     sequence.wrapping_sub(acknowledged) <= 0xffff
 }
 
-/// Notes a segment in the session's line. Returns the bits that are new and change its timer.
+/// What [`note`] needs of a direction.
+#[derive(Debug)]
+pub struct Half<'a> {
+    /// Bits of [`Seen`].
+    pub seen: &'a mut u8,
+    /// Last acknowledgement number sent, host byte order.
+    pub acknowledged: &'a mut u32,
+}
+
+impl<'a> From<&'a mut DirectionActivity> for Half<'a> {
+    fn from(direction: &'a mut DirectionActivity) -> Self {
+        Self { seen: &mut direction.seen, acknowledged: &mut direction.acknowledged }
+    }
+}
+
+impl<'a> From<&'a mut FlowLine> for Half<'a> {
+    #[inline(always)]
+    fn from(line: &'a mut FlowLine) -> Self {
+        Self { seen: &mut line.seen, acknowledged: &mut line.acknowledged }
+    }
+}
+
+/// Notes a segment of the direction `own` in the session. Returns the bits that are new and change its timer.
 ///
-/// `sequence` and `acknowledgement` in host byte order. `direction` is 0 or 1.
+/// `sequence` and `acknowledgement` in host byte order.
 #[inline(always)]
-pub fn note(line: &mut Activity, direction: usize, flags: u8, sequence: u32, acknowledgement: u32) -> u8 {
-    let [original, reply] = &mut line.directions;
-    let (own, other) = if direction == 0 { (original, reply) } else { (reply, original) };
+#[expect(clippy::needless_pass_by_value, reason = "two references, taken apart")]
+pub fn note(own: Half<'_>, other: Half<'_>, flags: u8, sequence: u32, acknowledgement: u32) -> u8 {
     let mut bits = seen(flags);
     if bits & Seen::RST != 0 {
         // Off-path resets are sent on (RFC 7857 section 2.2) but change nothing (behaviour
         // TCP-14); once a FIN was seen, or nothing acknowledged yet, there is nothing to guard.
-        let guarded = other.acknowledged != 0 && (own.seen | other.seen) & Seen::FIN == 0;
-        if guarded && !is_plausible_reset(sequence, other.acknowledged) {
+        let guarded = *other.acknowledged != 0 && (*own.seen | *other.seen) & Seen::FIN == 0;
+        if guarded && !is_plausible_reset(sequence, *other.acknowledged) {
             return 0;
         }
     } else if flags & ACK != 0 {
-        own.acknowledged = acknowledgement;
+        *own.acknowledged = acknowledgement;
     }
-    if bits & Seen::SYN != 0 && (own.seen | other.seen) & (Seen::RST | Seen::FIN) != 0 {
+    if bits & Seen::SYN != 0 && (*own.seen | *other.seen) & (Seen::RST | Seen::FIN) != 0 {
         // The same tuple opens again (behaviour TCP-16): both sides start over. Whoever answers
         // will say so; a SYN alone leaves the session opening, so on the transitory timer.
-        own.seen = Seen::SYN;
-        other.seen = 0;
-        own.acknowledged = if flags & ACK != 0 { acknowledgement } else { 0 };
-        other.acknowledged = 0;
+        *own.seen = Seen::SYN;
+        *other.seen = 0;
+        *own.acknowledged = if flags & ACK != 0 { acknowledgement } else { 0 };
+        *other.acknowledged = 0;
         return Seen::SYN;
     }
-    if bits & Seen::RST == 0 && (own.seen | other.seen) & Seen::RST != 0 {
-        own.seen &= !Seen::RST;
-        other.seen &= !Seen::RST;
-        own.seen |= bits;
+    if bits & Seen::RST == 0 && (*own.seen | *other.seen) & Seen::RST != 0 {
+        *own.seen &= !Seen::RST;
+        *other.seen &= !Seen::RST;
+        *own.seen |= bits;
         return bits | Seen::NOTABLE;
     }
-    bits &= !own.seen;
+    bits &= !*own.seen;
     if bits != 0 {
-        own.seen |= bits;
+        *own.seen |= bits;
     }
     bits & Seen::NOTABLE
+}
+
+/// [`note`] on what the daemon has read; `direction` is 0 or 1.
+pub fn note_activity(
+    activity: &mut Activity,
+    direction: usize,
+    flags: u8,
+    sequence: u32,
+    acknowledgement: u32,
+) -> u8 {
+    let [original, reply] = &mut activity.directions;
+    let (own, other) = if direction == 0 { (original, reply) } else { (reply, original) };
+    note(own.into(), other.into(), flags, sequence, acknowledgement)
 }
 
 #[cfg(test)]
@@ -146,7 +183,7 @@ mod tests {
     fn play(segments: &[(usize, u8)]) -> State {
         let mut line = Activity::default();
         for &(direction, flags) in segments {
-            note(&mut line, direction, flags, 0, 0);
+            note_activity(&mut line, direction, flags, 0, 0);
         }
         state(line.directions[0].seen, line.directions[1].seen)
     }
@@ -183,19 +220,19 @@ mod tests {
     #[test]
     fn tcp_13_data_revives_tcp_14_implausible_reset_tcp_15_after_fin() {
         let mut line = Activity::default();
-        note(&mut line, 0, SYN, 100, 0);
-        note(&mut line, 1, SYN | ACK, 500, 101);
-        note(&mut line, 0, ACK, 101, 501);
+        note_activity(&mut line, 0, SYN, 100, 0);
+        note_activity(&mut line, 1, SYN | ACK, 500, 101);
+        note_activity(&mut line, 0, ACK, 101, 501);
         for sequence in [0, 1_000_501] {
-            assert_eq!(note(&mut line, 1, RST, sequence, 0), 0, "implausible {sequence}");
+            assert_eq!(note_activity(&mut line, 1, RST, sequence, 0), 0, "implausible {sequence}");
         }
         assert_eq!(state(line.directions[0].seen, line.directions[1].seen), State::Established);
-        assert_eq!(note(&mut line, 1, RST, 501, 0), Seen::RST);
+        assert_eq!(note_activity(&mut line, 1, RST, 501, 0), Seen::RST);
         assert_eq!(state(line.directions[0].seen, line.directions[1].seen), State::Reset);
-        assert_ne!(note(&mut line, 0, ACK, 101, 501), 0);
+        assert_ne!(note_activity(&mut line, 0, ACK, 101, 501), 0);
         assert_eq!(state(line.directions[0].seen, line.directions[1].seen), State::Established);
-        note(&mut line, 0, FIN | ACK, 101, 501);
-        assert_eq!(note(&mut line, 1, RST, 7, 0), Seen::RST);
+        note_activity(&mut line, 0, FIN | ACK, 101, 501);
+        assert_eq!(note_activity(&mut line, 1, RST, 7, 0), Seen::RST);
     }
 
     /// behaviour TCP-14: what a SYN-ACK has acknowledged guards as data does; a tuple that opens
@@ -203,14 +240,14 @@ mod tests {
     #[test]
     fn tcp_14_before_the_server_has_sent_data() {
         let mut line = Activity::default();
-        note(&mut line, 0, SYN, 100, 0);
-        note(&mut line, 1, SYN | ACK, 500, 101);
-        note(&mut line, 0, ACK, 101, 501);
-        assert_eq!(note(&mut line, 0, RST, 1_000_101, 0), 0);
-        assert_eq!(note(&mut line, 0, RST, 101, 0), Seen::RST);
-        note(&mut line, 0, SYN, 9_000_000, 0);
+        note_activity(&mut line, 0, SYN, 100, 0);
+        note_activity(&mut line, 1, SYN | ACK, 500, 101);
+        note_activity(&mut line, 0, ACK, 101, 501);
+        assert_eq!(note_activity(&mut line, 0, RST, 1_000_101, 0), 0);
+        assert_eq!(note_activity(&mut line, 0, RST, 101, 0), Seen::RST);
+        note_activity(&mut line, 0, SYN, 9_000_000, 0);
         // Nobody listens any more.
-        assert_eq!(note(&mut line, 1, RST | ACK, 0, 9_000_001), Seen::RST);
+        assert_eq!(note_activity(&mut line, 1, RST | ACK, 0, 9_000_001), Seen::RST);
     }
 
     /// behaviour TCP-16 and TCP-17: a closed tuple reopens, half of it does not establish.

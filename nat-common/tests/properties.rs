@@ -196,7 +196,7 @@ proptest! {
         let mut line = Activity::default();
         let mut seen_so_far = 0;
         for (direction, flags, sequence, acknowledgement) in segments {
-            let new = tcp::note(&mut line, direction, flags, sequence, acknowledgement);
+            let new = tcp::note_activity(&mut line, direction, flags, sequence, acknowledgement);
             seen_so_far |= tcp::seen(flags);
             prop_assert_eq!(new & !(Seen::SYN | Seen::DATA | Seen::FIN | Seen::RST), 0);
             let [original, reply] = [line.directions[0].seen, line.directions[1].seen];
@@ -214,11 +214,11 @@ proptest! {
     #[test]
     fn tcp_14_an_implausible_reset_changes_nothing(acknowledged in any::<u32>(), off in 0x1_0000u32..) {
         let mut line = Activity::default();
-        tcp::note(&mut line, 0, tcp::SYN, 1, 0);
-        tcp::note(&mut line, 1, tcp::SYN | tcp::ACK, 1, 2);
-        tcp::note(&mut line, 0, tcp::ACK, 2, acknowledged);
+        tcp::note_activity(&mut line, 0, tcp::SYN, 1, 0);
+        tcp::note_activity(&mut line, 1, tcp::SYN | tcp::ACK, 1, 2);
+        tcp::note_activity(&mut line, 0, tcp::ACK, 2, acknowledged);
         let before = line;
-        prop_assert_eq!(tcp::note(&mut line, 1, tcp::RST, acknowledged.wrapping_add(off), 0), 0);
+        prop_assert_eq!(tcp::note_activity(&mut line, 1, tcp::RST, acknowledged.wrapping_add(off), 0), 0);
         prop_assert_eq!(line, before);
     }
 

@@ -2,17 +2,24 @@
 
 use aya_ebpf::{bindings::xdp_action, helpers::generated::bpf_jiffies64};
 use nat_common::{
-    FlowValue, Parsed, Reason,
+    Parsed, Reason,
     abi::{Interface, SessionEvent},
     activity::TICK_SHIFT,
     flow::{Action, is_partial},
     frame::Frame as _,
     next_hop::NextHop,
+    table::session_of,
     tcp, translate,
     wire::{self, Tcp, Udp},
 };
 
-use crate::{Verdict, count::count, fits, frame::PacketFrame, maps};
+use crate::{
+    Verdict,
+    count::count,
+    fits,
+    frame::PacketFrame,
+    maps::{self, Flow},
+};
 
 /// Translates the packet and sends it on, or says who must.
 ///
@@ -24,13 +31,14 @@ pub fn forward(
     frame: &PacketFrame,
     transport: &PacketFrame,
     parsed: &Parsed,
-    flow: &FlowValue,
+    flow: &Flow,
 ) -> Verdict {
-    if flow.action == Action::Bypass as u8 {
+    let value = flow.value();
+    if value.action == Action::Bypass as u8 {
         note(transport, parsed, flow);
         return Verdict::Pass;
     }
-    let Some(hop) = maps::next_hop(flow.next_hop) else { return Verdict::Punt };
+    let Some(hop) = maps::next_hop(u32::from(value.next_hop)) else { return Verdict::Punt };
     if interface.flags & Interface::GENERIC != 0 && u32::from(parsed.total_length) > interface.mtu {
         // Segments that an offload will cut apart: the stack keeps them together and knows their
         // size, a redirect from here would not take them.
@@ -45,7 +53,7 @@ pub fn forward(
         return Verdict::Stack;
     }
     note(transport, parsed, flow);
-    if translate::rewrite(frame, transport, parsed, flow).is_none() {
+    if translate::rewrite(frame, transport, parsed, value).is_none() {
         return Verdict::Drop(Reason::DropTruncated);
     }
     send(frame, parsed, hop, Reason::Translated)
@@ -74,20 +82,18 @@ pub fn send(frame: &PacketFrame, parsed: &Parsed, hop: &NextHop, reason: Reason)
     }
 }
 
-/// Writes the session's line: counters, last seen, and for TCP what it has come to.
+/// Writes the flow's line: counters, last seen, and for TCP what it has come to.
 #[inline(always)]
-pub fn note(transport: &PacketFrame, parsed: &Parsed, flow: &FlowValue) {
-    let Some(line) = maps::activity(flow.session) else { return };
-    // SAFETY: the slot is the session's. Two CPUs may race on the counters, which then miss a
-    // packet; nothing else depends on them.
-    let line = unsafe { &mut *line };
+pub fn note(transport: &PacketFrame, parsed: &Parsed, flow: &Flow) {
+    // SAFETY: the line is the session's for as long as this program runs. Two CPUs may race on the
+    // counters, which then miss a packet; nothing else depends on them.
+    let own = unsafe { &mut *flow.line };
     // SAFETY: the helper has no preconditions.
     let now = (unsafe { bpf_jiffies64() } >> TICK_SHIFT) as u32;
-    let half = if flow.direction == 0 { &mut line.directions[0] } else { &mut line.directions[1] };
-    half.packets += 1;
-    half.bytes += u64::from(parsed.total_length);
-    if half.last_seen != now {
-        half.last_seen = now;
+    own.packets += 1;
+    own.bytes += u64::from(parsed.total_length);
+    if own.last_seen != now {
+        own.last_seen = now;
     }
     if parsed.key.protocol == wire::TCP
         && let Some(header) = transport.at::<Tcp>(0)
@@ -95,9 +101,12 @@ pub fn note(transport: &PacketFrame, parsed: &Parsed, flow: &FlowValue) {
         // SAFETY: `at` answered for the whole header.
         let (sequence, acknowledgement) =
             unsafe { (u32::from_be((*header).sequence), u32::from_be((*header).acknowledgement)) };
-        let seen = tcp::note(line, usize::from(flow.direction), parsed.tcp_flags, sequence, acknowledgement);
+        // SAFETY: as above, and another line than `own`.
+        let other = unsafe { &mut *flow.other };
+        let seen = tcp::note(own.into(), other.into(), parsed.tcp_flags, sequence, acknowledgement);
         if seen != 0 {
-            let event = SessionEvent { session: flow.session, seen, direction: flow.direction, pad: [0; 2] };
+            let (session, direction) = session_of(flow.number);
+            let event = SessionEvent { session, seen, direction: direction as u8, pad: [0; 2] };
             if maps::EVENTS.output(&event, 0).is_err() {
                 count(Reason::EventLost);
             }

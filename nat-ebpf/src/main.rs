@@ -99,7 +99,7 @@ fn judge(ctx: &XdpContext, interface: &Interface) -> Verdict {
     if matches!(parsed.kind, Kind::Ported | Kind::Portless)
         && let Some(flow) = maps::flow(&parsed.key)
     {
-        return flow::forward(interface, &frame, &transport, &parsed, flow);
+        return flow::forward(interface, &frame, &transport, &parsed, &flow);
     }
     miss::judge(ctx, interface, &frame, &transport, &parsed)
 }

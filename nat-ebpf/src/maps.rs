@@ -1,7 +1,12 @@
 //! Every map: key → value, who writes, who reads, what happens when it is full.
 
+use core::ffi::c_void;
+
 use aya_ebpf::{
-    macros::map,
+    Global,
+    btf_maps::{self, ArrayOfMaps},
+    helpers::generated::bpf_loop,
+    macros::{btf_map, map},
     maps::{Array, DevMap, HashMap, LpmTrie, PerCpuArray, RingBuf, XskMap, lpm_trie::Key},
 };
 use nat_common::{
@@ -10,10 +15,13 @@ use nat_common::{
         FORWARD_PREFIXES, ForwardKey, INTERFACE_SLOTS, INTERFACES, Interface, LOCAL_ADDRESSES, LocalAddress,
         NEXT_HOPS, QUEUES, SELECTOR_PREFIXES, STATICS, SelectorKey, Settings, StaticKey, StaticValue,
     },
-    activity::Activity,
     classify::RuleSet,
     next_hop::NextHop,
     reason::REASONS,
+    table::{
+        self, BUCKET, Bucket, EMPTY, FlowLine, INDEX_SEGMENTS, LINE_MASK, PLACES, SEARCHED, SEGMENT,
+        SEGMENTS, Secret, SessionLines,
+    },
 };
 
 /// `BPF_F_NO_PREALLOC`: memory follows the sessions there are, not those there may be.
@@ -21,15 +29,29 @@ const NO_PREALLOC: u32 = 1;
 /// `BPF_F_MMAPABLE`: the daemon reads and writes it as memory.
 const MMAPABLE: u32 = 1 << 10;
 
-/// Packet as it arrives → what to do with it. Written by the daemon; sized at load time to twice
-/// the session limit. Never LRU: a live flow is not evicted, a full table refuses the new one.
-#[map]
-static FLOWS: HashMap<FlowKey, FlowValue> = HashMap::with_max_entries(1 << 21, NO_PREALLOC);
+/// A segment of the index.
+type Places = btf_maps::Array<Bucket, { (PLACES / BUCKET) as usize }, { MMAPABLE as usize }>;
 
-/// Session slot → what its packets did. Written by the program, read by the daemon as memory.
-/// Sized at load time to the session limit.
+/// Hash of a packet as it arrives → number of its line, see [`table`]. Written by the daemon as memory; segments are
+/// added as it grows. A live flow is never evicted, a full table refuses the new one.
+#[btf_map]
+static INDEX: ArrayOfMaps<Places, { INDEX_SEGMENTS as usize }> = ArrayOfMaps::new();
+
+/// One entry: the level of the index that is in force. Written by the daemon as memory.
 #[map]
-static ACTIVITY: Array<Activity> = Array::with_max_entries(1 << 20, MMAPABLE);
+static LEVEL: Array<u64> = Array::with_max_entries(1, MMAPABLE);
+
+/// A segment of lines: key and verdict written by the daemon, what packets did by the program, both as memory.
+type Segment = btf_maps::Array<SessionLines, { SEGMENT as usize }, { MMAPABLE as usize }>;
+
+/// Number of a line → the line. Segments are added by the daemon as sessions come. A segment that is set anew, to
+/// itself, is how the daemon waits until no program holds a line that it has let go of.
+#[btf_map]
+static LINES: ArrayOfMaps<Segment, { SEGMENTS as usize }> = ArrayOfMaps::new();
+
+/// The secret of the index's hash; set at load time.
+#[unsafe(no_mangle)]
+static SECRET: Global<[u32; 4]> = Global::new([0; 4]);
 
 /// Next-hop index → neighbour. Written by the daemon, as memory, on every change.
 #[map]
@@ -87,19 +109,112 @@ pub static CLOCK: Array<u64> = Array::with_max_entries(1, MMAPABLE);
 #[map]
 pub static INJECTED: PerCpuArray<u32> = PerCpuArray::with_max_entries(1, 0);
 
-/// The flow of a packet.
-#[inline(always)]
-pub fn flow(key: &FlowKey) -> Option<&'static FlowValue> {
-    let words = key.words();
-    // SAFETY: the words are the key's bytes. Without preallocation a removed element is freed after
-    // an RCU grace period, so the value cannot change into another flow's while this program runs.
-    unsafe { FLOWS.get(&*(&raw const words).cast::<FlowKey>()) }
+/// A flow: the line of its direction, and that of the other.
+///
+/// The daemon gives a line to another session only after every program that may hold it has ended, so both stay
+/// what they are while this one runs.
+pub struct Flow {
+    /// Number of its line.
+    pub number: u32,
+    /// Its line.
+    pub line: *mut FlowLine,
+    /// The other direction's.
+    pub other: *mut FlowLine,
 }
 
-/// The line of a session.
+impl Flow {
+    /// What to do with its packets.
+    #[inline(always)]
+    pub fn value(&self) -> &FlowValue {
+        // SAFETY: see above; the daemon changes no more than single fields of a verdict in force.
+        unsafe { &(*self.line).value }
+    }
+}
+
+/// The flow of a packet.
 #[inline(always)]
-pub fn activity(session: u32) -> Option<*mut Activity> {
-    ACTIVITY.get_ptr_mut(session)
+pub fn flow(key: &FlowKey) -> Option<Flow> {
+    let number = search(key.words());
+    if number == EMPTY {
+        return None;
+    }
+    let (segment, at) = table::segment_of(number);
+    let lines = LINES.get_value_ptr_mut(segment, &at)?.cast::<FlowLine>();
+    let direction = (number & 1) as usize;
+    // SAFETY: a session has two lines.
+    Some(unsafe { Flow { number, line: lines.add(direction), other: lines.add(direction ^ 1) } })
+}
+
+/// Places looked at before the search becomes a loop: nine keys of ten are found by then at half load.
+const UNROLLED: u32 = 3;
+
+/// A search under way; the loop's context.
+struct Search {
+    words: [u64; 2],
+    hash: u64,
+    level: u32,
+    /// Places looked at.
+    step: u32,
+    /// The number of the line, once it is found.
+    number: u32,
+}
+
+/// The number of the line that has this key, or [`EMPTY`].
+///
+/// Only a number leaves the search: pointers found in different rounds would have the verifier walk all that follows
+/// once for each. For the same reason all but the first rounds are `bpf_loop`'s (kernel 5.17), whose body is walked
+/// once.
+#[inline(always)]
+fn search(words: [u64; 2]) -> u32 {
+    let hash = table::hash(words, &Secret(SECRET.load()));
+    let Some(&level) = LEVEL.get(0) else { return EMPTY };
+    let mut search = Search { words, hash, level: level as u32, step: 0, number: EMPTY };
+    for _ in 0..UNROLLED {
+        if look(&mut search) {
+            return search.number;
+        }
+    }
+    let context = (&raw mut search).cast::<c_void>();
+    // SAFETY: the context lives as long as the loop, whose body takes it for what it is.
+    unsafe { bpf_loop(SEARCHED - UNROLLED, look_further as *mut c_void, context, 0) };
+    search.number
+}
+
+/// The body of the search's loop: 1 ends it.
+extern "C" fn look_further(_round: u32, context: *mut c_void) -> i64 {
+    // SAFETY: `search` gives its context and nothing else calls this.
+    i64::from(look(unsafe { &mut *context.cast::<Search>() }))
+}
+
+/// Looks at one place, and steps to the next. Whether the search is over.
+#[inline(always)]
+fn look(search: &mut Search) -> bool {
+    let (segment, at) = table::segment_of_place(table::place(search.hash, search.level, search.step));
+    search.step += 1;
+    let Some(bucket) = INDEX.get_value(segment, &(at / BUCKET)) else { return true };
+    let entry = bucket[(at % BUCKET) as usize];
+    if entry == EMPTY {
+        return true;
+    }
+    let number = entry & LINE_MASK;
+    if entry & !LINE_MASK != table::tag(search.hash) || !has_key(number, search.words) {
+        return false;
+    }
+    search.number = number;
+    true
+}
+
+/// Whether the line with this number has this key.
+#[inline(always)]
+fn has_key(number: u32, words: [u64; 2]) -> bool {
+    let (segment, at) = table::segment_of(number);
+    let Some(lines) = LINES.get_value_ptr_mut(segment, &at) else { return false };
+    // SAFETY: a session has two lines; keys are two words, aligned as lines are.
+    let [first, second] = unsafe {
+        let line = lines.cast::<FlowLine>().add((number & 1) as usize);
+        *(&raw const (*line).key).cast::<[u64; 2]>()
+    };
+    first == words[0] && second == words[1]
 }
 
 /// A next hop.

@@ -9,7 +9,7 @@ use aya_ebpf::{
     programs::TcContext,
 };
 use nat_common::{
-    Direction, FlowKey, FlowValue, Parsed, Realm, Reason,
+    FlowKey, FlowValue, Parsed, Realm, Reason,
     abi::Interface,
     checksum::Sum,
     flow::{Action, Query, Rewrite},
@@ -41,12 +41,13 @@ pub fn translate(ctx: &TcContext, interface: &Interface, realm: u16) -> Option<i
     let parsed = parse_ipv4(&whole, ETHERNET, realm).ok()?;
     let frame = PacketFrame::of_tc(ctx);
     if matches!(parsed.kind, Kind::Ported | Kind::Portless)
-        && let Some(value) = maps::flow(&parsed.key)
+        && let Some(found) = maps::flow(&parsed.key)
     {
+        let value = found.value();
         if value.action == Action::Bypass as u8 {
             return None;
         }
-        let hop = maps::next_hop(value.next_hop)?;
+        let hop = maps::next_hop(u32::from(value.next_hop))?;
         if hop.flags & NextHop::VALID == 0 || parsed.ttl <= 1 {
             return None;
         }
@@ -54,7 +55,7 @@ pub fn translate(ctx: &TcContext, interface: &Interface, realm: u16) -> Option<i
             count(Reason::DropTooBig);
             return Some(TC_ACT_SHOT);
         }
-        flow::note(&frame.skip(parsed.transport), &parsed, value);
+        flow::note(&frame.skip(parsed.transport), &parsed, &found);
         return rewrite(ctx, &parsed, value, hop);
     }
     let (value, hop) = one_to_one(ctx, interface, &parsed, realm)?;
@@ -74,7 +75,7 @@ pub fn answer_is_taken(ctx: &TcContext, realm: u16) -> bool {
         return false;
     }
     let realm = if realm == Realm::Inside as u16 { Realm::Inside } else { Realm::Outside };
-    maps::flow(&parsed.key.reversed(realm)).is_some_and(|flow| flow.action == Action::Translate as u8)
+    maps::flow(&parsed.key.reversed(realm)).is_some_and(|flow| flow.value().action == Action::Translate as u8)
 }
 
 /// Whether what will be on the wire exceeds the MTU of the way out: the segments of a merged
@@ -116,7 +117,7 @@ fn one_to_one(
     if !fits(parsed, hop.mtu) || outside == inbound {
         return None;
     }
-    Some((FlowValue::translate(key, &rewrite, Direction::Original, 0, 0), hop))
+    Some((FlowValue::translate(key, &rewrite, 0), hop))
 }
 
 /// Writes the packet through the helpers that keep the skb's checksum state, and redirects it.
@@ -163,11 +164,12 @@ fn mend_transport_checksum(
         wire::ICMP => (transport + 2, 0),
         _ => return Some(()),
     };
-    let ports = Sum::ZERO.add_u16(value.transport_delta).subtract_u16(value.pseudo_delta).fold();
+    let pseudo = value.pseudo_delta(parsed.key.protocol);
+    let ports = Sum::ZERO.add_u16(value.transport_delta).subtract_u16(pseudo).fold();
     // SAFETY: the skb is valid; a field beyond its end makes the helper fail.
     unsafe {
-        if value.pseudo_delta != 0 {
-            let pseudo = u64::from(value.pseudo_delta);
+        if pseudo != 0 {
+            let pseudo = u64::from(pseudo);
             check(bpf_l4_csum_replace(skb, field, 0, pseudo, u64::from(BPF_F_PSEUDO_HDR) | flags))?;
         }
         if parsed.kind == Kind::Ported {

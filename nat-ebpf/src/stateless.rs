@@ -11,7 +11,7 @@ use aya_ebpf::{
     programs::XdpContext,
 };
 use nat_common::{
-    Direction, FlowKey, FlowValue, Parsed, Reason,
+    FlowKey, FlowValue, Parsed, Reason,
     abi::{Interface, StaticValue},
     flow::Rewrite,
     next_hop::NextHop,
@@ -171,7 +171,7 @@ fn send(
     {
         return Verdict::Stack;
     }
-    let value = FlowValue::translate(&parsed.key, rewrite, Direction::Original, 0, 0);
+    let value = FlowValue::translate(&parsed.key, rewrite, 0);
     let done = match parsed.kind {
         Kind::Ported => translate::rewrite(frame, transport, parsed, &value),
         Kind::FirstFragment => translate::rewrite_addresses(frame, parsed.network, &value)

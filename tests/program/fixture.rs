@@ -1,7 +1,7 @@
 //! A frame, and what has to become of it.
 
 use nat_common::{
-    Direction, FlowKey, FlowValue, Parsed, Reason,
+    FlowKey, FlowValue, Parsed, Reason,
     flow::Rewrite,
     frame::{Frame as _, SliceFrame},
     next_hop::NextHop,
@@ -219,7 +219,7 @@ fn one_to_one(parsed: &Parsed, like: &[u8]) -> (FlowValue, NextHop) {
     let FlowKey { source_port, destination_port, .. } = parsed.key;
     let [source, destination] = [sent.ip().source, sent.ip().destination].map(network);
     let rewrite = Rewrite { source, destination, source_port, destination_port };
-    let value = FlowValue::translate(&parsed.key, &rewrite, Direction::Original, 0, 0);
+    let value = FlowValue::translate(&parsed.key, &rewrite, 0);
     (value, NextHop { destination: sent.to, source: sent.from, ..NextHop::default() })
 }
 

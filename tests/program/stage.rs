@@ -13,7 +13,7 @@ use std::{
 };
 
 use nat_common::{
-    Direction, FlowKey, FlowValue, Realm, Reason,
+    FlowKey, FlowValue, Realm, Reason,
     abi::{INTERFACE_SLOTS, Interface, LocalAddress, QUEUES},
     flow::{Query, Rewrite},
     next_hop::NextHop,
@@ -219,7 +219,7 @@ impl Stage {
     /// The flow of a packet and its next hop.
     pub fn flow(&self, key: &FlowKey) -> Option<(&FlowValue, &NextHop)> {
         let value = self.flows.get(key)?;
-        Some((value, self.hops.get(&value.next_hop)?))
+        Some((value, self.hops.get(&u32::from(value.next_hop))?))
     }
 
     fn counters(&self) -> Vec<u64> {
@@ -354,10 +354,10 @@ impl Stage {
                 destination_port: key.source_port,
             };
             let entries = [
-                (key, FlowValue::translate(&key, &rewrite, Direction::Original, session, hop as u32)),
-                (reply, FlowValue::translate(&reply, &back, Direction::Reply, session, Hop::Client as u32)),
+                (key, FlowValue::translate(&key, &rewrite, hop as u16)),
+                (reply, FlowValue::translate(&reply, &back, Hop::Client as u16)),
             ];
-            self.datapath.flows.open(session, entries);
+            self.datapath.flows.open(session, &entries, 0);
             self.flows.extend(entries);
         }
         // A flow that was judged to be plain routing.
@@ -372,10 +372,9 @@ impl Stage {
             query: 0,
             realm: Realm::Inside as u16,
         };
-        let bypass = FlowValue::bypass(100);
-        self.datapath.flows.open(100, [(key, bypass), (key.reversed(Realm::Outside), bypass)]);
-        let (failed, outcome) = self.datapath.flows.flush();
-        assert!(failed.is_empty() && outcome.is_ok(), "write the flows: {outcome:?}");
+        let bypass = FlowValue::bypass();
+        self.datapath.flows.open(100, &[(key, bypass), (key.reversed(Realm::Outside), bypass)], 0);
+        assert_eq!(self.datapath.flows.flush(), [0_u32; 0], "every flow has a place");
     }
 }
 

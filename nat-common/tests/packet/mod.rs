@@ -1,7 +1,7 @@
 //! Frames to translate, and checksums the long way: over every byte, with nothing of nat-common's arithmetic.
 
 use nat_common::{
-    Direction, FlowKey, FlowValue, Parsed, Realm,
+    FlowKey, FlowValue, Parsed, Realm,
     flow::Rewrite,
     frame::{Frame as _, SliceFrame},
     parse::{Frames, parse},
@@ -148,7 +148,7 @@ pub fn towards(key: &FlowKey, addresses: [[u8; 4]; 2], ports: [u16; 2]) -> Rewri
 /// Rewrites a frame; the TTL stays.
 pub fn rewrite(frame: &mut [u8], rewrite: &Rewrite) {
     let parsed = parsed(frame);
-    let value = FlowValue::translate(&parsed.key, rewrite, Direction::Original, 0, 0);
+    let value = FlowValue::translate(&parsed.key, rewrite, 0);
     let view = SliceFrame::new(frame).expect("vectors begin at even addresses");
     translate::rewrite(&view, &view.skip(parsed.transport), &parsed, &value).expect("the headers are there");
 }

@@ -120,24 +120,28 @@ fn nearest_rate(jiffies: u64, elapsed: Duration) -> u32 {
 }
 
 impl World for Kernel {
-    fn open(&mut self, session: u32, entries: [(FlowKey, FlowValue); 2]) {
-        self.datapath.flows.open(session, entries);
+    fn open(&mut self, session: u32, entries: &[(FlowKey, FlowValue); 2], origin: u32) {
+        self.datapath.flows.open(session, entries, origin);
     }
 
-    fn replace(&mut self, key: FlowKey, value: FlowValue) {
-        self.datapath.flows.replace(key, value);
+    fn replace(&mut self, session: u32, entries: &[(FlowKey, FlowValue); 2], origin: u32) {
+        self.datapath.flows.replace(session, entries, origin);
     }
 
-    fn close(&mut self, keys: [FlowKey; 2]) {
-        self.datapath.flows.close(keys);
+    fn close(&mut self, session: u32, keys: &[FlowKey; 2]) {
+        self.datapath.flows.close(session, keys);
+    }
+
+    fn released(&mut self) -> Vec<u32> {
+        self.datapath.flows.released()
     }
 
     fn activity(&self, session: u32) -> Activity {
-        self.datapath.activity.read(session).unwrap_or_default()
+        self.datapath.flows.activity(session)
     }
 
-    fn set_activity(&mut self, session: u32, line: Activity) {
-        self.datapath.activity.write(session, line);
+    fn set_activity(&mut self, session: u32, line: &Activity) {
+        self.datapath.flows.set_activity(session, line);
     }
 
     fn tick(&self) -> u32 {

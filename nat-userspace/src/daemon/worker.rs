@@ -110,7 +110,7 @@ impl Worker {
         self.drain_events(now);
         publish_addresses(&mut self.kernel, &self.gateway, &self.config)?;
         if self.kernel.datapath.taken_over {
-            self.take_over(now, first_hop)?;
+            self.take_over(now, first_hop);
         }
         for index in 0..self.served.len() {
             self.attach(index)?;
@@ -120,21 +120,16 @@ impl Worker {
     }
 
     /// Goes on with the sessions of a daemon that was killed or left its fast path behind.
-    fn take_over(&mut self, now: Instant, first_hop: u32) -> anyhow::Result<()> {
-        let entries = self
-            .kernel
-            .datapath
-            .flows
-            .entries()
-            .map_err(|error| anyhow::anyhow!("read the flow table that is taken over: {error}"))?;
-        let restored = self.gateway.restore(&mut self.kernel, now, &entries, first_hop);
+    fn take_over(&mut self, now: Instant, first_hop: u32) {
+        let (found, halves) = self.kernel.datapath.flows.sessions();
+        let mut restored = self.gateway.restore(&mut self.kernel, now, &found, first_hop);
+        restored.discarded.extend(halves);
         self.kernel.datapath.flows.discard(&restored.discarded);
         tracing::info!(
             sessions = restored.sessions,
             discarded = restored.discarded.len(),
             "took over the flow table of an earlier daemon"
         );
-        Ok(())
     }
 
     fn publish_rules(&mut self) -> anyhow::Result<()> {
@@ -222,9 +217,9 @@ impl Worker {
     /// Brings the kernel's table in line with what was judged, then sends: a frame never leaves
     /// before the entries that its answer needs.
     fn settle(&mut self, now: Instant) {
-        let (failed, outcome) = self.kernel.datapath.flows.flush();
-        if let Err(error) = outcome {
-            tracing::warn!(%error, sessions = failed.len(), "the flow table did not take new sessions");
+        let failed = self.kernel.datapath.flows.flush();
+        if !failed.is_empty() {
+            tracing::warn!(sessions = failed.len(), "the flow table has no place for new sessions");
         }
         for &session in &failed {
             self.gateway.abort(&mut self.kernel, now, session);

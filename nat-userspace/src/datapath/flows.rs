@@ -1,140 +1,273 @@
-//! The flow table: sessions' entries go in and out in batches, the reply entry first, so that a
-//! port is taken before anything uses it; what half went in comes out again.
+//! The flow table: sessions' lines and their entries in the index, written as memory while the program reads.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
 
 use aya::maps::MapData;
-use nat_common::{FlowKey, FlowValue};
+use nat_common::activity::Activity;
+use nat_common::table::{self, FlowLine, PLACES, SEGMENT, SESSIONS, Secret, SessionLines};
+use nat_common::{Direction, FlowKey, FlowValue};
 
-use super::batch;
-
-/// Entries read at once when a table is taken over.
-const READ: usize = 4096;
+use super::Mapped;
+use super::grace::{Answer, Grace, Maps, Part};
+use super::index::Index;
+use super::object::LoadError;
 
 /// The kernel's flow table.
 pub struct FlowTable {
-    map: MapData,
-    /// Sessions whose entries wait for the next [`FlowTable::flush`].
-    sessions: Vec<u32>,
-    original: (Vec<FlowKey>, Vec<FlowValue>),
-    reply: (Vec<FlowKey>, Vec<FlowValue>),
-    closing: Vec<FlowKey>,
+    index: Index,
+    segments: Vec<Mapped<SessionLines>>,
+    grace: Grace,
+    /// Segments asked for, those that are there included, of index and lines.
+    asked: [u32; 2],
+    /// Segments of lines there may be.
+    most: u32,
+    /// Sessions that found no place since the last [`FlowTable::flush`].
+    failed: Vec<u32>,
+    released: Vec<u32>,
+}
+
+/// A session as the table of an earlier daemon has it.
+#[derive(Clone, Copy, Debug)]
+pub struct Found {
+    /// Its slot.
+    pub session: u32,
+    /// Key and verdict of each direction.
+    pub entries: [(FlowKey, FlowValue); 2],
+    /// What opened it.
+    pub origin: u32,
 }
 
 impl FlowTable {
-    /// The table behind a map.
-    pub fn new(map: MapData) -> Self {
-        Self {
-            map,
-            sessions: Vec::new(),
-            original: Default::default(),
-            reply: Default::default(),
-            closing: Vec::new(),
+    /// The table in these maps, for at most `sessions` sessions. The thread that waits has handles of its own.
+    pub(super) fn new(
+        mut maps: Maps,
+        for_grace: Maps,
+        level: Mapped<u64>,
+        sessions: u32,
+        secret: Secret,
+    ) -> Result<Self, LoadError> {
+        let places = there(&mut maps, Part::Index, PLACES)?;
+        let segments = there(&mut maps, Part::Lines, SEGMENT)?;
+        let grace = Grace::new(for_grace).map_err(|source| LoadError::Memory { name: "LINES", source })?;
+        Ok(Self {
+            asked: [number(places.len()), number(segments.len())],
+            index: Index::new(places, level, secret),
+            most: capacity(sessions).div_ceil(SEGMENT) + 1,
+            segments,
+            grace,
+            failed: Vec::new(),
+            released: Vec::new(),
+        })
+    }
+
+    /// Writes a session's lines and enters them, the reply first, so that an answer finds its line before anything
+    /// can ask for it. What its packets did stays as it is. A host that reaches itself has one key for both.
+    pub fn open(&mut self, session: u32, entries: &[(FlowKey, FlowValue); 2], origin: u32) {
+        self.make_ready(session);
+        let lines = Direction::BOTH.map(|direction| table::line_of(session, direction));
+        let [(original, _), (reply, _)] = entries;
+        let written = self.write(session, entries, origin);
+        let segments = &self.segments;
+        let key_of = |line| key_of(segments, line);
+        let alike = original == reply;
+        if !written || !(alike || self.index.insert(reply, lines[1], key_of)) {
+            self.failed.push(session);
+        } else if !self.index.insert(original, lines[0], key_of) {
+            self.index.remove(reply, lines[1]);
+            self.failed.push(session);
         }
     }
 
-    /// Queues a session's entries.
-    pub fn open(&mut self, session: u32, entries: [(FlowKey, FlowValue); 2]) {
-        let [(original, original_value), (reply, reply_value)] = entries;
-        self.sessions.push(session);
-        self.original.0.push(original);
-        self.original.1.push(original_value);
-        self.reply.0.push(reply);
-        self.reply.1.push(reply_value);
+    /// Writes the verdicts of a session anew; its keys are what they were.
+    pub fn replace(&mut self, session: u32, entries: &[(FlowKey, FlowValue); 2], origin: u32) {
+        self.write(session, entries, origin);
     }
 
-    /// Writes an entry over one that is there.
-    pub fn replace(&mut self, key: FlowKey, value: FlowValue) {
-        if let Some(position) = self.original.0.iter().position(|queued| *queued == key) {
-            self.original.1[position] = value;
-        } else if let Some(position) = self.reply.0.iter().position(|queued| *queued == key) {
-            self.reply.1[position] = value;
-        } else {
-            let (_, outcome) = batch::update(self.fd(), &[key], &[value]);
-            if let Err(error) = outcome {
-                tracing::warn!(%error, "a flow entry could not be changed: its packets go by the daemon");
+    /// Takes a session's lines out of the index. Its slot is [released](FlowTable::released) once nothing reads them.
+    pub fn close(&mut self, session: u32, keys: &[FlowKey; 2]) {
+        for (direction, key) in Direction::BOTH.into_iter().zip(keys) {
+            self.index.remove(key, table::line_of(session, direction));
+        }
+        self.grace.close(session);
+    }
+
+    /// Sessions that found no place since the last time: their packets must not be sent.
+    pub fn flush(&mut self) -> Vec<u32> {
+        std::mem::take(&mut self.failed)
+    }
+
+    /// Slots of closed sessions that no running program refers to any more.
+    pub fn released(&mut self) -> Vec<u32> {
+        self.listen();
+        std::mem::take(&mut self.released)
+    }
+
+    /// What the packets of a session did.
+    pub fn activity(&self, session: u32) -> Activity {
+        let line = |direction| {
+            // SAFETY: a live line; volatile, because the program writes it too.
+            self.line(session, direction).map(|line| unsafe { line.read_volatile() }.activity())
+        };
+        Activity { directions: Direction::BOTH.map(|direction| line(direction).unwrap_or_default()) }
+    }
+
+    /// Overwrites that.
+    pub fn set_activity(&mut self, session: u32, activity: &Activity) {
+        self.make_ready(session);
+        for (direction, activity) in Direction::BOTH.into_iter().zip(&activity.directions) {
+            if let Some(line) = self.line(session, direction) {
+                // SAFETY: a live line. The program may be adding to its counters, which then miss a packet.
+                unsafe { (*line).set_activity(activity) };
             }
         }
     }
 
-    /// Queues entries to be taken out. They go before any that are to come in.
-    pub fn close(&mut self, keys: [FlowKey; 2]) {
-        // A session that was opened in this batch and ends in it: both in order.
-        if self.original.0.contains(&keys[0]) {
-            let _ = self.flush();
+    /// Every session, as a daemon that takes the table over finds it, and slots of which one direction is missing.
+    pub fn sessions(&self) -> (Vec<Found>, Vec<u32>) {
+        let mut there = std::collections::HashMap::<u32, u8>::new();
+        for line in self.index.lines() {
+            let (session, direction) = table::session_of(line);
+            *there.entry(session).or_default() |= 1 << direction;
         }
-        self.closing.extend(keys);
-    }
-
-    /// Brings the table in line. Returns sessions whose entries were not taken, and why the first
-    /// of them was not: their ports may belong to someone, their packets must not be sent.
-    pub fn flush(&mut self) -> (Vec<u32>, io::Result<()>) {
-        let closing = std::mem::take(&mut self.closing);
-        self.remove(&closing);
-        self.closing = closing;
-        self.closing.clear();
-        let mut failed = Vec::new();
-        let mut first_error = Ok(());
-        let mut start = 0;
-        while start < self.sessions.len() {
-            let (done, outcome) = batch::update(self.fd(), &self.reply.0[start..], &self.reply.1[start..]);
-            let end = start + done;
-            let (forwarded, forward_outcome) =
-                batch::update(self.fd(), &self.original.0[start..end], &self.original.1[start..end]);
-            if let Err(error) = forward_outcome {
-                // Roll back replies whose originals did not go in.
-                self.remove(&self.reply.0[start + forwarded..end]);
-                failed.extend_from_slice(&self.sessions[start + forwarded..end]);
-                first_error = Err(error);
-            }
-            start = end;
-            if let Err(error) = outcome {
-                if let Some(&session) = self.sessions.get(start) {
-                    failed.push(session);
+        let (mut found, mut halves) = (Vec::new(), Vec::new());
+        for (session, directions) in there {
+            match self.lines(session) {
+                Some(lines) if directions == 3 || lines.directions[0].key == lines.directions[1].key => {
+                    let entries = lines.directions.map(|line| (line.key, line.value));
+                    found.push(Found { session, entries, origin: lines.origin() });
                 }
-                first_error = Err(error);
-                start += 1;
+                _ => halves.push(session),
             }
         }
-        self.sessions.clear();
-        for (keys, values) in [&mut self.original, &mut self.reply] {
-            keys.clear();
-            values.clear();
-        }
-        (failed, first_error)
+        (found, halves)
     }
 
-    fn remove(&self, keys: &[FlowKey]) {
-        let mut start = 0;
-        while start < keys.len() {
-            let (done, outcome) = batch::delete(self.fd(), &keys[start..]);
-            // The entry at which it stopped is not there: whoever took it out was first.
-            start += done + usize::from(outcome.is_err());
-        }
-    }
-
-    /// Every entry, as a daemon that takes the table over finds it.
-    pub fn entries(&self) -> io::Result<Vec<(FlowKey, FlowValue)>> {
-        let mut entries = Vec::new();
-        let mut cursor = None;
-        let mut keys = vec![bytemuck::Zeroable::zeroed(); READ];
-        let mut values = vec![FlowValue::default(); READ];
-        loop {
-            let count = batch::lookup(self.fd(), &mut cursor, &mut keys, &mut values)?;
-            entries.extend(keys.iter().copied().zip(values.iter().copied()).take(count));
-            if cursor.is_none() {
-                return Ok(entries);
+    /// Takes sessions out that are nobody's.
+    pub fn discard(&mut self, sessions: &[u32]) {
+        for &session in sessions {
+            if let Some(lines) = self.lines(session) {
+                self.close(session, &lines.directions.map(|line| line.key));
             }
         }
     }
 
-    /// Takes entries out that belong to no session.
-    pub fn discard(&self, keys: &[FlowKey]) {
-        self.remove(keys);
+    fn write(&self, session: u32, entries: &[(FlowKey, FlowValue); 2], origin: u32) -> bool {
+        let halves = [origin >> 16, origin & 0xffff].map(|half| u16::try_from(half).unwrap_or(0));
+        Direction::BOTH.into_iter().zip(entries).zip(halves).all(|((direction, (key, value)), origin)| {
+            let Some(line) = self.line(session, direction) else { return false };
+            // SAFETY: a live line. Before it is in the index nobody reads it; after that its key is written over
+            // with the same bytes, and verdicts in force differ by their next hop, one aligned word.
+            unsafe {
+                (&raw mut (*line).key).write_volatile(*key);
+                (&raw mut (*line).value).write_volatile(*value);
+                (&raw mut (*line).origin).write_volatile(origin);
+            }
+            true
+        })
     }
 
-    fn fd(&self) -> BorrowedFd<'_> {
-        self.map.fd().as_fd()
+    fn lines(&self, session: u32) -> Option<SessionLines> {
+        let (segment, at) = table::segment_of(table::line_of(session, Direction::Original));
+        self.segments.get(segment as usize)?.read(at)
     }
+
+    fn line(&self, session: u32, direction: Direction) -> Option<*mut FlowLine> {
+        let (segment, at) = table::segment_of(table::line_of(session, direction));
+        let lines = self.segments.get(segment as usize)?.at(at)?;
+        // SAFETY: a session has two lines.
+        Some(unsafe { lines.cast::<FlowLine>().add(direction as usize) }.as_ptr())
+    }
+
+    /// Sees to it that a session's lines are there, and asks for more before they are needed: one whom the kernel
+    /// makes wait is better the other thread than this one.
+    fn make_ready(&mut self, session: u32) {
+        let (segment, at) = table::segment_of(table::line_of(session, Direction::Original));
+        let there = number(self.segments.len());
+        if segment < there && (segment + 1 < there || at < SEGMENT / 4) {
+            return;
+        }
+        let wanted = (there + (there / 4).max(1)).min(self.most);
+        self.ask(Part::Lines, wanted);
+        self.listen();
+        while segment >= number(self.segments.len()) && segment < self.asked[Part::Lines as usize] {
+            std::thread::yield_now();
+            self.listen();
+        }
+    }
+
+    fn ask(&mut self, part: Part, wanted: u32) {
+        let asked = &mut self.asked[part as usize];
+        while *asked < wanted {
+            self.grace.make(part, *asked);
+            *asked += 1;
+        }
+    }
+
+    /// Takes what the other thread has to say.
+    fn listen(&mut self) {
+        self.ask(Part::Index, self.index.wants());
+        while let Some(answer) = self.grace.answer() {
+            match answer {
+                Answer::Passed(sessions) => self.released.extend(sessions),
+                Answer::Made(part, at, made) => {
+                    if let Err(error) =
+                        made.map_err(io::Error::other).and_then(|map| self.add(part, at, &map))
+                    {
+                        tracing::warn!(%error, ?part, segment = at, "no memory for more sessions");
+                        if part == Part::Lines {
+                            self.most = self.most.min(at);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    fn add(&mut self, part: Part, at: u32, map: &MapData) -> io::Result<()> {
+        // After one that could not be made the next would be out of place.
+        match part {
+            Part::Index if at == number(self.index.segments()) => {
+                self.index.add(Mapped::new(map.fd(), PLACES)?);
+            }
+            Part::Lines if at == number(self.segments.len()) => {
+                self.segments.push(Mapped::new(map.fd(), SEGMENT)?);
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
+/// The segments of a map that are there, or the first one.
+fn there<T: Copy>(maps: &mut Maps, part: Part, entries: u32) -> Result<Vec<Mapped<T>>, LoadError> {
+    let name = if part == Part::Index { "INDEX" } else { "LINES" };
+    let memory = |source| LoadError::Memory { name, source };
+    let mut segments = Vec::new();
+    loop {
+        let map = if part == Part::Index { &maps.index } else { &maps.lines };
+        let segment = match map.get(&number(segments.len()), 0) {
+            Ok(segment) => segment,
+            Err(_) if segments.is_empty() => {
+                maps.make(part, 0).map_err(|source| LoadError::Map { name, source })?
+            }
+            Err(_) => return Ok(segments),
+        };
+        segments.push(Mapped::new(segment.fd(), entries).map_err(memory)?);
+    }
+}
+
+/// The key of a line.
+fn key_of(segments: &[Mapped<SessionLines>], line: u32) -> FlowKey {
+    let (segment, at) = table::segment_of(line);
+    let lines = segments.get(segment as usize).and_then(|segment| segment.read(at)).unwrap_or_default();
+    lines.directions[(line & 1) as usize].key
+}
+
+/// Slots that are set aside for so many sessions: more, because those of closed ones rest a while.
+pub fn capacity(sessions: u32) -> u32 {
+    sessions.saturating_add(sessions / 4).saturating_add(1024).min(SESSIONS)
+}
+
+fn number(length: usize) -> u32 {
+    u32::try_from(length).unwrap_or(u32::MAX)
 }

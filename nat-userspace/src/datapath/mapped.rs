@@ -3,6 +3,7 @@
 use std::io;
 use std::os::fd::AsFd;
 use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 
@@ -13,12 +14,12 @@ pub struct Mapped<T> {
     bytes: usize,
 }
 
-// SAFETY: the mapping belongs to no thread; access is by volatile copies.
+// SAFETY: the mapping belongs to no thread; access is by volatile copies, by atomics, or the caller's to justify.
 unsafe impl<T: Send> Send for Mapped<T> {}
 
 impl<T: Copy> Mapped<T> {
-    /// Maps `entries` values of an array map made with `BPF_F_MMAPABLE`. `T` must have the map's
-    /// value size, a multiple of 8.
+    /// Maps `entries` values of an array map made with `BPF_F_MMAPABLE`. The map's values, one after the other,
+    /// must be `T`s one after the other, so a multiple of 8 bytes each.
     pub fn new(map: impl AsFd, entries: u32) -> io::Result<Self> {
         let entries = entries as usize;
         let page = rustix::param::page_size();
@@ -32,19 +33,45 @@ impl<T: Copy> Mapped<T> {
         Ok(Self { start, entries, bytes })
     }
 
-    /// A copy of a value; the kernel may be writing it, so it may be torn.
-    pub fn read(&self, index: u32) -> Option<T> {
+    /// Where a value is. Whoever reads or writes it shares it with the kernel.
+    pub fn at(&self, index: u32) -> Option<NonNull<T>> {
         let index = index as usize;
-        // SAFETY: within the mapping; volatile, because the kernel writes it too.
-        (index < self.entries).then(|| unsafe { self.start.add(index).as_ptr().read_volatile() })
+        // SAFETY: within the mapping.
+        (index < self.entries).then(|| unsafe { self.start.add(index) })
     }
 
-    /// Overwrites a value.
-    pub fn write(&mut self, index: u32, value: T) {
-        let index = index as usize;
-        if index < self.entries {
-            // SAFETY: as for `read`.
-            unsafe { self.start.add(index).as_ptr().write_volatile(value) };
+    /// A copy of a value; the kernel may be writing it, so it may be torn.
+    pub fn read(&self, index: u32) -> Option<T> {
+        // SAFETY: a live value; volatile, because the kernel writes it too.
+        self.at(index).map(|value| unsafe { value.read_volatile() })
+    }
+}
+
+impl Mapped<u32> {
+    /// A word, and all that was written before it was stored.
+    pub fn load(&self, index: u32) -> u32 {
+        self.atomic(index).map_or(0, |word| word.load(Ordering::Acquire))
+    }
+
+    /// Stores a word after all that was written before.
+    pub fn store(&self, index: u32, value: u32) {
+        if let Some(word) = self.atomic(index) {
+            word.store(value, Ordering::Release);
+        }
+    }
+
+    fn atomic(&self, index: u32) -> Option<&AtomicU32> {
+        // SAFETY: a live, aligned word that everybody, the program included, reads and writes as a whole.
+        self.at(index).map(|word| unsafe { AtomicU32::from_ptr(word.as_ptr()) })
+    }
+}
+
+impl Mapped<u64> {
+    /// Stores a word after all that was written before.
+    pub fn store(&self, index: u32, value: u64) {
+        if let Some(word) = self.at(index) {
+            // SAFETY: a live, aligned word that the program reads as a whole.
+            unsafe { AtomicU64::from_ptr(word.as_ptr()) }.store(value, Ordering::Release);
         }
     }
 }

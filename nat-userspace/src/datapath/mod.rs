@@ -2,15 +2,16 @@
 //! pinned so that they outlive the daemon.
 
 mod attach;
-mod batch;
 mod flows;
 mod forwards;
+mod grace;
+mod index;
 mod mapped;
 mod object;
 mod sets;
 
 pub use self::attach::{AttachError, Attached};
-pub use self::flows::FlowTable;
+pub use self::flows::{FlowTable, Found, capacity};
 pub use self::forwards::publish_forwards;
 pub use self::mapped::Mapped;
 pub use self::object::{Datapath, LoadError, ticks};

@@ -2,26 +2,32 @@
 //! daemon.
 
 use std::io;
-use std::os::fd::{AsRawFd as _, BorrowedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
 use std::path::{Path, PathBuf};
 
 use aya::maps::{Array, DevMap, HashMap, Map, MapData, MapError, PerCpuArray, RingBuf, XskMap};
 use aya::programs::{ProgramError, TestRun as _, TestRunAttrs, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfError, EbpfLoader};
 use nat_common::abi::{self, Interface, LocalAddress, Settings};
-use nat_common::activity::{Activity, TICK_SHIFT};
+use nat_common::activity::TICK_SHIFT;
 use nat_common::next_hop::NextHop;
+use nat_common::table::Secret;
 
 use super::flows::FlowTable;
+use super::grace::{Maps, Segments};
 use super::mapped::Mapped;
+
+/// `BPF_F_MMAPABLE`.
+pub(super) const MMAPABLE: u32 = 1 << 10;
 
 /// The object that the build script made from nat-ebpf.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/natgw-ebpf"));
 
 /// Maps that outlive the daemon: all but those that only it uses.
-const PINNED: [&str; 15] = [
-    "FLOWS",
-    "ACTIVITY",
+const PINNED: [&str; 16] = [
+    "INDEX",
+    "LEVEL",
+    "LINES",
     "HOPS",
     "INTERFACE",
     "DEVICES",
@@ -83,8 +89,6 @@ pub struct Datapath {
     pub taken_over: bool,
     /// The flow table.
     pub flows: FlowTable,
-    /// What the fast path noted of sessions.
-    pub activity: Mapped<Activity>,
     /// Next hops.
     pub hops: Array<MapData, NextHop>,
     /// Interfaces by slot.
@@ -140,26 +144,36 @@ fn typed<T: TryFrom<Map, Error = MapError>>(ebpf: &mut Ebpf, name: &'static str)
     take(ebpf, name)?.try_into().map_err(|source| LoadError::Map { name, source })
 }
 
-/// The untyped data of a hash or array map.
+/// The untyped data of an array.
 fn data(map: Map, name: &'static str) -> Result<MapData, LoadError> {
     match map {
-        Map::HashMap(data) | Map::Array(data) => Ok(data),
+        Map::Array(data) => Ok(data),
         _ => Err(LoadError::MissingMap(name)),
     }
 }
 
+/// A map of segments, and a second handle of it.
+fn segments(ebpf: &mut Ebpf, name: &'static str) -> Result<(Segments, Segments), LoadError> {
+    let Map::ArrayOfMaps(map) = take(ebpf, name)? else { return Err(LoadError::MissingMap(name)) };
+    let handle = map.fd().as_fd().try_clone_to_owned();
+    let handle = handle.map_err(|source| LoadError::Memory { name, source })?;
+    let typed = |map| Map::ArrayOfMaps(map).try_into().map_err(|source| LoadError::Map { name, source });
+    let handle = MapData::from_fd(handle).map_err(|source| LoadError::Map { name, source })?;
+    Ok((typed(map)?, typed(handle)?))
+}
+
 impl Datapath {
     /// Loads everything for at most `sessions` sessions, with pins below `bpffs`. Maps pinned
-    /// there by a daemon of the same layout and size are taken over; others are put away first.
+    /// there by a daemon of the same layout (which their path tells) are taken over; others are put away first.
     pub fn load(bpffs: &Path, sessions: u32) -> Result<Self, LoadError> {
         let pins = super::attach::prepare_pins(bpffs)?;
-        let flows = sessions.saturating_mul(2);
-        let taken_over = fits(&pins.join("FLOWS"), flows) && fits(&pins.join("ACTIVITY"), sessions);
+        let taken_over = PINNED.iter().all(|name| pins.join(name).exists());
         if !taken_over {
             super::attach::remove_pins(&pins);
         }
+        let secret = if taken_over { secret_of(&pins)? } else { new_secret()? };
         let mut loader = EbpfLoader::new();
-        loader.map_max_entries("FLOWS", flows).map_max_entries("ACTIVITY", sessions);
+        loader.override_global("SECRET", &secret.0, true);
         for name in PINNED {
             loader.map_pin_path(name, pins.join(name));
         }
@@ -170,18 +184,24 @@ impl Datapath {
         for name in [abi::PROGRAM_TC, abi::PROGRAM_OWN] {
             program::<aya::programs::SchedClassifier>(&mut ebpf, name)?.load()?;
         }
-        let activity = data(take(&mut ebpf, "ACTIVITY")?, "ACTIVITY")?;
+        let (index, for_grace_index) = segments(&mut ebpf, "INDEX")?;
+        let (lines, for_grace_lines) = segments(&mut ebpf, "LINES")?;
+        let maps = Maps { index, lines };
+        let for_grace = Maps { index: for_grace_index, lines: for_grace_lines };
+        let level = data(take(&mut ebpf, "LEVEL")?, "LEVEL")?;
+        let level =
+            Mapped::new(level.fd(), 1).map_err(|source| LoadError::Memory { name: "LEVEL", source })?;
+        let mut settings: Array<MapData, Settings> = typed(&mut ebpf, "SETTINGS")?;
+        remember(&mut settings, secret)?;
         let clock = data(take(&mut ebpf, "CLOCK")?, "CLOCK")?;
         Ok(Self {
-            flows: FlowTable::new(data(take(&mut ebpf, "FLOWS")?, "FLOWS")?),
-            activity: Mapped::new(activity.fd(), sessions)
-                .map_err(|source| LoadError::Memory { name: "ACTIVITY", source })?,
+            flows: FlowTable::new(maps, for_grace, level, sessions, secret)?,
             hops: typed(&mut ebpf, "HOPS")?,
             interfaces: typed(&mut ebpf, "INTERFACE")?,
             devices: typed(&mut ebpf, "DEVICES")?,
             sockets: typed(&mut ebpf, "SOCKETS")?,
             locals: typed(&mut ebpf, "LOCALS")?,
-            settings: typed(&mut ebpf, "SETTINGS")?,
+            settings,
             counters: typed(&mut ebpf, "COUNTERS")?,
             events: typed(&mut ebpf, "EVENTS")?,
             clock: Mapped::new(clock.fd(), 1)
@@ -271,7 +291,25 @@ where
     Ok(ebpf.program_mut(name).ok_or(LoadError::MissingMap(name))?.try_into()?)
 }
 
-/// Whether a pinned map has the size wanted; its layout is told by the version in its path.
-fn fits(pin: &Path, entries: u32) -> bool {
-    MapData::from_pin(pin).and_then(|map| map.info()).is_ok_and(|info| info.max_entries() == entries)
+/// A secret that nobody can guess.
+fn new_secret() -> Result<Secret, LoadError> {
+    let mut bytes = [0; size_of::<Secret>()];
+    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())
+        .map_err(|error| LoadError::Memory { name: "SECRET", source: error.into() })?;
+    Ok(bytemuck::cast(bytes))
+}
+
+/// The secret that an earlier daemon's table was made with.
+fn secret_of(pins: &Path) -> Result<Secret, LoadError> {
+    let of_settings = |source| LoadError::Map { name: "SETTINGS", source };
+    let map = Map::Array(MapData::from_pin(pins.join("SETTINGS")).map_err(of_settings)?);
+    let settings: Array<MapData, Settings> = map.try_into().map_err(of_settings)?;
+    Ok(settings.get(&0, 0).map_err(of_settings)?.secret)
+}
+
+/// Leaves the secret to the next daemon.
+fn remember(settings: &mut Array<MapData, Settings>, secret: Secret) -> Result<(), LoadError> {
+    let of_settings = |source| LoadError::Map { name: "SETTINGS", source };
+    let before = settings.get(&0, 0).map_err(of_settings)?;
+    settings.set(0, &Settings { secret, ..before }, 0).map_err(of_settings)
 }

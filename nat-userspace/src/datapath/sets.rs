@@ -16,7 +16,7 @@ const GENERATION: u32 = 32;
 ///
 /// `inside` are the inside networks: from outside, no packet may come from there.
 pub fn publish_rules(datapath: &mut Datapath, rules: &Rules, inside: &[Ipv4Net]) -> Result<(), LoadError> {
-    let before = datapath.settings.get(&0, 0).unwrap_or_default().generation;
+    let Settings { generation: before, secret, .. } = datapath.settings.get(&0, 0).unwrap_or_default();
     let generation = before.wrapping_add(1);
     let forwarded: Vec<Ipv4Net> = rules.forwards.iter().map(|rule| rule.internal.into()).collect();
     for (name, sets) in [
@@ -49,6 +49,7 @@ pub fn publish_rules(datapath: &mut Datapath, rules: &Rules, inside: &[Ipv4Net])
     let flag = |set, flag| if set { flag } else { 0 };
     let settings = Settings {
         generation,
+        secret,
         flags: flag(rules.drop_unmatched, Settings::DROP_UNMATCHED_OUTSIDE)
             | flag(rules.pass_forged, Settings::PASS_FORGED)
             | flag(rules.tracks(), Settings::TRACKS),

@@ -158,14 +158,13 @@ impl Gateway {
         self.set_way(world, slot, direction, hop);
     }
 
-    fn set_way(&mut self, world: &mut dyn World, slot: u32, direction: Direction, hop: u32) {
+    fn set_way(&mut self, world: &mut dyn World, slot: u32, direction: Direction, hop: u16) {
         if session_hop(self, slot, direction) == hop {
             return;
         }
         if let Some(session) = self.sessions.get_mut(slot) {
             session.next_hops[direction as usize] = hop;
-            let (key, value) = (*session.key(direction), session.value(slot, direction));
-            world.replace(key, value);
+            world.replace(slot, &session.entries(), session.origin.encode());
         }
     }
 
@@ -236,9 +235,7 @@ impl Gateway {
             return;
         }
         session.origin = origin;
-        for (key, value) in session.entries(slot) {
-            world.replace(key, value);
-        }
+        world.replace(slot, &session.entries(), origin.encode());
         if let Origin::Snat(position) | Origin::Inbound(position) = origin {
             self.mappings.set_rule(session.mapping, position);
         }
@@ -285,6 +282,6 @@ impl Gateway {
     }
 }
 
-fn session_hop(gateway: &Gateway, slot: u32, direction: Direction) -> u32 {
+fn session_hop(gateway: &Gateway, slot: u32, direction: Direction) -> u16 {
     gateway.sessions.get(slot).map_or(next_hops::UNKNOWN, |session| session.next_hops[direction as usize])
 }

@@ -132,7 +132,7 @@ impl Gateway {
 
     /// Whether a frame comes from a next hop: errors about an inside host come from it, or from the
     /// router it is behind, not from its neighbours (behaviour ATK-10).
-    fn is_from(&self, frame: &[u8], next_hop: u32) -> bool {
+    fn is_from(&self, frame: &[u8], next_hop: u16) -> bool {
         let hop = self.next_hops.get(next_hop);
         hop.flags & nat_common::next_hop::NextHop::VALID == 0
             || frame.get(6..12) == Some(&hop.destination[..])
@@ -238,7 +238,7 @@ fn rewrite(
         source_port: before.source_port,
         destination_port: before.destination_port,
     };
-    let value = FlowValue::translate(&quote.key, &inner_rewrite, Direction::Original, 0, 0);
+    let value = FlowValue::translate(&quote.key, &inner_rewrite, 0);
     write_quote(frame, quote, &value)?;
     // The whole message is at hand and was right: summing it anew is simplest, and cannot drift.
     let message = frame.get_mut(parsed.transport..end)?;

@@ -21,6 +21,7 @@ const BATCH: usize = 4096;
 impl Gateway {
     /// Looks at what is due, a bounded part of it. Returns how long nothing else is.
     pub fn tick(&mut self, world: &mut dyn World, now: Instant) -> Duration {
+        self.sessions.reuse(world.released());
         let mut due = Vec::new();
         self.wheel.due(now, BATCH, &mut due);
         let more = due.len() >= BATCH;
@@ -135,7 +136,7 @@ impl Gateway {
     /// Ends a session: its entries, and its mapping if it was the last.
     pub fn end(&mut self, world: &mut dyn World, now: Instant, slot: u32) {
         let Some(session) = self.sessions.remove(slot) else { return };
-        world.close([session.original, session.reply]);
+        world.close(slot, &[session.original, session.reply]);
         self.let_go(now, &session);
     }
 

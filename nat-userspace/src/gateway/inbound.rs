@@ -243,7 +243,7 @@ impl Gateway {
         ingress: &Interface,
         external: u32,
         remote: u32,
-    ) -> u32 {
+    ) -> u16 {
         let query = RouteQuery { source: address(remote), destination: address(remote), ingress: 0 };
         let gateway = match world.route(query) {
             Ok(route) if route.ifindex == ingress.ifindex => route.gateway,

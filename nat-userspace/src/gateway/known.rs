@@ -31,7 +31,7 @@ impl Gateway {
             note(world, frame, parsed, slot, direction);
             return Outcome::ToStack;
         }
-        let value = session.value(slot, direction);
+        let value = session.value(direction);
         match self.prepare(world, now, ingress, frame, parsed, value.next_hop, slot, direction) {
             Ok(hop) => {
                 note(world, frame, parsed, slot, direction);
@@ -52,7 +52,7 @@ impl Gateway {
         ingress: &Interface,
         frame: &mut [u8],
         parsed: &Parsed,
-        next_hop: u32,
+        next_hop: u16,
         slot: u32,
         direction: Direction,
     ) -> Result<NextHop, Outcome> {
@@ -75,7 +75,7 @@ impl Gateway {
         ingress: &Interface,
         frame: &[u8],
         parsed: &Parsed,
-        next_hop: u32,
+        next_hop: u16,
     ) -> Result<NextHop, Outcome> {
         let mut hop = *self.next_hops.get(next_hop);
         if hop.flags & NextHop::VALID == 0 {
@@ -139,7 +139,7 @@ impl Gateway {
 
     /// Looks for the way of a direction whose next hop is not known (a reply whose inside host
     /// had no route when the session was opened), and writes it into the flow.
-    fn find_way(&mut self, world: &mut dyn World, slot: u32, direction: Direction) -> u32 {
+    fn find_way(&mut self, world: &mut dyn World, slot: u32, direction: Direction) -> u16 {
         let Some(session) = self.sessions.get(slot) else { return next_hops::UNKNOWN };
         let to = session.rewritten(direction).destination;
         let query = RouteQuery {
@@ -152,8 +152,7 @@ impl Gateway {
         let hop = self.next_hops.slot(world, &egress, route.gateway.unwrap_or(address(to)));
         if let Some(session) = self.sessions.get_mut(slot) {
             session.next_hops[direction as usize] = hop;
-            let (key, value) = (*session.key(direction), session.value(slot, direction));
-            world.replace(key, value);
+            world.replace(slot, &session.entries(), session.origin.encode());
         }
         hop
     }
@@ -198,9 +197,9 @@ pub(super) fn note(
         let header = unsafe { *header };
         let (sequence, acknowledgement) =
             (u32::from_be(header.sequence), u32::from_be(header.acknowledgement));
-        tcp::note(&mut line, direction as usize, parsed.tcp_flags, sequence, acknowledgement);
+        tcp::note_activity(&mut line, direction as usize, parsed.tcp_flags, sequence, acknowledgement);
     }
-    world.set_activity(slot, line);
+    world.set_activity(slot, &line);
 }
 
 /// The IPv4 header of a parsed frame.

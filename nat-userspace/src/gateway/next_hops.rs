@@ -9,12 +9,15 @@ use nat_common::next_hop::NextHop;
 use super::Interface;
 use super::world::World;
 
+/// A slot is named by 16 bits of a flow entry.
+const _: () = assert!(NEXT_HOPS as usize == u16::MAX as usize + 1);
+
 /// The slot that is never valid: for directions whose way is not known yet.
-pub const UNKNOWN: u32 = 0;
+pub const UNKNOWN: u16 = 0;
 
 /// The neighbours flows go to.
 pub struct NextHops {
-    slots: HashMap<(u32, Ipv4Addr), u32>,
+    slots: HashMap<(u32, Ipv4Addr), u16>,
     hops: Vec<(u32, Ipv4Addr, NextHop)>,
 }
 
@@ -34,17 +37,14 @@ impl NextHops {
     ///
     /// Slots are kept for the daemon's life: a gateway has few neighbours, and a full table
     /// answers with [`UNKNOWN`], which the daemon serves itself.
-    pub fn slot(&mut self, world: &mut dyn World, interface: &Interface, address: Ipv4Addr) -> u32 {
+    pub fn slot(&mut self, world: &mut dyn World, interface: &Interface, address: Ipv4Addr) -> u16 {
         if let Some(&slot) = self.slots.get(&(interface.ifindex, address)) {
-            if self.hops[slot as usize].2.flags & NextHop::VALID == 0 {
+            if self.hops[usize::from(slot)].2.flags & NextHop::VALID == 0 {
                 self.refresh(world, interface, address);
             }
             return slot;
         }
-        let slot = u32::try_from(self.hops.len()).unwrap_or(u32::MAX);
-        if slot >= NEXT_HOPS {
-            return UNKNOWN;
-        }
+        let Ok(slot) = u16::try_from(self.hops.len()) else { return UNKNOWN };
         self.slots.insert((interface.ifindex, address), slot);
         self.hops.push((interface.ifindex, address, NextHop::default()));
         self.refresh(world, interface, address);
@@ -66,10 +66,10 @@ impl NextHops {
             flags: stack | clamp | if mac.is_some() { NextHop::VALID } else { 0 },
             pad: 0,
         };
-        let known = &mut self.hops[slot as usize].2;
+        let known = &mut self.hops[usize::from(slot)].2;
         if *known != hop {
             *known = hop;
-            world.set_next_hop(slot, &hop);
+            world.set_next_hop(u32::from(slot), &hop);
         }
         if mac.is_none() && interface.up {
             world.resolve(interface.ifindex, address);
@@ -78,14 +78,14 @@ impl NextHops {
     }
 
     /// The next hop in a slot.
-    pub fn get(&self, slot: u32) -> &NextHop {
-        self.hops.get(slot as usize).map_or(&self.hops[0].2, |(_, _, hop)| hop)
+    pub fn get(&self, slot: u16) -> &NextHop {
+        self.hops.get(usize::from(slot)).map_or(&self.hops[0].2, |(_, _, hop)| hop)
     }
 
     /// Interface and neighbour of a slot.
-    pub fn neighbour(&self, slot: u32) -> Option<(u32, Ipv4Addr)> {
+    pub fn neighbour(&self, slot: u16) -> Option<(u32, Ipv4Addr)> {
         self.hops
-            .get(slot as usize)
+            .get(usize::from(slot))
             .filter(|_| slot != UNKNOWN)
             .map(|&(ifindex, address, _)| (ifindex, address))
     }

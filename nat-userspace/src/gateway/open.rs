@@ -166,7 +166,7 @@ impl Gateway {
     }
 
     /// Next hop for packets back to `inside`, which was seen on `ingress`.
-    pub(super) fn way_back(&mut self, world: &mut dyn World, ingress: &Interface, inside: u32) -> u32 {
+    pub(super) fn way_back(&mut self, world: &mut dyn World, ingress: &Interface, inside: u32) -> u16 {
         let query = RouteQuery { source: address(inside), destination: address(inside), ingress: 0 };
         match world.route(query) {
             Ok(route) if route.kind == RouteKind::Unicast => {
@@ -313,12 +313,12 @@ impl Gateway {
             self.mappings.hold(mapping, remote);
         }
         *self.opened.entry(origin).or_default() += 1;
-        world.set_activity(slot, nat_common::activity::Activity::default());
+        world.set_activity(slot, &nat_common::activity::Activity::default());
         let armed = self.wheel.arm(slot, now + self.first_timeout(&original));
         let session = self.sessions.get_mut(slot)?;
         session.armed = armed;
-        let entries = session.entries(slot);
-        world.open(slot, entries);
+        let (entries, origin) = (session.entries(), session.origin.encode());
+        world.open(slot, &entries, origin);
         Some((slot, Direction::Original))
     }
 

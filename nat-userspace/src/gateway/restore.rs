@@ -1,11 +1,10 @@
 //! Taking a flow table over: a daemon that starts where another was killed finds the sessions in
 //! the kernel's table, and goes on with their ports, mappings and timers.
 
-use std::collections::HashMap;
 use std::time::Instant;
 
+use nat_common::Realm;
 use nat_common::flow::Query;
-use nat_common::{FlowKey, FlowValue, Realm};
 
 use super::externals::Wish;
 use super::mappings::{Mapping, MappingKey};
@@ -14,14 +13,15 @@ use super::sessions::{NO_MAPPING, Origin, Session};
 use super::world::World;
 use super::{Gateway, address, next_hops};
 use crate::config::{Mapping as Behaviour, SnatTarget};
+use crate::datapath::Found;
 
 /// What a takeover found.
 #[derive(Debug, Default)]
 pub struct Restored {
     /// Sessions that go on.
     pub sessions: u32,
-    /// Entries that belong to none: half of a session, or one the rules no longer allow.
-    pub discarded: Vec<FlowKey>,
+    /// Slots of those that do not: the rules no longer allow them, or natgw does not know them.
+    pub discarded: Vec<u32>,
 }
 
 impl Origin {
@@ -59,28 +59,15 @@ impl Gateway {
         &mut self,
         world: &mut dyn World,
         now: Instant,
-        entries: &[(FlowKey, FlowValue)],
+        found: &[Found],
         first_hop: u32,
     ) -> Restored {
         self.next_hops.begin_at(first_hop);
-        let mut pairs: HashMap<u32, [Option<(FlowKey, FlowValue)>; 2]> = HashMap::new();
         let mut restored = Restored::default();
-        for &(key, value) in entries {
-            let half = &mut pairs.entry(value.session).or_default()[usize::from(value.direction & 1)];
-            match half {
-                None => *half = Some((key, value)),
-                Some(_) => restored.discarded.push(key),
-            }
-        }
-        for (slot, pair) in pairs {
-            let keys = pair.iter().flatten().map(|(key, _)| *key);
-            match pair {
-                [Some((original, value)), Some((reply, _))]
-                    if self.restore_session(world, now, slot, original, reply, &value).is_some() =>
-                {
-                    restored.sessions += 1;
-                }
-                _ => restored.discarded.extend(keys),
+        for session in found {
+            match self.restore_session(world, now, session) {
+                Some(()) => restored.sessions += 1,
+                None => restored.discarded.push(session.session),
             }
         }
         self.sessions.finish_restore();
@@ -89,16 +76,9 @@ impl Gateway {
     }
 
     /// One session. `None` if it cannot go on.
-    fn restore_session(
-        &mut self,
-        world: &mut dyn World,
-        now: Instant,
-        slot: u32,
-        original: FlowKey,
-        reply: FlowKey,
-        value: &FlowValue,
-    ) -> Option<()> {
-        let origin = Origin::decode(value.origin).filter(|origin| *origin != Origin::Bypass)?;
+    fn restore_session(&mut self, world: &mut dyn World, now: Instant, found: &Found) -> Option<()> {
+        let &Found { session: slot, entries: [(original, value), (reply, _)], origin } = found;
+        let origin = Origin::decode(origin).filter(|origin| *origin != Origin::Bypass)?;
         let rewrite = value.rewrite();
         let realm = if reply.realm == Realm::Inside as u16 { Realm::Inside } else { Realm::Outside };
         if Session::reply_key(&original, &rewrite, realm) != reply {

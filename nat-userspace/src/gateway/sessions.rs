@@ -6,6 +6,8 @@ use hashbrown::HashTable;
 use nat_common::flow::Rewrite;
 use nat_common::{Direction, FlowKey, FlowValue, Realm};
 
+use crate::datapath::capacity;
+
 /// No mapping: the session of a forward.
 pub const NO_MAPPING: u32 = u32::MAX;
 
@@ -21,7 +23,7 @@ pub struct Session {
     /// The mapping that owns its external port, or `NO_MAPPING`.
     pub mapping: u32,
     /// Next hop of each direction.
-    pub next_hops: [u32; 2],
+    pub next_hops: [u16; 2],
     /// The tick of the wheel it is armed for.
     pub armed: u64,
     /// Milliseconds since the gateway's start when it was opened.
@@ -70,23 +72,17 @@ impl Session {
     }
 
     /// The table entry of a direction.
-    pub fn value(&self, slot: u32, direction: Direction) -> FlowValue {
+    pub fn value(&self, direction: Direction) -> FlowValue {
         if self.origin == Origin::Bypass {
-            let bypass = FlowValue::bypass(slot);
-            return FlowValue { direction: direction as u8, origin: self.origin.encode(), ..bypass };
+            return FlowValue::bypass();
         }
         let hop = self.next_hops[direction as usize];
-        let value =
-            FlowValue::translate(self.key(direction), &self.rewritten(direction), direction, slot, hop);
-        FlowValue { origin: self.origin.encode(), ..value }
+        FlowValue::translate(self.key(direction), &self.rewritten(direction), hop)
     }
 
     /// Both entries.
-    pub fn entries(&self, slot: u32) -> [(FlowKey, FlowValue); 2] {
-        [
-            (self.original, self.value(slot, Direction::Original)),
-            (self.reply, self.value(slot, Direction::Reply)),
-        ]
+    pub fn entries(&self) -> [(FlowKey, FlowValue); 2] {
+        Direction::BOTH.map(|direction| (*self.key(direction), self.value(direction)))
     }
 
     /// The key under which packets of `rewrite`, turned round, arrive on `realm`.
@@ -106,6 +102,7 @@ impl Session {
 pub struct SessionTable {
     slots: Vec<Option<Session>>,
     free: Vec<u32>,
+    count: u32,
     limit: u32,
     index: HashTable<u32>,
     hasher: std::hash::RandomState,
@@ -117,6 +114,7 @@ impl SessionTable {
         Self {
             slots: Vec::new(),
             free: Vec::new(),
+            count: 0,
             limit,
             index: HashTable::new(),
             hasher: std::hash::RandomState::new(),
@@ -125,12 +123,12 @@ impl SessionTable {
 
     /// Sessions there are.
     pub fn count(&self) -> u32 {
-        u32::try_from(self.slots.len() - self.free.len()).unwrap_or(u32::MAX)
+        self.count
     }
 
     /// Whether no more fit.
     pub fn is_full(&self) -> bool {
-        self.free.is_empty() && u32::try_from(self.slots.len()).unwrap_or(u32::MAX) >= self.limit
+        self.count >= self.limit || (self.free.is_empty() && self.slots() >= capacity(self.limit))
     }
 
     /// The most there may be.
@@ -174,7 +172,9 @@ impl SessionTable {
 
     /// Puts a session into a certain slot, as a restart finds it. `false` if it cannot be had.
     pub fn restore(&mut self, slot: u32, session: Session) -> bool {
-        if slot >= self.limit || self.find(&session.original).is_some() || self.find(&session.reply).is_some()
+        if slot >= capacity(self.limit)
+            || self.find(&session.original).is_some()
+            || self.find(&session.reply).is_some()
         {
             return false;
         }
@@ -201,6 +201,7 @@ impl SessionTable {
     }
 
     fn enter(&mut self, slot: u32, keys: [FlowKey; 2]) {
+        self.count += 1;
         let Self { slots, index, hasher, .. } = self;
         for (direction, key) in keys.iter().enumerate() {
             let entry = (slot << 1) | u32::from(direction == 1);
@@ -210,7 +211,7 @@ impl SessionTable {
         }
     }
 
-    /// Takes a session out.
+    /// Takes a session out. Its slot is not given to another before it is [reused](SessionTable::reuse).
     pub fn remove(&mut self, slot: u32) -> Option<Session> {
         for (direction, key) in [(0, self.get(slot)?.original), (1, self.get(slot)?.reply)] {
             let entry = (slot << 1) | direction;
@@ -218,9 +219,13 @@ impl SessionTable {
                 found.remove();
             }
         }
-        let session = self.slots[slot as usize].take();
-        self.free.push(slot);
-        session
+        self.count -= 1;
+        self.slots[slot as usize].take()
+    }
+
+    /// Slots whose sessions are gone, for packets on their way, too.
+    pub fn reuse(&mut self, slots: Vec<u32>) {
+        self.free.extend(slots);
     }
 
     /// Slots there may be sessions in.

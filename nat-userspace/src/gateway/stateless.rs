@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use nat_common::flow::Rewrite;
-use nat_common::{Direction, FlowValue, Parsed, Realm, Reason, next_hop::NextHop};
+use nat_common::{FlowValue, Parsed, Realm, Reason, next_hop::NextHop};
 
 use super::icmp::Error;
 use super::known::finish;
@@ -63,7 +63,7 @@ impl Gateway {
     ) -> Outcome {
         match self.stateless_way(world, now, ingress, frame, parsed, rewrite.destination) {
             Ok((hop, _)) => {
-                let value = FlowValue::translate(&parsed.key, &rewrite, Direction::Original, 0, 0);
+                let value = FlowValue::translate(&parsed.key, &rewrite, 0);
                 self.clamp_mss(ingress, &hop, frame, parsed);
                 let outcome = finish(frame, parsed, &value, &hop, None);
                 self.cut_to_size(frame, parsed, &hop, outcome)

@@ -10,18 +10,20 @@ pub use crate::host::{Route, RouteError, RouteKind, RouteQuery};
 
 /// Everything outside the core.
 pub trait World {
-    /// Queues a session's two entries. What becomes of them is told after the batch (see
+    /// Puts a session's two entries in, with what opened it. One that was not taken is told after the batch (see
     /// [`super::Gateway::abort`]).
-    fn open(&mut self, session: u32, entries: [(FlowKey, FlowValue); 2]);
-    /// Queues a change of an entry that exists.
-    fn replace(&mut self, key: FlowKey, value: FlowValue);
+    fn open(&mut self, session: u32, entries: &[(FlowKey, FlowValue); 2], origin: u32);
+    /// Writes the values of a session's entries anew.
+    fn replace(&mut self, session: u32, entries: &[(FlowKey, FlowValue); 2], origin: u32);
     /// Takes a session's two entries out.
-    fn close(&mut self, keys: [FlowKey; 2]);
+    fn close(&mut self, session: u32, keys: &[FlowKey; 2]);
+    /// Slots of closed sessions that packets on their way cannot refer to any more.
+    fn released(&mut self) -> Vec<u32>;
 
     /// What the fast path noted of a session.
     fn activity(&self, session: u32) -> Activity;
-    /// Overwrites a session's line.
-    fn set_activity(&mut self, session: u32, line: Activity);
+    /// Overwrites that.
+    fn set_activity(&mut self, session: u32, line: &Activity);
     /// The tick to write as "seen now".
     fn tick(&self) -> u32;
     /// How long ago a tick was, at least: never more than the truth.

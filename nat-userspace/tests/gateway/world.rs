@@ -38,6 +38,7 @@ pub struct Outside {
     /// The gateway's address outside.
     pub public: Ipv4Addr,
     lines: HashMap<u32, Activity>,
+    closed: Vec<u32>,
     start: Instant,
     now: Instant,
 }
@@ -46,31 +47,38 @@ pub struct Outside {
 const TICK: Duration = Duration::from_millis(16);
 
 impl World for Outside {
-    fn open(&mut self, _session: u32, entries: [(FlowKey, FlowValue); 2]) {
+    fn open(&mut self, _session: u32, entries: &[(FlowKey, FlowValue); 2], _origin: u32) {
         // A host that reaches itself has one entry for both directions.
         let count = if entries[0].0 == entries[1].0 { 1 } else { 2 };
-        for (key, value) in entries.into_iter().take(count) {
+        for &(key, value) in entries.iter().take(count) {
             assert!(self.flows.insert(key, value).is_none(), "{key:?} was there already");
         }
     }
 
-    fn replace(&mut self, key: FlowKey, value: FlowValue) {
-        assert!(self.flows.insert(key, value).is_some(), "{key:?} was not there");
+    fn replace(&mut self, _session: u32, entries: &[(FlowKey, FlowValue); 2], _origin: u32) {
+        for &(key, value) in entries {
+            assert!(self.flows.insert(key, value).is_some(), "{key:?} was not there");
+        }
     }
 
-    fn close(&mut self, keys: [FlowKey; 2]) {
+    fn close(&mut self, session: u32, keys: &[FlowKey; 2]) {
         let count = if keys[0] == keys[1] { 1 } else { 2 };
-        for key in keys.into_iter().take(count) {
-            assert!(self.flows.remove(&key).is_some(), "{key:?} was not there");
+        for key in keys.iter().take(count) {
+            assert!(self.flows.remove(key).is_some(), "{key:?} was not there");
         }
+        self.closed.push(session);
+    }
+
+    fn released(&mut self) -> Vec<u32> {
+        std::mem::take(&mut self.closed)
     }
 
     fn activity(&self, session: u32) -> Activity {
         self.lines.get(&session).copied().unwrap_or_default()
     }
 
-    fn set_activity(&mut self, session: u32, line: Activity) {
-        self.lines.insert(session, line);
+    fn set_activity(&mut self, session: u32, line: &Activity) {
+        self.lines.insert(session, *line);
     }
 
     fn tick(&self) -> u32 {
@@ -154,6 +162,7 @@ impl Simulation {
             asked: Vec::new(),
             public: PUBLIC,
             lines: HashMap::new(),
+            closed: Vec::new(),
             start: now,
             now,
         };

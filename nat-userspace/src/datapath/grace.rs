@@ -1,0 +1,124 @@
+//! What has to wait until programs that run now have ended: lines are given to other sessions only then, because
+//! one of those programs may still be reading them. And segments, whose making makes the caller wait as well.
+
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread;
+
+use aya::maps::{ArrayOfMaps, MapData, MapError, MapType};
+use nat_common::table::{BUCKET, Bucket, PLACES, SEGMENT, SessionLines};
+
+use super::object::MMAPABLE;
+
+/// A map of segments.
+pub(super) type Segments = ArrayOfMaps<MapData, MapData>;
+
+/// What a segment is part of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Part {
+    /// The index.
+    Index,
+    /// The sessions' lines.
+    Lines,
+}
+
+/// Both maps of segments.
+pub(super) struct Maps {
+    pub(super) index: Segments,
+    pub(super) lines: Segments,
+}
+
+/// What the thread is asked.
+enum Request {
+    /// To say when no program can hold the lines of these sessions any more.
+    Pass(Vec<u32>),
+    /// To make the segment with this number.
+    Make(Part, u32),
+}
+
+/// What the thread answers.
+pub(super) enum Answer {
+    /// These sessions' lines are nobody's.
+    Passed(Vec<u32>),
+    /// A segment is there, or could not be made.
+    Made(Part, u32, Result<MapData, MapError>),
+}
+
+/// The thread that waits.
+pub(super) struct Grace {
+    requests: Sender<Request>,
+    answers: Receiver<Answer>,
+    /// Sessions that the thread has not been told of, while it waits for others.
+    closed: Vec<u32>,
+    waiting: bool,
+}
+
+impl Grace {
+    /// A thread with its own handles of the maps of segments.
+    pub(super) fn new(mut maps: Maps) -> std::io::Result<Self> {
+        let (requests, inbox) = channel();
+        let (outbox, answers) = channel();
+        thread::Builder::new().name("grace".to_owned()).spawn(move || {
+            for request in inbox {
+                let answer = match request {
+                    Request::Pass(sessions) => {
+                        wait_for_programs(&mut maps.lines);
+                        Answer::Passed(sessions)
+                    }
+                    Request::Make(part, number) => Answer::Made(part, number, maps.make(part, number)),
+                };
+                if outbox.send(answer).is_err() {
+                    return;
+                }
+            }
+        })?;
+        Ok(Self { requests, answers, closed: Vec::new(), waiting: false })
+    }
+
+    /// A session's lines are out of the index.
+    pub(super) fn close(&mut self, session: u32) {
+        self.closed.push(session);
+    }
+
+    /// Asks for a segment.
+    pub(super) fn make(&self, part: Part, number: u32) {
+        // The thread ends with this end of the channel, not before.
+        let _ = self.requests.send(Request::Make(part, number));
+    }
+
+    /// The next answer, if there is one.
+    pub(super) fn answer(&mut self) -> Option<Answer> {
+        if !self.waiting && !self.closed.is_empty() {
+            self.waiting = self.requests.send(Request::Pass(std::mem::take(&mut self.closed))).is_ok();
+        }
+        let answer = self.answers.try_recv().ok()?;
+        if matches!(answer, Answer::Passed(_)) {
+            self.waiting = false;
+        }
+        Some(answer)
+    }
+}
+
+impl Maps {
+    /// Makes a segment and hands it to the program.
+    pub(super) fn make(&mut self, part: Part, number: u32) -> Result<MapData, MapError> {
+        let (map, size, entries) = match part {
+            Part::Index => (&mut self.index, size_of::<Bucket>(), PLACES / BUCKET),
+            Part::Lines => (&mut self.lines, size_of::<SessionLines>(), SEGMENT),
+        };
+        let [key, value] = [size_of::<u32>(), size].map(|size| u32::try_from(size).unwrap_or(0));
+        let array = aya_obj::Map::new_from_params(MapType::Array as u32, key, value, entries, MMAPABLE);
+        let segment = MapData::create(array, "segment", None)?;
+        map.set(number, &segment, 0)?;
+        Ok(segment)
+    }
+}
+
+/// Returns when every program that runs now has ended: the kernel waits for them before an update of a map of maps
+/// returns (commit 1ae80cf31938), also where it changes nothing.
+fn wait_for_programs(segments: &mut Segments) {
+    let again = segments.get(&0, 0).and_then(|first| segments.set(0, &first, 0));
+    if let Err(error) = again {
+        tracing::warn!(%error, "waiting for running programs failed: a second has to do");
+        thread::sleep(std::time::Duration::from_secs(1));
+    }
+}
