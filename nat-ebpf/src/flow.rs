@@ -105,8 +105,8 @@ pub fn note(transport: &PacketFrame, parsed: &Parsed, flow: &Flow) {
         let other = unsafe { &mut *flow.other };
         let seen = tcp::note(own.into(), other.into(), parsed.tcp_flags, sequence, acknowledgement);
         if seen != 0 {
-            let (session, direction) = session_of(flow.number);
-            let event = SessionEvent { session, seen, direction: direction as u8, pad: [0; 2] };
+            let session = session_of(flow.number).unwrap_or(0);
+            let event = SessionEvent { session, seen, direction: (flow.number & 1) as u8, pad: [0; 2] };
             if maps::EVENTS.output(&event, 0).is_err() {
                 count(Reason::EventLost);
             }

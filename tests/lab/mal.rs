@@ -409,33 +409,31 @@ fn mal_09_mutated_requests_configurations_and_saved_state() {
     stage.connect("192.168.1.11:40001", SERVER);
     stage.gateway.kill();
     let mut batch = Vec::new();
-    for name in ["FLOWS", "ACTIVITY", "HOPS"] {
-        let pin = stage.gateway.pin(name);
-        let map = stage.gateway.bpftool(&["map", "show", "pinned", &pin]);
+    let segments = ["INDEX", "LINES"].map(|name| ("id", stage.gateway.first_segment(name)));
+    for (by, map_name) in [segments[0].clone(), segments[1].clone(), ("pinned", stage.gateway.pin("HOPS"))] {
+        let map = stage.gateway.bpftool(&["map", "show", by, &map_name]);
         let size = |field: &str| map[field].as_u64().unwrap().try_into().unwrap();
         let (key, value): (usize, usize) = (size("bytes_key"), size("bytes_value"));
-        let is_array = map["type"].as_str().unwrap().contains("array");
-        let known: Vec<(Vec<u8>, Vec<u8>)> =
-            if is_array { Vec::new() } else { stage.gateway.map_entries(&pin) };
-        for index in 0..1000_u32 {
-            let entry = if known.is_empty() || index % 2 == 0 {
-                let mut random =
-                    |length: usize| (0..length).map(|_| chance.next().to_be_bytes()[0]).collect();
-                let index = (index % 64).to_ne_bytes().to_vec();
-                (if is_array { index } else { random(key) }, random(value))
-            } else {
-                let (key, value) = chance.of(&known).clone();
-                let change = |bytes: Vec<u8>, chance: &mut Chance| {
-                    let mut changed = chance.mutate(&bytes, 0);
-                    changed.resize(bytes.len(), 0);
-                    changed
-                };
-                (change(key, &mut chance), change(value, &mut chance))
-            };
+        assert_eq!(key, size_of::<u32>(), "arrays all");
+        for index in 0..500_u32 {
+            let key = (index % 64).to_ne_bytes();
+            let garbage: Vec<u8> = (0..value).map(|_| chance.next().to_be_bytes()[0]).collect();
             batch.push(format!(
-                "map update pinned {pin} key hex {} value hex {}\n",
-                hex(&entry.0),
-                hex(&entry.1)
+                "map update {by} {map_name} key hex {} value hex {}\n",
+                hex(&key),
+                hex(&garbage)
+            ));
+        }
+        // What is there, with bits turned over.
+        let known: Vec<(Vec<u8>, Vec<u8>)> = stage.gateway.map_entries(by, &map_name);
+        let live = known.iter().filter(|(_, value)| value.iter().any(|byte| *byte != 0));
+        for (key, value) in live {
+            let mut changed = chance.mutate(value, 0);
+            changed.resize(value.len(), 0);
+            batch.push(format!(
+                "map update {by} {map_name} key hex {} value hex {}\n",
+                hex(key),
+                hex(&changed)
             ));
         }
     }

@@ -235,13 +235,17 @@ impl Gateway {
             .unwrap_or_else(|error| panic!("bpftool {}: {error}", arguments.join(" ")))
     }
 
-    /// Keys and values of a pinned hash map.
-    pub fn map_entries(&self, pin: &str) -> Vec<(Vec<u8>, Vec<u8>)> {
-        let dump = self.bpftool(&["map", "dump", "pinned", pin]);
-        let bytes = |value: &Value| {
-            let words = value.as_array().into_iter().flatten().filter_map(Value::as_str);
-            words.filter_map(|word| u8::from_str_radix(word.trim_start_matches("0x"), 16).ok()).collect()
-        };
+    /// The id of the first map in a pinned map of maps.
+    pub fn first_segment(&self, map: &str) -> String {
+        let row =
+            self.bpftool(&["map", "lookup", "pinned", &self.pin(map), "key", "hex", "0", "0", "0", "0"]);
+        let id: [u8; 4] = bytes(&row["value"]).try_into().unwrap_or_else(|_| panic!("no id in {row}"));
+        u32::from_ne_bytes(id).to_string()
+    }
+
+    /// Keys and values of a map, `by` its "id" or where it is "pinned".
+    pub fn map_entries(&self, by: &str, map: &str) -> Vec<(Vec<u8>, Vec<u8>)> {
+        let dump = self.bpftool(&["map", "dump", by, map]);
         dump.as_array().into_iter().flatten().map(|row| (bytes(&row["key"]), bytes(&row["value"]))).collect()
     }
 
@@ -260,6 +264,12 @@ impl Drop for Gateway {
         let _ = unmount(self.folder.join("bpf"), UnmountFlags::DETACH);
         let _ = fs::remove_dir_all(&self.folder);
     }
+}
+
+/// Bytes as bpftool writes them: `["0x00", …]`.
+fn bytes(value: &Value) -> Vec<u8> {
+    let words = value.as_array().into_iter().flatten().filter_map(Value::as_str);
+    words.filter_map(|word| u8::from_str_radix(word.trim_start_matches("0x"), 16).ok()).collect()
 }
 
 /// The binary under test: `NATGW_BIN`, or the release build beside the test's own target folder.

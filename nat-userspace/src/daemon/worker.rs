@@ -121,13 +121,12 @@ impl Worker {
 
     /// Goes on with the sessions of a daemon that was killed or left its fast path behind.
     fn take_over(&mut self, now: Instant, first_hop: u32) {
-        let (found, halves) = self.kernel.datapath.flows.sessions();
-        let mut restored = self.gateway.restore(&mut self.kernel, now, &found, first_hop);
-        restored.discarded.extend(halves);
-        self.kernel.datapath.flows.discard(&restored.discarded);
+        let found = self.kernel.datapath.flows.sessions();
+        let restored = self.gateway.restore(&mut self.kernel, now, &found, first_hop);
+        self.kernel.datapath.flows.retain(&restored);
         tracing::info!(
-            sessions = restored.sessions,
-            discarded = restored.discarded.len(),
+            sessions = restored.len(),
+            discarded = found.len() - restored.len(),
             "took over the flow table of an earlier daemon"
         );
     }

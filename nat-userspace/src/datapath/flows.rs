@@ -1,5 +1,6 @@
 //! The flow table: sessions' lines and their entries in the index, written as memory while the program reads.
 
+use std::collections::HashSet;
 use std::io;
 
 use aya::maps::MapData;
@@ -122,33 +123,26 @@ impl FlowTable {
         }
     }
 
-    /// Every session, as a daemon that takes the table over finds it, and slots of which one direction is missing.
-    pub fn sessions(&self) -> (Vec<Found>, Vec<u32>) {
-        let mut there = std::collections::HashMap::<u32, u8>::new();
-        for line in self.index.lines() {
-            let (session, direction) = table::session_of(line);
-            *there.entry(session).or_default() |= 1 << direction;
-        }
-        let (mut found, mut halves) = (Vec::new(), Vec::new());
-        for (session, directions) in there {
-            match self.lines(session) {
-                Some(lines) if directions == 3 || lines.directions[0].key == lines.directions[1].key => {
-                    let entries = lines.directions.map(|line| (line.key, line.value));
-                    found.push(Found { session, entries, origin: lines.origin() });
-                }
-                _ => halves.push(session),
-            }
-        }
-        (found, halves)
+    /// Every whole session, as a daemon that takes the table over finds it.
+    pub fn sessions(&self) -> Vec<Found> {
+        let whole = |line| {
+            let session = table::session_of(line)?;
+            let lines = self.lines(session)?;
+            let [original, reply] = Direction::BOTH.map(|direction| table::line_of(session, direction));
+            let entries = lines.directions.map(|line| (line.key, line.value));
+            let [(first, _), (second, _)] = &entries;
+            let is_whole = line == original
+                && self.index.has(first, original)
+                && (first == second || self.index.has(second, reply));
+            is_whole.then(|| Found { session, entries, origin: lines.origin() })
+        };
+        self.index.lines().filter_map(whole).collect()
     }
 
-    /// Takes sessions out that are nobody's.
-    pub fn discard(&mut self, sessions: &[u32]) {
-        for &session in sessions {
-            if let Some(lines) = self.lines(session) {
-                self.close(session, &lines.directions.map(|line| line.key));
-            }
-        }
+    /// Takes everything out but these sessions, and waits until no program reads what was taken out.
+    pub fn retain(&mut self, sessions: &HashSet<u32>) {
+        self.index.retain(|line| table::session_of(line).is_some_and(|session| sessions.contains(&session)));
+        self.grace.wait();
     }
 
     fn write(&self, session: u32, entries: &[(FlowKey, FlowValue); 2], origin: u32) -> bool {

@@ -1,6 +1,7 @@
 //! What has to wait until programs that run now have ended: lines are given to other sessions only then, because
 //! one of those programs may still be reading them. And segments, whose making makes the caller wait as well.
 
+use std::collections::VecDeque;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 
@@ -50,6 +51,8 @@ pub(super) struct Grace {
     /// Sessions that the thread has not been told of, while it waits for others.
     closed: Vec<u32>,
     waiting: bool,
+    /// Answers that came while one was waited for.
+    early: VecDeque<Answer>,
 }
 
 impl Grace {
@@ -71,7 +74,7 @@ impl Grace {
                 }
             }
         })?;
-        Ok(Self { requests, answers, closed: Vec::new(), waiting: false })
+        Ok(Self { requests, answers, closed: Vec::new(), waiting: false, early: VecDeque::new() })
     }
 
     /// A session's lines are out of the index.
@@ -85,12 +88,21 @@ impl Grace {
         let _ = self.requests.send(Request::Make(part, number));
     }
 
+    /// Waits for programs that run now.
+    pub(super) fn wait(&mut self) {
+        if self.requests.send(Request::Pass(Vec::new())).is_ok() {
+            // Nothing else was asked yet, or it was before.
+            let passed = |answer: &Answer| matches!(answer, Answer::Passed(sessions) if sessions.is_empty());
+            self.early.extend(self.answers.iter().take_while(|answer| !passed(answer)));
+        }
+    }
+
     /// The next answer, if there is one.
     pub(super) fn answer(&mut self) -> Option<Answer> {
         if !self.waiting && !self.closed.is_empty() {
             self.waiting = self.requests.send(Request::Pass(std::mem::take(&mut self.closed))).is_ok();
         }
-        let answer = self.answers.try_recv().ok()?;
+        let answer = self.early.pop_front().or_else(|| self.answers.try_recv().ok())?;
         if matches!(answer, Answer::Passed(_)) {
             self.waiting = false;
         }

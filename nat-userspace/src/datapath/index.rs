@@ -73,10 +73,30 @@ impl Index {
         }
     }
 
+    /// Whether a search for the key finds this line.
+    pub(super) fn has(&self, key: &FlowKey, line: u32) -> bool {
+        let hash = table::hash(key.words(), &self.secret);
+        let entry = table::entry(hash, line);
+        let mut entries = Self::places(hash, self.level).map(|place| self.load(place));
+        entries.by_ref().take_while(|there| *there != EMPTY).any(|there| there == entry)
+    }
+
     /// Every line that is in.
     pub(super) fn lines(&self) -> impl Iterator<Item = u32> {
         let entries = (self.level..self.level * 2).map(|place| self.load(place));
         entries.filter(|entry| *entry > REMOVED).map(|entry| entry & LINE_MASK)
+    }
+
+    /// Takes everything out but these lines.
+    pub(super) fn retain(&mut self, keep: impl Fn(u32) -> bool) {
+        for place in self.level..self.level * 2 {
+            let entry = self.load(place);
+            if entry > REMOVED && !keep(entry & LINE_MASK) {
+                self.store(place, REMOVED);
+                self.tidy(place, self.level);
+                self.taken -= 1;
+            }
+        }
     }
 
     /// Two fifths of the places are taken.

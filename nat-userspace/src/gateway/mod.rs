@@ -51,7 +51,6 @@ use nat_common::{FlowKey, Parsed, Realm, Reason, parse};
 pub use self::changes::Reloaded;
 pub use self::notices::{Condition, Notice};
 pub use self::random::Random;
-pub use self::restore::Restored;
 pub use self::rules::{Rules, address, network};
 pub use self::sessions::{Origin, Session};
 pub use self::view::{PoolUse, SessionView};

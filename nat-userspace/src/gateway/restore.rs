@@ -1,6 +1,7 @@
 //! Taking a flow table over: a daemon that starts where another was killed finds the sessions in
 //! the kernel's table, and goes on with their ports, mappings and timers.
 
+use std::collections::HashSet;
 use std::time::Instant;
 
 use nat_common::Realm;
@@ -14,15 +15,6 @@ use super::world::World;
 use super::{Gateway, address, next_hops};
 use crate::config::{Mapping as Behaviour, SnatTarget};
 use crate::datapath::Found;
-
-/// What a takeover found.
-#[derive(Debug, Default)]
-pub struct Restored {
-    /// Sessions that go on.
-    pub sessions: u32,
-    /// Slots of those that do not: the rules no longer allow them, or natgw does not know them.
-    pub discarded: Vec<u32>,
-}
 
 impl Origin {
     /// As a number, for the entry in the kernel's table.
@@ -52,7 +44,7 @@ impl Origin {
 }
 
 impl Gateway {
-    /// Takes over the entries of a table. Next hops are not taken over but looked up anew:
+    /// Takes over the sessions of a table, and says which go on: halves, and what the rules no longer allow, do not. Next hops are not taken over but looked up anew:
     /// `first_hop` is the first slot of theirs that nothing uses, so that the flows keep going the
     /// old way until they are told the new one.
     pub fn restore(
@@ -61,13 +53,12 @@ impl Gateway {
         now: Instant,
         found: &[Found],
         first_hop: u32,
-    ) -> Restored {
+    ) -> HashSet<u32> {
         self.next_hops.begin_at(first_hop);
-        let mut restored = Restored::default();
+        let mut restored = HashSet::new();
         for session in found {
-            match self.restore_session(world, now, session) {
-                Some(()) => restored.sessions += 1,
-                None => restored.discarded.push(session.session),
+            if self.restore_session(world, now, session).is_some() {
+                restored.insert(session.session);
             }
         }
         self.sessions.finish_restore();
