@@ -2,7 +2,7 @@
 
 use std::{thread, time::Duration};
 
-use nat_tests::host::Process;
+use nat_tests::{decode::Ip, host::Process};
 
 use crate::stage::Stage;
 
@@ -65,4 +65,88 @@ fn stn_03_hairpin() {
     let _server = server(&stage);
     let said = discover(&stage, "-H");
     assert!(said.contains("Received a request (maybe a successful hairpinning)"), "{said}");
+}
+
+/// Where the server saw a request from: the ports of the WAN side, one for each inside endpoint.
+fn reflexive(stage: &Stage) -> Vec<u16> {
+    let mut ports: Vec<u16> = stage
+        .wan
+        .incoming(|seen| seen.udp().is_some_and(|udp| udp.destination == 3478))
+        .iter()
+        .map(|seen| seen.udp().map_or(0, |udp| udp.source))
+        .collect();
+    ports.sort_unstable();
+    ports.dedup();
+    ports
+}
+
+#[test]
+fn stn_04_two_inside_endpoints_have_two_ports() {
+    let stage = Stage::snat("filtering = \"endpoint-independent\"");
+    let _server = server(&stage);
+    stage.lab.a.ip("addr add 192.168.1.20/24 dev eth0");
+    stage.wan.clear();
+    let line = "turnutils_natdiscovery -c -L 192.168.1.10 -l 40010 -A 192.168.1.20 198.51.100.1";
+    let output = stage.lab.a.run(line);
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    let ports = reflexive(&stage);
+    assert_eq!(ports.len(), 2, "{ports:?}\n{said}");
+    let answered = stage.a.incoming(|seen| seen.udp().is_some_and(|udp| udp.source == 3478));
+    let mut hosts: Vec<_> = answered.iter().map(|seen| seen.ip().destination.to_string()).collect();
+    hosts.sort_unstable();
+    hosts.dedup();
+    assert_eq!(hosts, ["192.168.1.10", "192.168.1.20"], "both are answered:\n{said}");
+}
+
+#[test]
+fn stn_06_padded_requests_are_fragments() {
+    for (filtering, test, verdict) in [
+        ("endpoint-independent", "-m -P", "NAT with Endpoint Independent Mapping!"),
+        ("endpoint-independent", "-f -P", "NAT with Endpoint Independent Filtering!"),
+        ("endpoint-independent", "-H -P", "Received a request (maybe a successful hairpinning)"),
+    ] {
+        let stage = Stage::snat(&format!("filtering = \"{filtering}\""));
+        let _server = server(&stage);
+        let said = discover(&stage, test);
+        assert!(said.contains(verdict), "{test}:\n{said}");
+        let fragments = stage.wan.incoming(|seen| seen.ip.as_ref().is_some_and(Ip::is_fragment));
+        assert!(!fragments.is_empty(), "{test}: the requests are fragments");
+    }
+}
+
+#[test]
+fn stn_07_no_application_gateway_touches_the_answer() {
+    let stage = Stage::standard();
+    let _server = server(&stage);
+    for test in ["-m", "-f"] {
+        let said = discover(&stage, test);
+        assert!(said.contains("No ALG: Mapped == XOR-Mapped"), "{test}:\n{said}");
+        assert!(!said.contains("ALG: Mapped != XOR-Mapped"), "{test}:\n{said}");
+    }
+}
+
+#[test]
+fn stn_08_the_older_client_agrees() {
+    let stage = Stage::snat("filtering = \"endpoint-independent\"");
+    let _server = server(&stage);
+    let output = stage.lab.a.run("stun 198.51.100.1 -v -p 40020");
+    let said =
+        String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("Independent Mapping, Independent Filter"), "{said}");
+    assert!(said.contains("preserves ports") && said.contains("will hairpin"), "{said}");
+}
+
+/// Scaled: a timeout of four seconds.
+#[test]
+fn stn_05_a_binding_lives_as_long_as_its_timeout() {
+    for (wait, lives) in [(2, true), (6, false)] {
+        let stage = Stage::timeouts("udp = \"4s\"");
+        let _server = server(&stage);
+        // The client asks from another port for an answer at the first one, whose binding that does not refresh.
+        let said = discover(&stage, &format!("-t -T {wait}"));
+        assert!(said.contains("RFC 5780 response 1"), "{said}");
+        assert_eq!(said.contains("RFC 5780 response 2"), lives, "after {wait} s:\n{said}");
+        let at_first_port = stage.a.incoming(|seen| seen.udp().is_some_and(|udp| udp.destination == 40000));
+        assert_eq!(at_first_port.len(), if lives { 2 } else { 1 }, "after {wait} s:\n{said}");
+    }
 }

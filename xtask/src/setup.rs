@@ -24,6 +24,7 @@ const NEEDED: &[&str] = &[
     "nftables",
     "procps",
     "python3",
+    "stun-client",
     "tcpdump",
     "traceroute",
 ];
