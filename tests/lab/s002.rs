@@ -8,6 +8,7 @@ use std::{
 };
 
 use nat_tests::Packet;
+use rustix::net::sockopt;
 
 use crate::stage::{Stage, public, source};
 
@@ -52,6 +53,8 @@ fn s002_04_a_thousand_pages_each_and_never_the_others() {
         host.sysctl("ipv4.ip_local_port_range", "32768 34815");
     }
     let listener = lab.s1.within(|| TcpListener::bind(WEB)).unwrap();
+    // Should a client fail, nobody waits for its connection for ever.
+    sockopt::set_socket_timeout(&listener, sockopt::Timeout::Recv, Some(Duration::from_secs(10))).unwrap();
     thread::scope(|scope| {
         for _ in 0..2 {
             scope.spawn(|| {

@@ -8,6 +8,7 @@ use std::{
 };
 
 use nat_tests::Packet;
+use rustix::net::sockopt;
 
 use crate::stage::Stage;
 
@@ -120,6 +121,8 @@ fn tcp_30_ports_used_again_and_again_connect_every_time() {
     lab.a.sysctl("ipv4.ip_local_port_range", "32768 33047");
     lab.a.sysctl("ipv4.tcp_tw_reuse", "1");
     let listener = lab.s1.within(|| TcpListener::bind("198.51.100.1:80")).unwrap();
+    // Should a client fail, nobody waits for its connection for ever.
+    sockopt::set_socket_timeout(&listener, sockopt::Timeout::Recv, Some(Duration::from_secs(10))).unwrap();
     thread::scope(|scope| {
         scope.spawn(|| {
             for _ in 0..CONNECTIONS {
