@@ -5,6 +5,7 @@ use std::{
     fs,
     path::PathBuf,
     process::Command,
+    thread,
     time::{Duration, Instant},
 };
 
@@ -79,6 +80,34 @@ fn ops_03_a_reload_leaves_sessions_alone() {
     stage.gateway.text(&["reload"]);
     stage.reaches(&stage.udp(SERVER, &mapped), &stage.a);
     stage.stopped(&stage.udp("198.51.100.2:7", &public(8080)), &stage.b);
+}
+
+/// Scaled: what the lab's taps send, not a gigabit; and not one packet of it is lost.
+#[test]
+fn ops_03_reloads_under_traffic_lose_nothing() {
+    let stage = Stage::standard();
+    let mapped = source(&stage.crosses(&stage.udp(CLIENT, SERVER)));
+    let tcp = stage.connect("192.168.1.11:40001", SERVER);
+    let forward = "[[forward]]\nprotocol = [\"udp\"]\nexternal = \"203.0.113.1:8080\"\ninternal = \"192.168.1.11:80\"\n";
+    let with_forward = format!("{}{forward}", gateway::STANDARD);
+    let gateway = &stage.gateway;
+    thread::scope(|scope| {
+        let reloads = scope.spawn(|| {
+            for round in 0..20 {
+                gateway.configure(if round % 2 == 0 { &with_forward } else { gateway::STANDARD });
+                gateway.text(&["reload"]);
+            }
+        });
+        let mut rounds = 0;
+        while !reloads.is_finished() || rounds < 50 {
+            stage.crosses(&stage.udp(CLIENT, SERVER));
+            stage.reaches(&stage.udp(SERVER, &mapped), &stage.a);
+            stage.crosses(&stage.data("192.168.1.11:40001", SERVER));
+            stage.reaches(&stage.data(SERVER, &tcp), &stage.b);
+            rounds += 1;
+        }
+    });
+    assert_eq!(stage.session_count(), 2);
 }
 
 #[test]
