@@ -165,7 +165,7 @@ pub fn parse_ipv4<F: Frame>(frame: &F, network: usize, realm: u16) -> Result<Par
         },
     };
     if fragment & (wire::MORE_FRAGMENTS | wire::FRAGMENT_OFFSET) != 0 {
-        return check_fragment(fragment, payload).map(|kind| Parsed { kind, ..parsed });
+        return check_fragment(fragment, payload, header.protocol).map(|kind| Parsed { kind, ..parsed });
     }
     match header.protocol {
         wire::TCP => {
@@ -242,11 +242,16 @@ fn header_sum(header: *const Ipv4) -> Sum {
 
 /// Judges a fragment by its header alone: what no later one could make right is dropped.
 #[inline(always)]
-fn check_fragment(fragment: u16, payload: u16) -> Result<Kind, Reason> {
+fn check_fragment(fragment: u16, payload: u16, protocol: u8) -> Result<Kind, Reason> {
     let offset = u32::from(fragment & wire::FRAGMENT_OFFSET) * 8;
     let more = fragment & wire::MORE_FRAGMENTS != 0;
     // behaviour FRG-15 (ping of death) and FRG-16.
     if payload == 0 || offset + u32::from(payload) > 65_535 || (more && !payload.is_multiple_of(8)) {
+        return Err(Reason::DropFragment);
+    }
+    // What lies there is a TCP header's second half: nobody cuts so but to hide flags from a filter,
+    // or to write over those that it saw (RFC 1858 section 3, RFC 3128).
+    if offset == 8 && protocol == wire::TCP {
         return Err(Reason::DropFragment);
     }
     Ok(if offset == 0 { Kind::FirstFragment } else { Kind::LaterFragment })

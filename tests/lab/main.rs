@@ -29,6 +29,8 @@ mod tmu;
 
 mod cks;
 mod frg;
+mod frg_bad;
+mod frg_paths;
 mod ice;
 mod ice_inside;
 mod icq;

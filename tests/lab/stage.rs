@@ -65,7 +65,11 @@ impl Stage {
 
     /// Any configuration in any lab.
     pub(crate) fn build(builder: Builder, configuration: &str) -> Self {
-        let lab = builder.build();
+        Self::on(builder.build(), configuration)
+    }
+
+    /// Any configuration in a lab that is there.
+    pub(crate) fn on(lab: Lab, configuration: &str) -> Self {
         lab.mute_all();
         let gateway = Gateway::start(&lab, configuration);
         Self {
@@ -76,7 +80,7 @@ impl Stage {
             s2: lab.s2.tap(),
             s3: lab.s3.tap(),
             attacker: lab.attacker.tap(),
-            d: builder.has_d().then(|| lab.d().tap()),
+            d: lab.has_d().then(|| lab.d().tap()),
             wan: lab.wan(),
             gateway,
             lab,

@@ -130,11 +130,6 @@ impl Builder {
         Self { d: Behind::Router, ..self }
     }
 
-    /// Whether the host d is asked for.
-    pub fn has_d(&self) -> bool {
-        self.d != Behind::Nothing
-    }
-
     /// A second uplink: `wan2`, 192.0.2.1/24, to the same provider's `gw2`. The default route stays with `wan`.
     pub fn second_uplink(self) -> Self {
         Self { second_uplink: true, ..self }
@@ -167,7 +162,7 @@ impl Builder {
             s2: outside(&prefix, "s2", Ipv4Addr::new(198, 51, 100, 2)),
             s3: outside(&prefix, "s3", Ipv4Addr::new(198, 51, 101, 1)),
             attacker: outside(&prefix, "attacker", Ipv4Addr::new(198, 51, 100, 66)),
-            d: self.has_d().then(|| Host {
+            d: (self.d != Behind::Nothing).then(|| Host {
                 address: Ipv4Addr::new(192, 168, 2, 10),
                 mac: [0x02, 0, 0, 0, 4, 10],
                 next_hop: if self.d == Behind::Router { INNER_MAC } else { LAN2_MAC },
@@ -203,6 +198,11 @@ impl Lab {
     /// The servers s1, s2 and s3 and the attacker.
     pub fn servers(&self) -> [&Host; 4] {
         [&self.s1, &self.s2, &self.s3, &self.attacker]
+    }
+
+    /// Whether there is a host d.
+    pub fn has_d(&self) -> bool {
+        self.d.is_some()
     }
 
     /// The host behind `lan2`, or behind q.

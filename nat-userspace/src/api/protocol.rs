@@ -174,6 +174,8 @@ pub struct StatusReport {
     pub sessions: u64,
     /// Sessions there may be.
     pub sessions_limit: u64,
+    /// Packets that wait for a neighbour, and fragments for their first.
+    pub waiting: u64,
     /// External ports in use: several sessions may hold one.
     pub mappings: u64,
     /// Ports of each external address.

@@ -19,8 +19,8 @@ fn write<W: Write>(mut out: W, report: &StatusReport) -> io::Result<W> {
     writeln!(out, "natgw {}, process {}, up {}", report.version, report.pid, output::seconds(report.uptime))?;
     writeln!(
         out,
-        "sessions: {} of {}, on {} external ports",
-        report.sessions, report.sessions_limit, report.mappings
+        "sessions: {} of {}, on {} external ports; {} packets wait",
+        report.sessions, report.sessions_limit, report.mappings, report.waiting
     )?;
     writeln!(out, "rules:    {} snat, {} static, {} forward", rules.snat, rules.r#static, rules.forward)?;
     writeln!(
@@ -104,6 +104,7 @@ mod tests {
             rules: RuleCounts { snat: 1, ..RuleCounts::default() },
             sessions: 12,
             sessions_limit: 1_048_576,
+            waiting: 3,
             mappings: 10,
             pools: vec![PoolRow {
                 address: [203, 0, 113, 1].into(),
@@ -125,7 +126,7 @@ mod tests {
         assert_eq!(
             text,
             "natgw 0.1.0, process 4242, up 2h4m
-sessions: 12 of 1048576, on 10 external ports
+sessions: 12 of 1048576, on 10 external ports; 3 packets wait
 rules:    1 snat, 0 static, 0 forward
 packets:  1000 translated, 5 passed, 12 punted, 1 dropped
 

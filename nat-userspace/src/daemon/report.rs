@@ -58,6 +58,7 @@ pub fn status(worker: &Worker) -> StatusReport {
         },
         sessions: u64::from(worker.gateway.session_count()),
         sessions_limit: u64::from(worker.gateway.session_limit()),
+        waiting: worker.gateway.waiting() as u64,
         mappings: worker.gateway.mapping_count() as u64,
         pools: pools(worker),
         packets: PacketTotals {

@@ -178,6 +178,7 @@ impl Gateway {
         self.rules = super::Rules::new(config);
         let other_timeouts = self.timeouts != config.timeouts;
         self.timeouts = config.timeouts.clone();
+        self.datagrams.timeout = config.timeouts.fragment;
         self.reserve_forwards();
         for (origin, name, count) in before {
             if let Some(origin) = self.rules.position(origin, &name) {

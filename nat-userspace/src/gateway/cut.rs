@@ -93,21 +93,28 @@ fn write(frame: &mut [u8], at: usize, word: u16) {
 /// Identifications of fragmented datagrams behind an external address: counted for each source,
 /// destination and protocol, so that one comes again only after 65,535 others.
 #[derive(Default)]
-pub(super) struct Identifications(HashMap<(u32, u32, u8), u16>);
+pub(super) struct Identifications {
+    recent: Counters,
+    /// Counters that were not used since `recent` was begun; once that is full they begin anew, at random.
+    earlier: Counters,
+}
 
-/// Counters kept at once; beyond it all begin anew, at random.
+type Counters = HashMap<(u32, u32, u8), u16>;
+
+/// Counters kept at once are at most twice as many.
 const COUNTERS: usize = 65_536;
 
 impl Identifications {
     /// The next identification, network byte order.
     pub(super) fn next(&mut self, source: u32, destination: u32, protocol: u8, random: &mut Random) -> u16 {
-        if self.0.len() >= COUNTERS {
-            self.0.clear();
+        if self.recent.len() >= COUNTERS {
+            self.earlier = std::mem::take(&mut self.recent);
         }
-        let counter = self
-            .0
-            .entry((source, destination, protocol))
-            .or_insert_with(|| u16::try_from(random.below(65_536)).unwrap_or(0));
+        let key = (source, destination, protocol);
+        let earlier = &self.earlier;
+        let counter = self.recent.entry(key).or_insert_with(|| {
+            earlier.get(&key).copied().unwrap_or_else(|| u16::try_from(random.below(65_536)).unwrap_or(0))
+        });
         *counter = counter.wrapping_add(1);
         counter.to_be()
     }

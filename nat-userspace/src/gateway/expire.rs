@@ -40,7 +40,7 @@ impl Gateway {
         if more {
             return Duration::ZERO;
         }
-        let next = [self.holds.next(), self.fragments.next(), self.knocks.next(), notices]
+        let next = [self.holds.next(), self.datagrams.next(), self.knocks.next(), notices]
             .into_iter()
             .flatten()
             .min();

@@ -1,8 +1,7 @@
 //! Fragments (RFC 4787 REQ-14): the first tells the session, the others follow it by address; those
-//! that come before it wait, bounded in all and for each source.
+//! that come before it wait.
 
-use std::collections::{HashMap, VecDeque};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use nat_common::checksum::{Delta, Sum};
 use nat_common::flow::Query;
@@ -11,117 +10,10 @@ use nat_common::parse::Kind;
 use nat_common::wire::{self, Ethernet, Icmp, Ipv4, Tcp, Udp};
 use nat_common::{Parsed, Realm, Reason, next_hop::NextHop, translate};
 
+use super::datagrams::{Key, Verdict};
 use super::known::header;
 use super::world::World;
 use super::{Gateway, Interface, Outcome, Released, address, cut};
-
-/// What the fragments of one datagram share (RFC 791), and the side they come from.
-type Key = (u32, u32, u8, u16, Realm);
-
-/// Datagrams known at once.
-const DATAGRAMS: usize = 16_384;
-/// Fragments that wait in all.
-const WAITING: usize = 8192;
-/// Fragments that wait for one source: one flooding host leaves room for others.
-const WAITING_PER_SOURCE: u32 = 1024;
-
-/// What became of a datagram's first fragment.
-#[derive(Clone, Copy, Debug)]
-enum Verdict {
-    Send { hop: NextHop, source: u32, destination: u32, id: u16 },
-    ToStack,
-    Drop(Reason),
-}
-
-struct Datagram {
-    verdict: Option<Verdict>,
-    waiting: Vec<(u32, Vec<u8>)>,
-    until: Instant,
-}
-
-/// Datagrams under way.
-pub struct Fragments {
-    timeout: Duration,
-    datagrams: HashMap<Key, Datagram>,
-    /// In the order they were first seen, which is the order they are over.
-    order: VecDeque<(Instant, Key)>,
-    waiting: usize,
-    by_source: HashMap<u32, u32>,
-}
-
-impl Fragments {
-    /// No datagram.
-    pub fn new(timeout: Duration) -> Self {
-        Self {
-            timeout,
-            datagrams: HashMap::new(),
-            order: VecDeque::new(),
-            waiting: 0,
-            by_source: HashMap::new(),
-        }
-    }
-
-    /// When the oldest datagram is over.
-    pub fn next(&self) -> Option<Instant> {
-        self.order.front().map(|&(until, _)| until)
-    }
-
-    /// Fragments that wait.
-    pub fn waiting(&self) -> usize {
-        self.waiting
-    }
-
-    /// Forgets datagrams that are over, and the oldest beyond the bound. Returns how many
-    /// fragments had waited in vain.
-    pub fn expire(&mut self, now: Instant) -> usize {
-        let mut lost = 0;
-        while let Some(&(until, key)) = self.order.front() {
-            if until > now && self.order.len() <= DATAGRAMS {
-                break;
-            }
-            self.order.pop_front();
-            // An identification used again meanwhile has a later entry of its own.
-            if self.datagrams.get(&key).is_some_and(|datagram| datagram.until <= until) {
-                lost += self.take_waiting(&key).len();
-                self.datagrams.remove(&key);
-            }
-        }
-        lost
-    }
-
-    fn datagram(&mut self, key: Key, now: Instant) -> &mut Datagram {
-        let until = now + self.timeout;
-        let order = &mut self.order;
-        self.datagrams.entry(key).or_insert_with(|| {
-            order.push_back((until, key));
-            Datagram { verdict: None, waiting: Vec::new(), until }
-        })
-    }
-
-    fn hold(&mut self, key: Key, now: Instant, ingress: u32, frame: &[u8]) -> bool {
-        let of_source = self.by_source.get(&key.0).copied().unwrap_or(0);
-        if self.waiting >= WAITING || of_source >= WAITING_PER_SOURCE {
-            return false;
-        }
-        self.waiting += 1;
-        *self.by_source.entry(key.0).or_default() += 1;
-        self.datagram(key, now).waiting.push((ingress, frame.to_vec()));
-        true
-    }
-
-    fn take_waiting(&mut self, key: &Key) -> Vec<(u32, Vec<u8>)> {
-        let Some(datagram) = self.datagrams.get_mut(key) else { return Vec::new() };
-        let waiting = std::mem::take(&mut datagram.waiting);
-        self.waiting -= waiting.len();
-        if let Some(count) = self.by_source.get_mut(&key.0) {
-            *count -= u32::try_from(waiting.len()).unwrap_or(*count).min(*count);
-            if *count == 0 {
-                self.by_source.remove(&key.0);
-            }
-        }
-        waiting
-    }
-}
 
 impl Gateway {
     /// Judges a fragment.
@@ -136,14 +28,43 @@ impl Gateway {
         let Some(ip) = header(frame, parsed) else { return Outcome::Drop(Reason::DropTruncated) };
         let key = (ip.source, ip.destination, ip.protocol, ip.id, ingress.realm());
         self.expire_fragments(now);
+        // A one-to-one address needs no port: each fragment goes its way at once (behaviour FRG-25).
+        if let Some(outcome) = self.one_to_one_fragment(world, now, ingress, frame, parsed) {
+            return outcome;
+        }
         if parsed.kind == Kind::FirstFragment {
             return self.first_fragment(world, now, ingress, frame, parsed, key);
         }
-        match self.fragments.datagrams.get(&key).and_then(|datagram| datagram.verdict) {
-            Some(verdict) => self.follow(frame, parsed, verdict),
-            None if self.fragments.hold(key, now, ingress.ifindex, frame) => Outcome::Held,
-            None => Outcome::Drop(Reason::DropHoldFull),
+        if let Some(verdict) = self.datagrams.verdict(&key) {
+            return self.follow(frame, parsed, verdict);
         }
+        for _ in 0..self.datagrams.hold(key, now, ingress.ifindex, frame) {
+            self.counts.add(Reason::DropHoldFull);
+        }
+        Outcome::Held
+    }
+
+    /// A fragment to or from a one-to-one address. `None` if it is neither, or if the way is back inside: a hairpin
+    /// changes both ends, and has a session.
+    fn one_to_one_fragment(
+        &mut self,
+        world: &mut dyn World,
+        now: Instant,
+        ingress: &Interface,
+        frame: &mut [u8],
+        parsed: &Parsed,
+    ) -> Option<Outcome> {
+        let (source, destination) = (address(parsed.key.source), address(parsed.key.destination));
+        let inbound = self.rules.static_inbound(destination).is_some();
+        let concerns = match ingress.realm() {
+            Realm::Outside => inbound,
+            Realm::Inside => !inbound && self.rules.static_outbound(source).is_some(),
+        };
+        if !concerns {
+            return None;
+        }
+        self.refuse_at_sight(world, ingress, &parsed.key)
+            .or_else(|| self.one_to_one(world, now, ingress, frame, parsed))
     }
 
     /// The first fragment: judged as the packet it begins, and remembered for the others.
@@ -157,8 +78,11 @@ impl Gateway {
         key: Key,
     ) -> Outcome {
         let Some(ip) = header(frame, parsed) else { return Outcome::Drop(Reason::DropTruncated) };
+        let digest = self.datagrams.digest(frame.get(parsed.transport..).unwrap_or_default());
+        let sent_before = self.datagrams.sent_before(&key, digest);
+        let emitted = self.emissions.len();
         let outcome = match whole(frame, parsed) {
-            Ok(whole) => self.packet(world, now, ingress, frame, &whole),
+            Ok(whole) => self.packet_or_own(world, now, ingress, frame, &whole),
             Err(_) if world.is_local(address(parsed.key.destination)) => Outcome::ToStack,
             Err(reason) => Outcome::Drop(reason),
         };
@@ -167,42 +91,14 @@ impl Gateway {
             Outcome::Held => return outcome,
             Outcome::ToStack => Verdict::ToStack,
             Outcome::Drop(reason) => Verdict::Drop(reason),
-            // Cut: its pieces are on their way, with the identification it came with.
-            Outcome::Cut => {
-                match self.emissions.last().map(|emission| (emission.ifindex, emission.frame.clone())) {
-                    Some((ifindex, mut piece)) => match self.sent(&mut piece, parsed, ifindex) {
-                        Some(verdict) => verdict,
-                        None => return Outcome::Drop(Reason::DropTruncated),
-                    },
-                    None => return outcome,
-                }
-            }
-            Outcome::Send { ifindex, .. } => {
-                if ip.source != header(frame, parsed).map_or(0, |sent| sent.source) {
-                    // Datagrams of two hosts may have one identification; behind one address they
-                    // would be taken for one (behaviour FRG-20).
-                    let Some(sent) = header(frame, parsed) else {
-                        return Outcome::Drop(Reason::DropTruncated);
-                    };
-                    let id = self.identifications.next(
-                        sent.source,
-                        sent.destination,
-                        sent.protocol,
-                        &mut self.random,
-                    );
-                    if cut::set_id(frame, parsed.network, id).is_none() {
-                        return Outcome::Drop(Reason::DropTruncated);
-                    }
-                }
-                match self.sent(frame, parsed, ifindex) {
+            Outcome::Cut | Outcome::Send { .. } => {
+                match self.number(frame, parsed, outcome, emitted, ip.source, sent_before) {
                     Some(verdict) => verdict,
                     None => return Outcome::Drop(Reason::DropTruncated),
                 }
             }
         };
-        // An identification used again for another datagram follows the new first (FRG-22).
-        self.fragments.datagram(key, now).verdict = Some(verdict);
-        for (ingress, mut frame) in self.fragments.take_waiting(&key) {
+        for (ingress, mut frame) in self.datagrams.decide(key, now, verdict, digest) {
             let Some(view) = SliceFrame::new(&mut frame) else { continue };
             let nat_common::parse::Frames::Ipv4(parsed) = nat_common::parse(&view, key.4) else { continue };
             let outcome = self.follow(&mut frame, &parsed, verdict);
@@ -214,9 +110,68 @@ impl Gateway {
         outcome
     }
 
+    /// Judges the packet that a first fragment begins. What nobody inside wants may be for a socket of the gateway's:
+    /// the fast path has asked them only about whole packets.
+    fn packet_or_own(
+        &mut self,
+        world: &mut dyn World,
+        now: Instant,
+        ingress: &Interface,
+        frame: &mut [u8],
+        whole: &Parsed,
+    ) -> Outcome {
+        let key = &whole.key;
+        let may_be =
+            matches!(key.protocol, wire::TCP | wire::UDP) && world.is_local(address(key.destination));
+        let outcome = self.packet(world, now, ingress, frame, whole);
+        if !may_be || !matches!(outcome, Outcome::Drop(Reason::DropUnsolicited | Reason::DropFiltered)) {
+            return outcome;
+        }
+        let is_current = world.read_bound();
+        let is_bound = world.is_bound(key.protocol, key.destination, key.destination_port);
+        // A socket made since they were read may be meant. The stack knows, but a flood is not its to judge.
+        if is_bound || (!is_current && self.doubtful.take(now)) { Outcome::ToStack } else { outcome }
+    }
+
+    /// Gives a datagram whose first fragment was translated, and maybe cut, an identification of its own: datagrams of
+    /// two hosts may have the same one, and behind one address would be taken for one (behaviour FRG-20). A first
+    /// fragment that comes twice keeps what it got (behaviour FRG-07).
+    fn number(
+        &mut self,
+        frame: &mut [u8],
+        parsed: &Parsed,
+        outcome: Outcome,
+        emitted: usize,
+        source: u32,
+        sent_before: Option<u16>,
+    ) -> Option<Verdict> {
+        let ifindex = match outcome {
+            Outcome::Send { ifindex, .. } => ifindex,
+            // `frame` is translated, and what it was cut into is with the emissions.
+            _ => self.emissions.get(emitted..)?.last()?.ifindex,
+        };
+        let sent = header(frame, parsed)?;
+        if sent.source != source {
+            let id = match sent_before {
+                Some(id) => id,
+                None => self.next_identification(&sent),
+            };
+            cut::set_id(frame, parsed.network, id)?;
+            for piece in self.emissions.get_mut(emitted..)? {
+                cut::set_id(&mut piece.frame, parsed.network, id)?;
+            }
+        }
+        self.sent(frame, parsed, ifindex)
+    }
+
+    /// An identification for a datagram with this header that is, or may be, in pieces.
+    pub(super) fn next_identification(&mut self, sent: &Ipv4) -> u16 {
+        self.identifications.next(sent.source, sent.destination, sent.protocol, &mut self.random)
+    }
+
     /// Forgets datagrams that are over.
     pub(super) fn expire_fragments(&mut self, now: Instant) {
-        for _ in 0..self.fragments.expire(now) {
+        for _ in 0..self.datagrams.expire(now) {
             self.counts.add(Reason::DropFragment);
         }
     }

@@ -4,10 +4,11 @@
 use std::time::Instant;
 
 use nat_common::frame::{Frame as _, SliceFrame};
+use nat_common::parse::Kind;
 use nat_common::wire::{self, Ipv4, Tcp};
 use nat_common::{Direction, FlowValue, Parsed, Reason, next_hop::NextHop, tcp, translate};
 
-use super::cut::{cut, may_be_cut};
+use super::cut::{self, cut, may_be_cut};
 use super::icmp::Error;
 use super::sessions::Origin;
 use super::world::{RouteQuery, World};
@@ -37,6 +38,9 @@ impl Gateway {
                 note(world, frame, parsed, slot, direction);
                 self.clamp_mss(ingress, &hop, frame, parsed);
                 let outcome = finish(frame, parsed, &value, &hop, Some(slot));
+                if u32::from(parsed.total_length) > hop.mtu && value.source != parsed.key.source {
+                    self.renumber_whole(frame, parsed);
+                }
                 self.cut_to_size(frame, parsed, &hop, outcome)
             }
             Err(outcome) => outcome,
@@ -124,6 +128,18 @@ impl Gateway {
         }
     }
 
+    /// A packet that was whole and is to be cut behind an address that it shares: its identification may be that of
+    /// another host's datagram (behaviour FRG-20). A fragment's is its datagram's.
+    fn renumber_whole(&mut self, frame: &mut [u8], parsed: &Parsed) {
+        const IN_PIECES: u16 = wire::MORE_FRAGMENTS | wire::FRAGMENT_OFFSET;
+        if let Some(sent) = header(frame, parsed)
+            && u16::from_be(sent.fragment) & IN_PIECES == 0
+        {
+            let id = self.next_identification(&sent);
+            cut::set_id(frame, parsed.network, id);
+        }
+    }
+
     /// A packet that does not fit and may not be cut: its sender is told (RFC 1191).
     fn too_big(
         &mut self,
@@ -167,11 +183,20 @@ pub(super) fn finish(
     session: Option<u32>,
 ) -> Outcome {
     let Some(view) = SliceFrame::new(frame) else { return Outcome::Drop(Reason::DropTruncated) };
-    let done = translate::rewrite(&view, &view.skip(parsed.transport), parsed, value)
+    let transport = view.skip(parsed.transport);
+    let rewritten = match parsed.kind {
+        Kind::FirstFragment => translate::rewrite_addresses(&view, parsed.network, value)
+            .and_then(|()| translate::adjust_transport(&transport, parsed.key.protocol, value)),
+        Kind::LaterFragment => translate::rewrite_addresses(&view, parsed.network, value),
+        _ => translate::rewrite(&view, &transport, parsed, value),
+    };
+    let done = rewritten
         .and_then(|()| translate::decrement_ttl(&view, parsed.network))
         .and_then(|()| translate::address_frame(&view, hop));
     match done {
         Some(()) => Outcome::Send { ifindex: hop.ifindex, session },
+        // Its checksum is in the next one (behaviour FRG-17).
+        None if parsed.kind == Kind::FirstFragment => Outcome::Drop(Reason::DropFragment),
         None => Outcome::Drop(Reason::DropTruncated),
     }
 }

@@ -8,6 +8,7 @@
 
 mod changes;
 mod cut;
+mod datagrams;
 mod errors;
 mod expire;
 mod externals;
@@ -156,7 +157,7 @@ pub struct Gateway {
     externals: externals::Externals,
     next_hops: next_hops::NextHops,
     holds: hold::Holds,
-    fragments: fragments::Fragments,
+    datagrams: datagrams::Datagrams,
     wheel: wheel::Wheel,
     sources: limits::Sources,
     errors: limits::Bucket,
@@ -203,7 +204,7 @@ impl Gateway {
             externals: externals::Externals::new(config.timeouts.quarantine, random.split()),
             next_hops: next_hops::NextHops::new(),
             holds: hold::Holds::default(),
-            fragments: fragments::Fragments::new(config.timeouts.fragment),
+            datagrams: datagrams::Datagrams::new(config.timeouts.fragment),
             wheel: wheel::Wheel::new(now),
             sources: limits::Sources::new(
                 config.limits.sessions_per_source,
@@ -268,18 +269,10 @@ impl Gateway {
         if let Some((slot, direction)) = self.sessions.find(&parsed.key) {
             return self.known(world, now, ingress, frame, parsed, slot, direction);
         }
-        let (source, destination) = (parsed.key.source, parsed.key.destination);
-        if is_group(destination) {
-            return Outcome::ToStack;
+        if let Some(outcome) = self.refuse_at_sight(world, ingress, &parsed.key) {
+            return outcome;
         }
-        if is_martian_source(source) || is_martian_destination(destination) {
-            return Outcome::Drop(Reason::DropMartian);
-        }
-        // From an address of the gateway's own, or to itself (behaviour ATK-01, ATK-02).
-        let forged = ingress.side == Side::Outside && self.is_inside(address(source));
-        if source == destination || forged || world.is_local(address(source)) {
-            return Outcome::Drop(Reason::DropSpoofed);
-        }
+        let destination = parsed.key.destination;
         if let Some(outcome) = self.one_to_one(world, now, ingress, frame, parsed) {
             return outcome;
         }
@@ -292,6 +285,21 @@ impl Gateway {
             Ok((slot, direction)) => self.known(world, now, ingress, frame, parsed, slot, direction),
             Err(refusal) => self.refuse(world, now, ingress, frame, parsed, refusal),
         }
+    }
+
+    /// What becomes of a packet whose addresses alone say that nothing of natgw's is meant.
+    fn refuse_at_sight(&self, world: &dyn World, ingress: &Interface, key: &FlowKey) -> Option<Outcome> {
+        let (source, destination) = (key.source, key.destination);
+        if is_group(destination) {
+            return Some(Outcome::ToStack);
+        }
+        if is_martian_source(source) || is_martian_destination(destination) {
+            return Some(Outcome::Drop(Reason::DropMartian));
+        }
+        // From an address of the gateway's own, or to itself (behaviour ATK-01, ATK-02).
+        let forged = ingress.side == Side::Outside && self.is_inside(address(source));
+        (source == destination || forged || world.is_local(address(source)))
+            .then_some(Outcome::Drop(Reason::DropSpoofed))
     }
 
     /// The inside networks: on inside links, and those that rules translate from.

@@ -83,7 +83,7 @@ impl Gateway {
 
     /// Frames and fragments that wait.
     pub fn waiting(&self) -> usize {
-        self.holds.count() + self.fragments.waiting()
+        self.holds.count() + self.datagrams.waiting()
     }
 
     /// The session in a slot. Flows that are plain routing are not shown.
