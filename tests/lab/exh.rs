@@ -74,7 +74,7 @@ fn answer_all(stage: &Stage, tap: &Tap, endpoints: &[(String, String)]) {
 }
 
 #[test]
-fn exh_02_and_cgn_03_one_host_may_have_every_port_and_keeps_them_all() {
+fn exh_02_one_host_may_have_every_port_and_keeps_them_all() {
     let stage = Stage::standard();
     let mut endpoints = Vec::new();
     for ports in (1024..=65_535_u16).collect::<Vec<_>>().chunks(512) {

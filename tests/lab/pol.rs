@@ -175,6 +175,10 @@ fn pol_06_and_07_selectors() {
         let stage = Stage::build(Lab::builder().forwarding(), &rules(text));
         // What no rule translates is on the WAN as it was.
         stage.expect_bad_packets();
+        // Behind a router on the LAN: a source that is routed elsewhere would be forged.
+        for net in ["192.168.2.0/24", "172.16.0.0/24"] {
+            stage.lab.gateway.ip(&format!("route add {net} via 192.168.1.10"));
+        }
         stage.lab.gateway.sysctl("ipv4.conf.all.rp_filter", "0");
         for interface in ["lan", "wan"] {
             stage.lab.gateway.sysctl(&format!("ipv4.conf.{interface}.rp_filter"), "0");
