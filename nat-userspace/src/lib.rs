@@ -11,5 +11,6 @@ pub mod daemon;
 pub mod datapath;
 pub mod doctor;
 pub mod gateway;
+mod hash;
 pub mod host;
 pub mod slowpath;

@@ -1,7 +1,7 @@
 //! The interfaces of the configuration on the host as it is: found, attached, watched, told to the
 //! fast path and the core.
 
-use std::collections::HashSet;
+use crate::hash::HashSet;
 use std::net::Ipv4Addr;
 use std::time::Instant;
 

@@ -1,6 +1,6 @@
 //! The world as the gateway core sees it, made of kernel maps and netlink.
 
-use std::collections::{HashMap, HashSet};
+use crate::hash::{HashMap, HashSet};
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
@@ -54,8 +54,8 @@ impl Kernel {
         let mut kernel = Self {
             datapath,
             host,
-            locals: HashSet::new(),
-            asked: HashMap::new(),
+            locals: HashSet::default(),
+            asked: HashMap::default(),
             bound: BoundPorts::default(),
             bound_read: now,
             bound_every: SOCKETS_EVERY,

@@ -1,6 +1,6 @@
 //! The flow table: sessions' lines and their entries in the index, written as memory while the program reads.
 
-use std::collections::HashSet;
+use crate::hash::HashSet;
 use std::io;
 
 use aya::maps::MapData;

@@ -1,7 +1,7 @@
 //! The host changes under the gateway: interfaces, addresses, neighbours, routes. Flows follow at
 //! once, and none keeps an address or a MAC that is no longer right.
 
-use std::collections::HashSet;
+use crate::hash::HashSet;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Instant;

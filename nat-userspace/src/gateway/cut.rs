@@ -2,7 +2,7 @@
 //! section 5.2.6), and numbering datagrams so that those of two inside hosts are told apart at the
 //! far end (RFC 6864 section 5.3.1, RFC 7857 section 10).
 
-use std::collections::HashMap;
+use crate::hash::HashMap;
 
 use nat_common::checksum::Sum;
 use nat_common::wire::{DONT_FRAGMENT, FRAGMENT_OFFSET, MORE_FRAGMENTS};

@@ -1,7 +1,8 @@
 //! Fragmented datagrams under way, and the fragments that wait for their first: bounded in all and for
 //! each source, and who floods loses what is oldest of its own.
 
-use std::collections::{HashMap, VecDeque};
+use crate::hash::HashMap;
+use std::collections::VecDeque;
 use std::hash::{BuildHasher as _, RandomState};
 use std::time::{Duration, Instant};
 
@@ -66,11 +67,11 @@ impl Datagrams {
     pub fn new(timeout: Duration) -> Self {
         Self {
             timeout,
-            under_way: HashMap::new(),
+            under_way: HashMap::default(),
             decided: VecDeque::new(),
             undecided: VecDeque::new(),
             waiting: 0,
-            sources: HashMap::new(),
+            sources: HashMap::default(),
             hasher: RandomState::new(),
         }
     }

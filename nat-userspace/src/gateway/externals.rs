@@ -1,6 +1,6 @@
 //! External addresses: which one an inside host gets, and the ports on each.
 
-use std::collections::HashMap;
+use crate::hash::HashMap;
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
@@ -62,11 +62,11 @@ impl Externals {
     /// No address yet.
     pub fn new(quarantine: Duration, random: Random) -> Self {
         Self {
-            tables: HashMap::new(),
-            pairs: HashMap::new(),
-            paired: HashMap::new(),
+            tables: HashMap::default(),
+            pairs: HashMap::default(),
+            paired: HashMap::default(),
             leases: Leases::default(),
-            reserved: HashMap::new(),
+            reserved: HashMap::default(),
             quarantine,
             random,
         }

@@ -1,6 +1,6 @@
 //! Frames that wait for a neighbour: held untouched, so that whoever releases them judges anew.
 
-use std::collections::HashMap;
+use crate::hash::HashMap;
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 

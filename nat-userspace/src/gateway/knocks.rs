@@ -2,7 +2,8 @@
 //! sender has now sent to that external address, so its own filter lets an answer in (RFC 4787
 //! REQ-8 and REQ-9). Without this, two hosts under address-dependent filtering could never meet.
 
-use std::collections::{HashMap, VecDeque};
+use crate::hash::HashMap;
+use std::collections::VecDeque;
 use std::time::Instant;
 
 use nat_common::FlowKey;

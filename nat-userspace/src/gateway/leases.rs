@@ -1,7 +1,7 @@
 //! Basic NAT (RFC 3022 section 2.1): external addresses that are one inside host's own for as long
 //! as it has mappings.
 
-use std::collections::HashMap;
+use crate::hash::HashMap;
 
 /// Whose an address is, and how many mappings of that host hold it.
 struct Lease {

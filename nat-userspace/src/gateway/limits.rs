@@ -1,7 +1,7 @@
 //! Limits: sessions a source may have, how fast it may open them, and how many ICMP errors the
 //! gateway itself sends.
 
-use std::collections::HashMap;
+use crate::hash::HashMap;
 use std::time::{Duration, Instant};
 
 /// How often idle sources are forgotten.
@@ -44,7 +44,7 @@ pub struct Sources {
 impl Sources {
     /// Limits of zero mean none.
     pub fn new(sessions_limit: u32, rate_limit: u32) -> Self {
-        Self { sessions_limit, rate_limit, sessions: HashMap::new(), swept: None }
+        Self { sessions_limit, rate_limit, sessions: HashMap::default(), swept: None }
     }
 
     /// Whether a source may open one more session now; it then has.

@@ -1,7 +1,7 @@
 //! Mappings (RFC 4787 section 4): an inside endpoint's external endpoint. A mapping owns the
 //! external port; sessions hold the mapping.
 
-use std::collections::HashMap;
+use crate::hash::HashMap;
 
 use crate::config::Mapping as Behaviour;
 

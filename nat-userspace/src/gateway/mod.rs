@@ -36,7 +36,7 @@ mod view;
 mod wheel;
 mod world;
 
-use std::collections::HashMap;
+use crate::hash::HashMap;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Instant;
@@ -198,7 +198,7 @@ impl Gateway {
             started: now,
             rules: Rules::new(config),
             timeouts: config.timeouts.clone(),
-            interfaces: HashMap::new(),
+            interfaces: HashMap::default(),
             sessions: sessions::SessionTable::new(config.limits.sessions),
             mappings: mappings::MappingTable::default(),
             externals: externals::Externals::new(config.timeouts.quarantine, random.split()),
@@ -214,14 +214,14 @@ impl Gateway {
             doubtful: limits::Bucket::new(ERRORS_PER_SECOND, now),
             identifications: cut::Identifications::default(),
             random,
-            hairpins: HashMap::new(),
+            hairpins: HashMap::default(),
             knocks: knocks::Knocks::default(),
             unreachable: Vec::new(),
             emissions: Vec::new(),
             released: Vec::new(),
             notices: notices::Notices::default(),
             counts: Counts::default(),
-            opened: HashMap::new(),
+            opened: HashMap::default(),
         }
     }
 

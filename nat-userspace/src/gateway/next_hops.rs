@@ -1,6 +1,6 @@
 //! Next hops: one slot for each neighbour behind an interface, shared by all flows that go there.
 
-use std::collections::HashMap;
+use crate::hash::HashMap;
 use std::net::Ipv4Addr;
 
 use nat_common::abi::NEXT_HOPS;
@@ -24,7 +24,7 @@ pub struct NextHops {
 impl NextHops {
     /// Only the invalid one.
     pub fn new() -> Self {
-        Self { slots: HashMap::new(), hops: vec![(0, Ipv4Addr::UNSPECIFIED, NextHop::default())] }
+        Self { slots: HashMap::default(), hops: vec![(0, Ipv4Addr::UNSPECIFIED, NextHop::default())] }
     }
 
     /// Leaves the slots before `first` to flows of an earlier daemon.

@@ -1,7 +1,7 @@
 //! What an operator should know of: one notice when a resource begins to refuse flows, one when it
 //! no longer does (RFC 6888 REQ-11c), however many packets are refused in between.
 
-use std::collections::HashMap;
+use crate::hash::HashMap;
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 

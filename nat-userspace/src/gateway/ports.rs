@@ -3,7 +3,8 @@
 //! Every operation is O(1) (taking a random free port, too), so the last free port costs what the
 //! first did. Ports and identifiers are in host byte order here.
 
-use std::collections::{HashMap, VecDeque};
+use crate::hash::HashMap;
+use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use super::random::Random;
@@ -68,7 +69,7 @@ impl PortTable {
             free: Default::default(),
             position: vec![0; 65_536],
             resting: VecDeque::new(),
-            holders: HashMap::new(),
+            holders: HashMap::default(),
             quarantine,
             used: 0,
         };

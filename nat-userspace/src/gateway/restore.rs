@@ -1,7 +1,7 @@
 //! Taking a flow table over: a daemon that starts where another was killed finds the sessions in
 //! the kernel's table, and goes on with their ports, mappings and timers.
 
-use std::collections::HashSet;
+use crate::hash::HashSet;
 use std::time::Instant;
 
 use nat_common::Realm;
@@ -55,7 +55,7 @@ impl Gateway {
         first_hop: u32,
     ) -> HashSet<u32> {
         self.next_hops.begin_at(first_hop);
-        let mut restored = HashSet::new();
+        let mut restored = HashSet::default();
         for session in found {
             if self.restore_session(world, now, session).is_some() {
                 restored.insert(session.session);

@@ -1,7 +1,5 @@
 //! Sessions: who talks to whom, and through which external endpoint.
 
-use std::hash::BuildHasher as _;
-
 use hashbrown::HashTable;
 use nat_common::flow::Rewrite;
 use nat_common::{Direction, FlowKey, FlowValue, Realm};
@@ -105,7 +103,7 @@ pub struct SessionTable {
     count: u32,
     limit: u32,
     index: HashTable<u32>,
-    hasher: std::hash::RandomState,
+    hasher: ahash::RandomState,
 }
 
 impl SessionTable {
@@ -117,7 +115,7 @@ impl SessionTable {
             count: 0,
             limit,
             index: HashTable::new(),
-            hasher: std::hash::RandomState::new(),
+            hasher: ahash::RandomState::new(),
         }
     }
 

@@ -3,6 +3,7 @@
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::Instant;
 
+use crate::hash::HashMap;
 use nat_common::{Direction, tcp, wire};
 
 use super::sessions::{Origin, Session};
@@ -131,9 +132,9 @@ impl Gateway {
     }
 
     /// Sessions opened by each rule, by its name.
-    pub fn sessions_by_rule(&self) -> std::collections::HashMap<String, u64> {
-        let mut counts = std::collections::HashMap::new();
-        let mut by_origin = std::collections::HashMap::new();
+    pub fn sessions_by_rule(&self) -> HashMap<String, u64> {
+        let mut counts = HashMap::default();
+        let mut by_origin = HashMap::default();
         for (_, session) in self.sessions.iter() {
             *by_origin.entry(session.origin).or_insert(0u64) += 1;
         }

@@ -1,9 +1,6 @@
 //! The ports that sockets of the gateway itself hold: NAT flows must not take their packets.
 
-use std::{
-    collections::HashSet,
-    net::{IpAddr, Ipv4Addr},
-};
+use std::net::{IpAddr, Ipv4Addr};
 
 use netlink_packet_core::{DecodeError, NetlinkDeserializable as _, NetlinkHeader};
 use netlink_packet_sock_diag::{
@@ -12,6 +9,8 @@ use netlink_packet_sock_diag::{
     inet::{ExtensionFlags, InetRequest, InetResponse, SocketId, StateFlags, nlas::Nla},
 };
 use netlink_sys::protocols::NETLINK_SOCK_DIAG;
+
+use crate::hash::HashSet;
 
 use super::{
     HostError,
