@@ -35,6 +35,7 @@ mod ice;
 mod ice_inside;
 mod icq;
 mod rtr;
+mod rtr_mtu;
 mod stn;
 
 mod ops;
@@ -42,3 +43,4 @@ mod ops;
 mod s000;
 mod s001;
 mod s002;
+mod s004;

@@ -193,10 +193,15 @@ impl Stage {
 
     /// Has a's kernel send so many bytes to the server's by TCP, from port 40000 to 5000; all of them have to arrive.
     pub(crate) fn transfer(&self, length: usize) {
+        self.transfer_from(40_000, length);
+    }
+
+    /// The same from another port.
+    pub(crate) fn transfer_from(&self, port: u16, length: usize) {
         let listener = self.lab.s1.within(|| TcpListener::bind("198.51.100.1:5000")).expect("listen");
-        let own = "192.168.1.10:40000";
+        let own = format!("192.168.1.10:{port}");
         let mut client =
-            self.lab.a.within(|| connect_from(own, "198.51.100.1:5000")).expect("connect to the server");
+            self.lab.a.within(|| connect_from(&own, "198.51.100.1:5000")).expect("connect to the server");
         let (mut server, _) = listener.accept().expect("accept the connection");
         server.set_read_timeout(Some(Duration::from_secs(15))).expect("set a timeout");
         let sent: Vec<u8> = (0..length).map(|at| at.to_le_bytes()[at % 3]).collect();

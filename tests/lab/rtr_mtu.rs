@@ -1,0 +1,114 @@
+//! Router behaviour where the way out is narrower than the way in.
+
+use std::time::Duration;
+
+use nat_tests::{
+    Decoded, Lab, Packet,
+    decode::{Ip, reassemble},
+    gateway,
+};
+
+use crate::{
+    frg::all_whole,
+    stage::{Stage, public, source},
+};
+
+const CLIENT: &str = "192.168.1.10:40000";
+const SERVER: &str = "198.51.100.1:5000";
+
+fn is_icmp(packet: &Decoded, kind: u8, code: u8) -> bool {
+    packet.icmp().is_some_and(|icmp| (icmp.kind, icmp.code) == (kind, code))
+}
+
+fn is_fragment(seen: &Decoded) -> bool {
+    seen.ip.as_ref().is_some_and(Ip::is_fragment)
+}
+
+#[test]
+fn rtr_07_too_big_to_leave_is_said_with_the_private_address() {
+    let stage = Stage::build(Lab::builder().wan_mtu(1400), gateway::STANDARD);
+    let big = stage.udp(CLIENT, SERVER).payload([7; 1472]).df();
+    let sent = stage.a.send(&big);
+    let error = stage.a.expect("ICMP 3/4", |seen| is_icmp(seen, 3, 4));
+    assert_eq!(error.ip().source.to_string(), "192.168.1.1");
+    assert_eq!(error.icmp().unwrap().seq, 1400, "the MTU");
+    assert_eq!(Some(error.icmp().unwrap().quoted.clone().unwrap().source()), sent.source());
+    assert!(error.ip().total_length <= 576);
+    stage.s1.expect_silence();
+    stage.crosses(&stage.udp(CLIENT, SERVER).payload([8; 1372]).df());
+}
+
+#[test]
+fn rtr_08_too_big_to_enter_is_said_with_the_public_address() {
+    let stage = Stage::build(Lab::builder().lan_mtu(1400), gateway::STANDARD);
+    let mapped = source(&stage.crosses(&stage.udp(CLIENT, SERVER)));
+    stage.s1.send(&stage.udp(SERVER, &mapped).payload([7; 1472]).df());
+    let error = stage.s1.expect("ICMP 3/4", |seen| is_icmp(seen, 3, 4));
+    assert_eq!(error.ip().source.to_string(), "203.0.113.1");
+    assert_eq!(error.icmp().unwrap().seq, 1400, "the MTU");
+    assert_eq!(error.icmp().unwrap().quoted.clone().unwrap().destination().to_string(), mapped);
+    stage.a.expect_silence();
+}
+
+#[test]
+fn rtr_09_without_df_it_is_cut() {
+    let narrow_wan = Stage::build(Lab::builder().wan_mtu(1400), gateway::STANDARD);
+    let narrow_lan = Stage::build(Lab::builder().lan_mtu(1400), gateway::STANDARD);
+    let mapped = source(&narrow_lan.crosses(&narrow_lan.udp(CLIENT, SERVER)));
+    narrow_wan.a.send(&Packet::udp(CLIENT, SERVER).payload([7; 1472]));
+    narrow_lan.s1.send(&Packet::udp(SERVER, mapped.as_str()).payload([7; 1472]));
+    for (tap, from, to) in
+        [(&narrow_wan.s1, public(40000), SERVER), (&narrow_lan.a, SERVER.to_owned(), CLIENT)]
+    {
+        let pieces = [tap.expect("the first piece", is_fragment), tap.expect("the second", is_fragment)];
+        assert_eq!(pieces.each_ref().map(|piece| piece.ip().body.len()), [1376, 104], "in order");
+        let whole = reassemble(&pieces).unwrap();
+        assert_eq!((whole.source().to_string(), whole.destination().to_string()), (from, to.to_owned()));
+        assert_eq!(whole.checksums_valid(), Ok(()));
+    }
+}
+
+/// RTR-10, but for jumbo frames of 9000 bytes: natgw takes no interface with more than 3818.
+#[test]
+fn mtu_steps_and_bulk_through_each() {
+    let stage = Stage::build(Lab::builder().lan_mtu(3800), gateway::STANDARD);
+    stage.lab.a.ip("link set eth0 mtu 3800");
+    stage.lab.each_switch_port(|port| format!("link set {port} mtu 3800"));
+    stage.crosses(&stage.udp(CLIENT, SERVER));
+    for (turn, mtu) in (0..).zip([1500_u16, 1280, 576, 68]) {
+        for (host, interface) in [(&stage.lab.gateway, "wan"), (&stage.lab.isp, "gw")] {
+            host.ip(&format!("link set {interface} mtu {mtu}"));
+        }
+        let big = Packet::udp(CLIENT, SERVER).payload(vec![turn; 3700]);
+        let error = (0..20).find_map(|_| {
+            stage.a.send(&big.clone().df());
+            stage.a.recv_matching(Duration::from_millis(200), |seen| {
+                is_icmp(seen, 3, 4) && seen.icmp().is_some_and(|icmp| icmp.seq == mtu)
+            })
+        });
+        let error = error.unwrap_or_else(|| panic!("ICMP 3/4 with {mtu}")).decoded;
+        assert_eq!(error.ip().source.to_string(), "192.168.1.1");
+        assert_eq!(error.icmp().unwrap().quoted.clone().unwrap().source().to_string(), CLIENT);
+        stage.s1.clear();
+        stage.a.send(&big);
+        let seen = all_whole(&stage.s1, 1, &format!("MTU {mtu}"));
+        assert_eq!(seen[0].payload(), vec![turn; 3700]);
+        let fits = Packet::udp(CLIENT, SERVER).payload(vec![turn; usize::from(mtu) - 28]).df();
+        stage.crosses(&fits);
+    }
+    for host in [&stage.lab.a, &stage.lab.s1] {
+        host.nft("delete table ip mute");
+        host.offloads_off();
+    }
+    for (host, interface) in [(&stage.lab.gateway, "wan"), (&stage.lab.isp, "gw")] {
+        host.ip(&format!("link set {interface} mtu 1280"));
+    }
+    // The server would take 1460 bytes in a segment. With path MTU discovery, and without.
+    for (discovery_off, port) in [("0", 40_010), ("1", 40_011)] {
+        stage.lab.a.sysctl("ipv4.ip_no_pmtu_disc", discovery_off);
+        stage.lab.a.ip("route flush cache");
+        stage.transfer_from(port, 10 << 20);
+    }
+    let cut = stage.s1.incoming(|seen| is_fragment(seen) && seen.tcp().is_some());
+    assert!(!cut.is_empty(), "without discovery, segments are cut");
+}
