@@ -3,10 +3,13 @@
 use std::time::Duration;
 
 use nat_tests::{
-    Decoded, Gateway, Host, Packet, Tap,
+    Decoded, Gateway, Host, Lab, Packet, Tap, gateway,
+    packet::Mac,
     router::{RULES, Router},
 };
 use serde_json::Value;
+
+use crate::stage::{Stage, seconds, source};
 
 const X: &str = "198.51.100.1";
 
@@ -274,7 +277,7 @@ fn finding(gateway: &Gateway, host: &str, check: &str) -> Option<String> {
 }
 
 #[test]
-fn s000_09_the_loss_is_behind_the_gateway() {
+fn s000_09_and_ops_14_the_loss_is_behind_the_gateway() {
     let lab = Router::new();
     let gateway = Gateway::start_on(&lab.gateway, RULES);
     lab.two_homed();
@@ -301,7 +304,7 @@ fn s000_09_the_loss_is_behind_the_gateway() {
 }
 
 #[test]
-fn s000_13_strict_filtering_on_the_gateway_itself() {
+fn s000_13_and_ops_14_strict_filtering_on_the_gateway_itself() {
     let lab = Router::new();
     let gateway = Gateway::start_on(&lab.gateway, RULES);
     for which in ["all", "eth2"] {
@@ -331,7 +334,7 @@ fn s000_13_strict_filtering_on_the_gateway_itself() {
 }
 
 #[test]
-fn s000_14_forwarding_off_and_a_forward_policy_of_drop() {
+fn s000_14_and_ops_14_forwarding_off_and_a_forward_policy_of_drop() {
     let lab = Router::new();
     let gateway = Gateway::start_on(&lab.gateway, RULES);
     ping(&lab.vpn, X).all("plainly routed");
@@ -383,4 +386,102 @@ fn s000_16_a_stale_route_to_one_destination() {
     assert!((5..20).contains(&answered), "{text}");
     assert!(gateway.sessions().len() >= sessions);
     ping(&lab.client, X).all("after");
+}
+
+/// Who answers an ARP request for an address, by its Ethernet address.
+fn answers_arp(host: &Host, address: [u8; 4]) -> Vec<Mac> {
+    let tap = host.tap();
+    let request = [
+        &[0xff; 6][..],
+        &host.mac,
+        &[8, 6, 0, 1, 8, 0, 6, 4, 0, 1],
+        &host.mac,
+        &host.address.octets(),
+        &[0; 6],
+        &address,
+    ];
+    tap.send_frame(&request.concat());
+    std::thread::sleep(Duration::from_millis(400));
+    let frames = tap.captured().into_iter().map(|captured| captured.frame);
+    let replies = frames.filter(|frame| frame[12..14] == [8, 6] && frame[20..22] == [0, 2]);
+    let mut macs: Vec<Mac> = replies
+        .filter(|frame| frame[28..32] == address)
+        .map(|frame| frame[22..28].try_into().expect("six bytes"))
+        .collect();
+    macs.sort_unstable();
+    macs
+}
+
+#[test]
+fn s000_17_two_networks_on_one_segment() {
+    let lab = Router::new();
+    let gateway = Gateway::start_on(&lab.gateway, RULES);
+    assert!(finding(&gateway, "", "arp_flux").is_none());
+    lab.one_segment();
+    let (inner, outer) = (lab.client.next_hop, lab.gateway.mac);
+    // The kernel's own way, and the control of this test: both answer for each address.
+    assert_eq!(answers_arp(&lab.other, [10, 1, 1, 1]), [inner, outer]);
+    assert_eq!(answers_arp(&lab.neighbour, [192, 168, 1, 10]), [inner, outer]);
+    let said = finding(&gateway, "", "arp_flux").unwrap();
+    assert!(said.contains("eth1 and eth2 are on one segment") && said.contains("10.1.1.99"), "{said}");
+    let command = "sysctl -w net.ipv4.conf.all.arp_ignore=1 net.ipv4.conf.all.arp_announce=2";
+    assert!(said.contains(command), "{said}");
+    lab.gateway.succeed(command);
+    assert!(finding(&gateway, "", "arp_flux").is_none());
+    assert_eq!(answers_arp(&lab.other, [10, 1, 1, 1]), [inner]);
+    assert_eq!(answers_arp(&lab.neighbour, [192, 168, 1, 10]), [outer]);
+    assert_eq!(answers_arp(&lab.neighbour, [192, 168, 1, 1]), [lab.upstream.mac], "others' are others'");
+    // Frames for a station that no port has learnt reach every port of the switch.
+    let (client, server, own) = (lab.client.tap(), lab.server.tap(), lab.gateway.tap_on("eth1"));
+    let packet = Packet::udp("10.1.1.12:7000", "198.51.100.1:9");
+    client.send(&packet.clone().payload("for another").to_mac([2, 9, 9, 9, 9, 9]));
+    let flooded = |seen: &Decoded| seen.payload() == b"for another";
+    let deadline = std::time::Instant::now() + Duration::from_secs(3);
+    while !own.captured().iter().any(|captured| flooded(&captured.decoded)) {
+        assert!(std::time::Instant::now() < deadline, "the switch floods it");
+    }
+    server.expect_none("a frame for another station", flooded);
+    assert!(gateway.sessions().is_empty(), "{:?}", gateway.sessions());
+    client.send(&packet.payload("for the gateway"));
+    server.expect_payload("for the gateway");
+}
+
+#[test]
+fn s000_18_a_session_stays_on_its_uplink() {
+    let second = "[[interface]]\nname = \"wan2\"\nside = \"outside\"\n\
+                  [[snat]]\nsource = [\"192.168.0.0/16\"]\nout = \"wan2\"\nto = \"masquerade\"\n\
+                  [[forward]]\nexternal = \"wan:8080\"\ninternal = \"192.168.1.10:80\"\n\
+                  [[forward]]\nexternal = \"wan2:8080\"\ninternal = \"192.168.1.10:80\"\n";
+    let stage = Stage::build(Lab::builder().second_uplink(), &format!("{}\n{second}", gateway::STANDARD));
+    let own = &stage.lab.gateway;
+    own.ip("route add default via 192.0.2.254 metric 500");
+    let (first, second) = (&stage.wan, &stage.lab.wan2());
+    // What leaves by one uplink, with which source; the other stays silent. By the daemon at first, then without it.
+    let leaves = |what: &str, from: &str, to: &str, uplink: &Tap, other: &Tap, external: &str| {
+        for _ in 0..3 {
+            let sent = stage.send(&stage.udp(from, to));
+            let seen = uplink.expect_payload(sent.payload());
+            assert_eq!(source(&seen), external, "{what}");
+            other.expect_none(what, |seen| seen.payload() == sent.payload());
+            stage.reaches(&stage.udp(to, external), &stage.a);
+        }
+    };
+    let server = "198.51.100.1:5000";
+    leaves("by the first", "192.168.1.10:40000", server, first, second, "203.0.113.1:40000");
+    let of_first = source(&stage.reaches(&stage.udp("198.51.100.2:7", "203.0.113.1:8080"), &stage.a));
+    leaves("in by the first", "192.168.1.10:80", &of_first, first, second, "203.0.113.1:8080");
+    let of_second = source(&stage.reaches(&stage.udp("198.51.100.2:8", "192.0.2.1:8080"), &stage.a));
+    leaves("in by the second", "192.168.1.10:80", &of_second, second, first, "192.0.2.1:8080");
+    // The best route to all of them becomes the second uplink's.
+    own.ip("route add 198.51.100.0/24 via 192.0.2.254");
+    seconds(0.5);
+    leaves("it began at the first", "192.168.1.10:40000", server, first, second, "203.0.113.1:40000");
+    leaves("it came in by the first", "192.168.1.10:80", &of_first, first, second, "203.0.113.1:8080");
+    leaves("it came in by the second", "192.168.1.10:80", &of_second, second, first, "192.0.2.1:8080");
+    leaves("new now", "192.168.1.10:40001", server, second, first, "192.0.2.1:40001");
+    // And the first one's again.
+    own.ip("route del 198.51.100.0/24 via 192.0.2.254");
+    seconds(0.5);
+    leaves("it began at the second", "192.168.1.10:40001", server, second, first, "192.0.2.1:40001");
+    leaves("new then", "192.168.1.10:40002", server, first, second, "203.0.113.1:40002");
 }

@@ -1,8 +1,18 @@
 //! Discovery by STUN (RFC 5780): what an independent client, coturn's, says about this NAT.
 
-use std::{thread, time::Duration};
+use std::{
+    io::{Read as _, Write as _},
+    net::TcpStream,
+    thread,
+    time::Duration,
+};
 
-use nat_tests::{decode::Ip, host::Process};
+use nat_tests::{
+    Gateway, Host, Lab,
+    decode::Ip,
+    host::{Process, connect_from},
+    packet::tcp::{ACK, RST, SYN},
+};
 
 use crate::stage::Stage;
 
@@ -149,4 +159,82 @@ fn stn_05_a_binding_lives_as_long_as_its_timeout() {
         let at_first_port = stage.a.incoming(|seen| seen.udp().is_some_and(|udp| udp.destination == 40000));
         assert_eq!(at_first_port.len(), if lives { 2 } else { 1 }, "after {wait} s:\n{said}");
     }
+}
+
+/// The other network's gateway: s3, with d behind it.
+const OTHER: &str = r#"
+[[interface]]
+name = "home"
+side = "inside"
+
+[[interface]]
+name = "eth0"
+side = "outside"
+
+[[snat]]
+source = ["192.168.2.0/24"]
+out = "eth0"
+to = "masquerade"
+"#;
+
+/// Connects from `own`, again while the other side has not opened its own way yet.
+fn punch(host: &Host, own: &str, remote: &str) -> TcpStream {
+    host.within(|| {
+        let connected = (0..4).find_map(|_| connect_from(own, remote).ok());
+        connected.unwrap_or_else(|| panic!("{own} does not reach {remote}"))
+    })
+}
+
+#[test]
+fn stn_09_two_hosts_behind_two_gateways_meet() {
+    let lab = Lab::builder().second_gateway().build();
+    let _gateways = [Gateway::standard(&lab), Gateway::start_on(&lab.s3, OTHER)];
+    // Where each is seen: ports are kept.
+    let (of_a, of_d) = ("203.0.113.1", "198.51.101.1");
+    // UDP, by a tool made for it.
+    let traverse = |local: u16, peer: &str, remote: u16| {
+        format!("nat-traverse --window=2 --timeout=8 --quit-after-connect {local}:{peer}:{remote}")
+    };
+    thread::scope(|scope| {
+        let ends = [(&lab.a, traverse(40000, of_d, 40001)), (lab.d(), traverse(40001, of_a, 40000))]
+            .map(|(host, line)| (host, scope.spawn(move || host.run(&line))));
+        for (host, end) in ends {
+            let output = end.join().expect("it ends");
+            let said = String::from_utf8_lossy(&output.stderr).into_owned();
+            assert!(
+                output.status.success() && said.contains("Connection established."),
+                "{}: {said}",
+                host.namespace
+            );
+        }
+    });
+    // TCP, by both connecting at once (RFC 5382 REQ-4): the SYN that comes first waits for its own side's.
+    let (a, d, between) = (lab.a.tap(), lab.d().tap(), lab.wan());
+    let (one, two) = thread::scope(|scope| {
+        let one = scope.spawn(|| punch(&lab.a, "192.168.1.10:41000", "198.51.101.1:41001"));
+        let two = scope.spawn(|| punch(lab.d(), "192.168.2.10:41001", "203.0.113.1:41000"));
+        (one.join().expect("a connects"), two.join().expect("d connects"))
+    });
+    for (mut from, mut to, text) in [(&one, &two, b"from a to d"), (&two, &one, b"and d to a!")] {
+        to.set_read_timeout(Some(Duration::from_secs(5))).expect("set a timeout");
+        from.write_all(text).expect("send");
+        let mut read = [0; 11];
+        to.read_exact(&mut read).expect("receive");
+        assert_eq!(&read, text);
+    }
+    // Nobody listened: each has asked, and nobody was refused.
+    for tap in [&a, &d] {
+        let flags: Vec<u8> = tap
+            .captured()
+            .iter()
+            .filter_map(|captured| captured.decoded.tcp().map(|tcp| tcp.flags))
+            .collect();
+        assert!(flags.iter().all(|flags| flags & RST == 0), "{flags:02x?}");
+    }
+    let syns = |ports: (u16, u16)| {
+        let captured = between.captured().into_iter();
+        let tcp = captured.filter_map(|captured| captured.decoded.tcp().cloned());
+        tcp.filter(|tcp| (tcp.source, tcp.destination) == ports && tcp.flags & (SYN | ACK) == SYN).count()
+    };
+    assert!(syns((41000, 41001)) > 0 && syns((41001, 41000)) > 0, "both have asked");
 }

@@ -9,7 +9,8 @@
 //!
 //! Two more wires on request: `lan2` to d 192.168.2.10 ([`Builder::second_lan`]), and `wan2`, 192.0.2.1, to the
 //! provider's `gw2` ([`Builder::second_uplink`]). Or d is behind a router of its own on the LAN: q, 192.168.1.2
-//! ([`Builder::inner_router`]).
+//! ([`Builder::inner_router`]), or behind s3, a second gateway with 192.168.2.1 on its `home`
+//! ([`Builder::second_gateway`]).
 //!
 //! Everything is a veth pair as `ip link add` makes it: checksum and segmentation offload on, GRO off. The
 //! provider knows the way to 192.168.1.0/24, so that an untranslated packet is answered and seen, not lost.
@@ -74,7 +75,7 @@ pub struct Lab {
     pub s3: Host,
     /// 198.51.100.66
     pub attacker: Host,
-    /// 192.168.2.10, straight behind the gateway's `lan2` or behind the router q.
+    /// 192.168.2.10, straight behind the gateway's `lan2`, behind the router q or behind s3.
     d: Option<Host>,
     /// 192.168.1.2: the router on the LAN that d is behind.
     q: Option<Host>,
@@ -102,6 +103,8 @@ enum Behind {
     Gateway,
     /// The router q.
     Router,
+    /// The server s3.
+    Server,
 }
 
 impl Builder {
@@ -128,6 +131,11 @@ impl Builder {
     /// A router on the LAN, q, with the host d behind it.
     pub fn inner_router(self) -> Self {
         Self { d: Behind::Router, ..self }
+    }
+
+    /// A gateway of another network on the Internet: s3, with the host d behind its `home`.
+    pub fn second_gateway(self) -> Self {
+        Self { d: Behind::Server, ..self }
     }
 
     /// A second uplink: `wan2`, 192.0.2.1/24, to the same provider's `gw2`. The default route stays with `wan`.
@@ -173,7 +181,7 @@ impl Builder {
             switch: format!("{prefix}-switch"),
         };
         // From here on the lab's drop cleans up, however far this comes.
-        lab.make_namespaces();
+        lab.make_namespaces(self.d);
         lab.configure(self);
         lab
     }
@@ -205,9 +213,9 @@ impl Lab {
         self.d.is_some()
     }
 
-    /// The host behind `lan2`, or behind q.
+    /// The host behind `lan2`, behind q or behind s3.
     pub fn d(&self) -> &Host {
-        self.d.as_ref().expect("a lab with Builder::second_lan or Builder::inner_router")
+        self.d.as_ref().expect("a lab with a d")
     }
 
     /// The router that d is behind.
@@ -275,7 +283,7 @@ impl Lab {
     ///
     /// The two ends get different interface indices: where they are equal by chance, the kernel takes a veth for a
     /// plain device and may let up to a second pass before it tells the bridge that the carrier is there.
-    fn make_namespaces(&self) {
+    fn make_namespaces(&self, behind: Behind) {
         let mut batch = String::new();
         for name in self.namespaces() {
             line(&mut batch, format_args!("netns add {name}"));
@@ -296,9 +304,10 @@ impl Lab {
             ),
         );
         if let Some(Host { namespace, mac, .. }) = &self.d {
-            let (near, own, router) = match &self.q {
-                Some(q) => ("far", text(INNER_MAC), &q.namespace),
-                None => ("lan2", text(LAN2_MAC), gateway),
+            let (near, own, router) = match (&self.q, behind) {
+                (Some(q), _) => ("far", text(INNER_MAC), &q.namespace),
+                (None, Behind::Server) => ("home", text(LAN2_MAC), &self.s3.namespace),
+                (None, _) => ("lan2", text(LAN2_MAC), gateway),
             };
             let other = text(*mac);
             line(
@@ -360,6 +369,9 @@ impl Lab {
                 "link set eth0 up\naddr add {}/24 dev eth0\nroute add default via {router}\n",
                 host.address
             );
+            let home = "link set home up\naddr add 192.168.2.1/24 dev home\n";
+            let is_gateway = builder.d == Behind::Server && host.namespace == self.s3.namespace;
+            let batch = if is_gateway { batch + home } else { batch };
             batches.push((host.namespace.as_str(), batch));
         }
         batches.push((&self.gateway.namespace, gateway_batch(builder)));

@@ -229,6 +229,13 @@ impl Router {
         }
     }
 
+    /// Plugs all of both networks into one switch.
+    pub fn one_segment(&self) {
+        for port in ["lab-client", "lab-other", "lab-gw"] {
+            self.switch.ip(&format!("link set {port} master home"));
+        }
+    }
+
     /// Puts the client into both networks, as Debian does: its default route leads out of `eth0`.
     pub fn two_homed(&self) {
         for line in

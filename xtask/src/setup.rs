@@ -21,6 +21,7 @@ const NEEDED: &[&str] = &[
     "iperf3",
     "iproute2",
     "iputils-ping",
+    "nat-traverse",
     "nftables",
     "procps",
     "python3",

@@ -26,6 +26,8 @@ pub struct Facts {
     pub passed: u64,
     /// Those that natgw serves.
     pub interfaces: Vec<InterfaceFacts>,
+    /// Stations that are neighbours on more than one of them: these share a segment.
+    pub shared_stations: Vec<SharedStation>,
     /// What the kernel dropped since its source came by the wrong interface.
     pub reverse_path_drops: u64,
     /// Chains on the forward hook whose policy is drop: family, table and chain.
@@ -53,6 +55,19 @@ pub struct InterfaceFacts {
     pub name: String,
     /// The filter in force: the stricter of its own and that of all.
     pub rp_filter: u8,
+    /// Which ARP requests the kernel leaves unanswered there: the stricter of its own setting and that of all.
+    pub arp_ignore: u8,
+}
+
+/// A host that is seen on several interfaces at once.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SharedStation {
+    /// Its address.
+    pub address: Ipv4Addr,
+    /// Its Ethernet address.
+    pub mac: String,
+    /// The names of the interfaces.
+    pub interfaces: Vec<String>,
 }
 
 /// A chain that translates.
@@ -94,12 +109,13 @@ impl Facts {
                 facts.sessions.push(row);
             }
         })?;
-        let all = rp_filter("all");
+        let [all_filter, all_ignore] = ["rp_filter", "arp_ignore"].map(|key| setting("all", key));
         facts.interfaces = status
             .interfaces
             .into_iter()
             .map(|interface| InterfaceFacts {
-                rp_filter: rp_filter(&interface.name).max(all).unwrap_or(0),
+                rp_filter: setting(&interface.name, "rp_filter").max(all_filter).unwrap_or(0),
+                arp_ignore: setting(&interface.name, "arp_ignore").max(all_ignore).unwrap_or(0),
                 name: interface.name,
             })
             .collect();
@@ -110,6 +126,9 @@ impl Facts {
             .unwrap_or(0);
         if let Some(ruleset) = nft_ruleset() {
             (facts.forward_drops, facts.nat_chains) = read_ruleset(&ruleset);
+        }
+        if let Ok(host) = Host::open() {
+            facts.shared_stations = shared_stations(&host, &facts.interfaces);
         }
         facts.station = host.and_then(locate);
         Ok(facts)
@@ -131,8 +150,31 @@ fn read(path: &str) -> Option<String> {
     Some(fs::read_to_string(path).ok()?.trim().to_owned())
 }
 
-fn rp_filter(interface: &str) -> Option<u8> {
-    read(&format!("/proc/sys/net/ipv4/conf/{interface}/rp_filter"))?.parse().ok()
+fn setting(interface: &str, key: &str) -> Option<u8> {
+    read(&format!("/proc/sys/net/ipv4/conf/{interface}/{key}"))?.parse().ok()
+}
+
+/// The same address at the same Ethernet address on two of the interfaces: its ARP requests reach both.
+fn shared_stations(host: &Host, interfaces: &[InterfaceFacts]) -> Vec<SharedStation> {
+    let mut seen: BTreeMap<(Ipv4Addr, [u8; 6]), Vec<String>> = BTreeMap::new();
+    for (ifindex, address, neighbour) in host.neighbours() {
+        let name = host.link(ifindex).map(|link| link.name.as_str()).unwrap_or_default();
+        if interfaces.iter().any(|interface| interface.name == name) {
+            seen.entry((address, neighbour.mac)).or_default().push(name.to_owned());
+        }
+    }
+    seen.into_iter()
+        .filter(|(_, interfaces)| interfaces.len() > 1)
+        .map(|((address, mac), mut interfaces)| {
+            interfaces.sort();
+            SharedStation { address, mac: text(mac), interfaces }
+        })
+        .collect()
+}
+
+/// An Ethernet address as it is written.
+fn text(mac: [u8; 6]) -> String {
+    mac.map(|byte| format!("{byte:02x}")).join(":")
 }
 
 /// A number of `/proc/net/netstat`: a line of names, then a line of values.
@@ -200,9 +242,8 @@ fn locate(address: Ipv4Addr) -> Option<Station> {
             return Some(Station { interface: String::new(), mac: None, route_fault: fault });
         }
     };
-    let mac = host
-        .neighbour(route.ifindex, route.gateway.unwrap_or(address))
-        .map(|neighbour| neighbour.mac.map(|byte| format!("{byte:02x}")).join(":"));
+    let mac =
+        host.neighbour(route.ifindex, route.gateway.unwrap_or(address)).map(|neighbour| text(neighbour.mac));
     let interface = host.link(route.ifindex).map_or_else(String::new, |link| link.name.clone());
     Some(Station { interface, mac, route_fault: None })
 }

@@ -9,7 +9,7 @@ mod firewall;
 mod kernel;
 mod traffic;
 
-pub use self::facts::{Facts, InterfaceFacts, NatChain, Station};
+pub use self::facts::{Facts, InterfaceFacts, NatChain, SharedStation, Station};
 
 use serde::Serialize;
 

@@ -6,7 +6,7 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Instant;
 
-use nat_common::Direction;
+use nat_common::{Direction, Realm};
 
 use super::sessions::{NO_MAPPING, Origin};
 use super::world::{RouteKind, RouteQuery, World};
@@ -119,7 +119,7 @@ impl Gateway {
         }
     }
 
-    fn renew_way(&mut self, world: &mut dyn World, slot: u32, direction: Direction) {
+    pub(super) fn renew_way(&mut self, world: &mut dyn World, slot: u32, direction: Direction) {
         let Some(session) = self.sessions.get(slot) else { return };
         let to = session.rewritten(direction).destination;
         let opposite = match direction {
@@ -136,7 +136,7 @@ impl Gateway {
         // Who came from outside is answered by the way of that external address, wherever the
         // route to it leads (behaviour POL-10).
         let by_address = matches!(session.origin, Origin::Inbound(_) | Origin::Forward(_))
-            && session.original.realm == nat_common::Realm::Outside as u16
+            && session.original.realm == Realm::Outside as u16
             && direction == Direction::Reply;
         let external = session.original.destination;
         let uplink = if by_address { self.interface_of(external) } else { None };
@@ -145,17 +145,50 @@ impl Gateway {
             self.set_way(world, slot, direction, hop);
             return;
         }
+        let translated = session.rewrite.source;
+        let is_outbound = matches!(session.origin, Origin::Snat(_)) && direction == Direction::Original;
         let hop = match world.route(query) {
             Ok(route) if route.kind == RouteKind::Unicast => {
-                match self.interfaces.get(&route.ifindex).cloned() {
-                    // A session stays on the side where it began, so also on its external address.
-                    Some(egress) => self.next_hops.slot(world, &egress, route.gateway.unwrap_or(address(to))),
-                    None => next_hops::UNKNOWN,
+                let egress = self.interfaces.get(&route.ifindex).cloned();
+                let stays = egress
+                    .as_ref()
+                    .filter(|_| is_outbound)
+                    .and_then(|egress| self.way_it_began(world, egress, translated, to));
+                match (stays, egress) {
+                    (Some(hop), _) => hop,
+                    (None, Some(egress)) => {
+                        self.next_hops.slot(world, &egress, route.gateway.unwrap_or(address(to)))
+                    }
+                    (None, None) => next_hops::UNKNOWN,
                 }
             }
             _ => next_hops::UNKNOWN,
         };
         self.set_way(world, slot, direction, hop);
+    }
+
+    /// The way by the uplink that a session's external address belongs to, where the best route has come to lead to
+    /// another: the provider there would drop that address, or answers would come by the first one (behaviour
+    /// S000-18). None where that uplink is down or leads there no more.
+    fn way_it_began(
+        &mut self,
+        world: &mut dyn World,
+        egress: &Interface,
+        external: u32,
+        remote: u32,
+    ) -> Option<u16> {
+        let uplink = self.interface_of(external)?;
+        let outside = Realm::Outside;
+        if uplink.ifindex == egress.ifindex
+            || !uplink.up
+            || uplink.realm() != outside
+            || egress.realm() != outside
+        {
+            return None;
+        }
+        let route = world.route_by(uplink.ifindex, address(external), address(remote)).ok()?;
+        (route.kind == RouteKind::Unicast && route.ifindex == uplink.ifindex)
+            .then(|| self.next_hops.slot(world, &uplink, route.gateway.unwrap_or(address(remote))))
     }
 
     fn set_way(&mut self, world: &mut dyn World, slot: u32, direction: Direction, hop: u16) {

@@ -11,8 +11,8 @@ use nat_common::{Direction, FlowValue, Parsed, Reason, next_hop::NextHop, tcp, t
 use super::cut::{self, cut, may_be_cut};
 use super::icmp::Error;
 use super::sessions::Origin;
-use super::world::{RouteQuery, World};
-use super::{Emission, Gateway, Interface, Outcome, address, next_hops};
+use super::world::World;
+use super::{Emission, Gateway, Interface, Outcome, next_hops};
 
 impl Gateway {
     /// Sends a packet of a session on.
@@ -156,21 +156,8 @@ impl Gateway {
     /// Looks for the way of a direction whose next hop is not known (a reply whose inside host
     /// had no route when the session was opened), and writes it into the flow.
     fn find_way(&mut self, world: &mut dyn World, slot: u32, direction: Direction) -> u16 {
-        let Some(session) = self.sessions.get(slot) else { return next_hops::UNKNOWN };
-        let to = session.rewritten(direction).destination;
-        let query = RouteQuery {
-            source: address(session.key(direction).source),
-            destination: address(to),
-            ingress: 0,
-        };
-        let Ok(route) = world.route(query) else { return next_hops::UNKNOWN };
-        let Some(egress) = self.interfaces.get(&route.ifindex).cloned() else { return next_hops::UNKNOWN };
-        let hop = self.next_hops.slot(world, &egress, route.gateway.unwrap_or(address(to)));
-        if let Some(session) = self.sessions.get_mut(slot) {
-            session.next_hops[direction as usize] = hop;
-            world.replace(slot, &session.entries(), session.origin.encode());
-        }
-        hop
+        self.renew_way(world, slot, direction);
+        self.sessions.get(slot).map_or(next_hops::UNKNOWN, |session| session.next_hops[direction as usize])
     }
 }
 

@@ -232,6 +232,11 @@ impl Host {
         routes::lookup_by(&mut self.requests, egress, source, destination)
     }
 
+    /// Every usable neighbour: interface, address, and what is known of it.
+    pub fn neighbours(&self) -> impl Iterator<Item = (u32, Ipv4Addr, Neighbour)> {
+        self.neighbours.iter()
+    }
+
     /// How to reach a neighbour, if the kernel knows.
     pub fn neighbour(&self, ifindex: u32, addr: Ipv4Addr) -> Option<Neighbour> {
         self.neighbours.find(ifindex, addr)

@@ -45,6 +45,10 @@ impl Neighbours {
         self.0.get(&(ifindex, addr)).copied()
     }
 
+    pub(super) fn iter(&self) -> impl Iterator<Item = (u32, Ipv4Addr, Neighbour)> {
+        self.0.iter().map(|(&(ifindex, addr), &neighbour)| (ifindex, addr, neighbour))
+    }
+
     /// Takes in an `RTM_NEWNEIGH`.
     pub(super) fn changed(&mut self, payload: &[u8]) -> Result<Option<HostEvent>, DecodeError> {
         let Some((ifindex, addr, message)) = parse(payload)? else { return Ok(None) };
