@@ -19,6 +19,7 @@ use crate::{
     fits,
     frame::PacketFrame,
     maps::{self, Flow},
+    stateless,
 };
 
 /// Translates the packet and sends it on, or says who must.
@@ -39,9 +40,7 @@ pub fn forward(
         return Verdict::Pass;
     }
     let Some(hop) = maps::next_hop(u32::from(value.next_hop)) else { return Verdict::Punt };
-    if interface.flags & Interface::GENERIC != 0 && u32::from(parsed.total_length) > interface.mtu {
-        // Segments that an offload will cut apart: the stack keeps them together and knows their
-        // size, a redirect from here would not take them.
+    if stateless::is_merged(interface, parsed) {
         return Verdict::Stack;
     }
     if hop.flags & NextHop::VALID == 0 || !fits(parsed, hop.mtu) || clamped(interface, hop, parsed) {
