@@ -1,31 +1,38 @@
-//! How long a CPU worked on frames, whatever else the machine does meanwhile.
+//! How long CPUs worked on frames, whatever else the machine does meanwhile.
 //!
 //! Frames travel in softirqs: within the generator's system call, whose time the kernel measures without what it spent
 //! on other processes, and on `ksoftirqd` when there is too much of it; a gateway's daemon adds its own. The sum is
 //! what frames cost. Wall time would bill a neighbour's compiler as well, which a small machine is never quite free of.
 
-use std::{fs, path::Path, time::Duration};
+use std::{
+    fs,
+    path::Path,
+    thread,
+    time::{Duration, Instant},
+};
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, ensure};
 
 /// Those who work on frames besides the generator's system call.
 #[derive(Debug)]
 pub(crate) struct Helpers {
-    softirqd: String,
+    softirqd: Vec<String>,
     daemons: Vec<u32>,
 }
 
 impl Helpers {
-    /// `ksoftirqd` of a CPU; no daemons yet.
-    pub(crate) fn new(cpu: usize) -> anyhow::Result<Self> {
-        let name = format!("ksoftirqd/{cpu}\n");
+    /// `ksoftirqd` of these CPUs; no daemons yet.
+    pub(crate) fn new(cpus: &[usize]) -> anyhow::Result<Self> {
+        let names: Vec<_> = cpus.iter().map(|cpu| format!("ksoftirqd/{cpu}\n")).collect();
+        let mut softirqd = Vec::new();
         for entry in fs::read_dir("/proc").context("list /proc")? {
             let path = entry.context("list /proc")?.path();
-            if fs::read_to_string(path.join("comm")).is_ok_and(|comm| comm == name) {
-                return Ok(Self { softirqd: path.display().to_string(), daemons: Vec::new() });
+            if fs::read_to_string(path.join("comm")).is_ok_and(|comm| names.contains(&comm)) {
+                softirqd.push(path.display().to_string());
             }
         }
-        bail!("there is no {}", name.trim())
+        ensure!(softirqd.len() == cpus.len(), "there is no ksoftirqd of some of the CPUs {cpus:?}");
+        Ok(Self { softirqd, daemons: Vec::new() })
     }
 
     /// Counts these processes as well from now on, and no others.
@@ -35,7 +42,16 @@ impl Helpers {
 
     /// How long they have been on a CPU in all their life.
     pub(crate) fn time(&self) -> anyhow::Result<Duration> {
-        let mut time = time_on_cpu(Path::new(&self.softirqd))?;
+        let mut time = self.daemon_time()?;
+        for softirqd in &self.softirqd {
+            time += time_on_cpu(Path::new(softirqd))?;
+        }
+        Ok(time)
+    }
+
+    /// How long the daemons have been on a CPU in all their life.
+    pub(crate) fn daemon_time(&self) -> anyhow::Result<Duration> {
+        let mut time = Duration::ZERO;
         for daemon in &self.daemons {
             let threads = fs::read_dir(format!("/proc/{daemon}/task"))
                 .with_context(|| format!("list the threads of process {daemon}"))?;
@@ -43,6 +59,21 @@ impl Helpers {
             time += threads.filter_map(|thread| time_on_cpu(&thread.ok()?.path()).ok()).sum::<Duration>();
         }
         Ok(time)
+    }
+
+    /// Waits until none of them has anything to do: not on a CPU while this thread slept.
+    pub(crate) fn wait_idle(&self) -> anyhow::Result<()> {
+        let deadline = Instant::now() + Duration::from_secs(1);
+        let mut before = self.time()?;
+        let mut naps = 0;
+        while naps < 2 && Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(1));
+            let now = self.time()?;
+            // A daemon that wakes for its timers takes microseconds.
+            naps = if now.saturating_sub(before) < Duration::from_micros(100) { naps + 1 } else { 0 };
+            before = now;
+        }
+        Ok(())
     }
 }
 

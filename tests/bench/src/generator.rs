@@ -1,57 +1,59 @@
 //! Both ends of the lanes: frames made in the kernel at the client's, counted at the server's.
 
-use std::{
-    ffi::CString,
-    net::Ipv4Addr,
-    time::{Duration, Instant},
-};
+use std::{ffi::CString, net::Ipv4Addr, time::Duration};
 
 use anyhow::Context as _;
 use aya::{
     Ebpf, EbpfLoader, Pod,
-    maps::{Array, DevMap, Map, MapData, PerCpuArray},
+    maps::{Array, DevMap, Map, MapData, PerCpuArray, PerCpuValues},
     programs::{ProgramInfo, TestRun as _, TestRunAttrs, TestRunOptions, Xdp, XdpMode},
+    util::nr_cpus,
 };
-use nat_bench_ebpf::{DELIVERED, FIRST_CLIENT, FLOWS_SEEN, IN_TURN, Plan, Probe, Progress, WRONG};
+use nat_bench_ebpf::{
+    DELIVERED, ESTABLISHED, FIRST_CLIENT, FLOWS_SEEN, HOSTILE, IN_TURN, LENGTHS, NEWCOMERS, Plan, Progress,
+    SLOTS, WRONG, ZIPF,
+};
 
 use crate::{
     busy::Helpers,
-    topology::{CLIENT_MAC, EXTERNAL, LAN_MAC, Topology, WAN_MAC},
+    topology::{CLIENT_MAC, EXTERNAL, LAN_MAC, SPARE, Topology, WAN_MAC},
+    zipf,
 };
 
 /// Generator, sink, and the programs of the gateways that are the bench's own.
 pub(crate) struct Generator {
     ebpf: Ebpf,
     plan_map: Array<MapData, PlanValue>,
-    progress: Array<MapData, ProgressValue>,
+    progress: PerCpuArray<MapData, ProgressValue>,
+    quantiles: Array<MapData, u32>,
     counts: PerCpuArray<MapData, u64>,
-    plan: Plan,
-    inspections: u32,
+    times: PerCpuArray<MapData, u64>,
+    pub(super) plan: Plan,
+    pub(super) inspections: u32,
+    /// The flows that the quantiles are those of.
+    ranked: u32,
+    /// Frames the kernel makes before it flushes them to the interface.
+    pub(crate) batch: u32,
     pub(crate) helpers: Helpers,
 }
 
-/// How many frames of a kind the sink has counted.
+/// How many frames of a kind have been counted.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Counts {
     pub(crate) delivered: u64,
     pub(crate) flows_seen: u64,
     pub(crate) wrong: u64,
-}
-
-/// What came of some frames.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Sample {
-    pub(crate) frames: u64,
-    pub(crate) delivered: u64,
-    /// How long the CPU worked for that.
-    pub(crate) busy: Duration,
+    /// In a flood: of established flows.
+    pub(crate) established: u64,
+    /// In a flood: of hosts that open few flows.
+    pub(crate) newcomers: u64,
 }
 
 impl Generator {
-    /// Loads the programs and puts a sink at the server's end of every lane.
+    /// Loads the programs and puts a sink at both ends of every lane.
     pub(crate) fn new(topology: &Topology, helpers: Helpers, zero_checksum: bool) -> anyhow::Result<Self> {
         let mut ebpf = EbpfLoader::new().load(OBJECT).context("load the bench's eBPF programs")?;
-        for name in ["generate", "sink", "route", "discard"] {
+        for name in ["generate", "sink", "returned", "route", "discard"] {
             program(&mut ebpf, name)?.load().with_context(|| format!("load the program {name}"))?;
         }
         for (slot, lane) in (0..).zip(&topology.lanes) {
@@ -60,18 +62,35 @@ impl Generator {
                 attach(&mut ebpf, "sink", lane.name)?;
             }
             let _entered = topology.client.enter()?;
+            attach(&mut ebpf, "returned", lane.name)?;
             send_by(&mut ebpf, "OUTS", slot, lane.client_index)?;
         }
-        let plan_map = Array::try_from(take(&mut ebpf, "PLAN")?)?;
-        let progress = Array::try_from(take(&mut ebpf, "PROGRESS")?)?;
-        let counts = PerCpuArray::try_from(take(&mut ebpf, "COUNTS")?)?;
-        let mut macs = [0; 12];
-        macs[..6].copy_from_slice(&LAN_MAC);
-        macs[6..].copy_from_slice(&CLIENT_MAC);
-        let mut delivered_mac = [0; 8];
-        delivered_mac[..6].copy_from_slice(&WAN_MAC);
-        let plan = Plan { macs, delivered_mac, zero_checksum: zero_checksum.into(), ..Plan::default() };
-        Ok(Self { ebpf, plan_map, progress, counts, plan, inspections: 0, helpers })
+        {
+            // Attached nowhere, each run of it would have the kernel patch its dispatcher twice, and wait for all
+            // CPUs: tens of milliseconds.
+            let _entered = topology.client.enter()?;
+            attach(&mut ebpf, "generate", SPARE)?;
+        }
+        let plan = Plan {
+            macs: pair(LAN_MAC, CLIENT_MAC),
+            delivered_mac: padded(WAN_MAC),
+            returned_mac: padded(LAN_MAC),
+            zero_checksum: zero_checksum.into(),
+            ..Plan::default()
+        };
+        Ok(Self {
+            plan_map: Array::try_from(take(&mut ebpf, "PLAN")?)?,
+            progress: PerCpuArray::try_from(take(&mut ebpf, "PROGRESS")?)?,
+            quantiles: Array::try_from(take(&mut ebpf, "QUANTILE")?)?,
+            counts: PerCpuArray::try_from(take(&mut ebpf, "COUNTS")?)?,
+            times: PerCpuArray::try_from(take(&mut ebpf, "TIMES")?)?,
+            ebpf,
+            plan,
+            inspections: 0,
+            ranked: 0,
+            batch: BATCH,
+            helpers,
+        })
     }
 
     /// Attaches `route` or `discard` to a gateway's interface; call it in the gateway's namespace.
@@ -91,142 +110,119 @@ impl Generator {
 
     /// Aims at a lane, with a pattern of flows; the numbers of flows start anew.
     pub(crate) fn aim(&mut self, slot: u32, translates: bool, pattern: Pattern) -> anyhow::Result<()> {
-        let Pattern { kind, flows, endpoint_bits, stride } = pattern;
         let (source, source_mask) =
             if translates { (EXTERNAL, u32::MAX) } else { (Ipv4Addr::from_bits(FIRST_CLIENT), !0xff) };
         self.plan = Plan {
-            pattern: kind,
+            pattern: pattern.kind,
             out: slot,
-            flow_mask: flows - 1,
-            endpoint_bits,
-            stride,
+            first: pattern.first,
+            flow_mask: pattern.flows - 1,
+            endpoint_bits: pattern.endpoint_bits,
+            stride: pattern.stride,
+            // In a flood the address that floods is nobody else's.
+            client_mask: if pattern.hostile { HOSTILE >> 1 } else { HOSTILE },
+            remote_mask: if pattern.one_remote { 0 } else { u32::MAX },
+            hostile: pattern.hostile.into(),
+            mixed: pattern.mixed.into(),
+            stamped: pattern.stamped.into(),
+            reflected: pattern.reflected.into(),
             source: source.to_bits().to_be(),
             source_mask: source_mask.to_be(),
             inspection: 0,
             ..self.plan
         };
         self.write_plan()?;
-        let start = Progress { counter: 0, random: 0x9e37_79b9_7f4a_7c15 };
-        self.progress.set(0, &ProgressValue(start), 0).context("start the generator anew")
-    }
-
-    /// Sends as fast as it goes, until that has taken some time.
-    pub(crate) fn blast(&mut self, time: Duration) -> anyhow::Result<Sample> {
-        let before = self.counts()?;
-        let helped = self.helpers.time()?;
-        let mut sample = Sample::default();
-        while sample.busy < time {
-            sample.busy += self.send(BLAST)?;
-            sample.frames += u64::from(BLAST);
-        }
-        let after = self.settled(before.all() + sample.frames)?;
-        sample.busy += self.helpers.time()?.saturating_sub(helped);
-        sample.delivered = after.delivered - before.delivered;
-        Ok(sample)
-    }
-
-    /// Sends `helping` frames at a time and waits for them to arrive: what suits a gateway that has to think.
-    ///
-    /// A gateway that lets nothing through is given up.
-    pub(crate) fn feed(&mut self, frames: u64, helping: u32) -> anyhow::Result<Sample> {
-        let before = self.counts()?;
-        let helped = self.helpers.time()?;
-        let mut sample = Sample::default();
-        let mut arrived = before.all();
-        let mut in_vain = 0;
-        while sample.frames < frames && in_vain < PATIENCE_HELPINGS {
-            sample.busy += self.send(helping)?;
-            sample.frames += u64::from(helping);
-            let counts = self.settled(arrived + u64::from(helping))?;
-            in_vain = if counts.all() == arrived { in_vain + 1 } else { 0 };
-            arrived = counts.all();
-        }
-        sample.busy += self.helpers.time()?.saturating_sub(helped);
-        sample.delivered = self.counts()?.delivered - before.delivered;
-        Ok(sample)
-    }
-
-    /// Opens flows 0 to `flows` - 1 and checks what arrives, until the sink has seen each of them or no more come.
-    pub(crate) fn open_flows(&mut self, flows: u32, helping: u32) -> anyhow::Result<Counts> {
-        self.inspections += 1;
-        let plan = self.plan;
-        self.plan = Plan { pattern: IN_TURN, inspection: self.inspections, ..plan };
-        self.write_plan()?;
-        let before = self.counts()?;
-        let mut counts = Counts::default();
-        for _ in 0..OPENING_PASSES {
-            let sample = self.feed(flows.into(), helping)?;
-            counts = self.counts()?.since(before);
-            if counts.flows_seen >= flows.into() || sample.delivered == 0 {
-                break;
+        if pattern.kind == ZIPF && self.ranked != pattern.flows {
+            for (quantile, rank) in (0..).zip(zipf::quantiles(pattern.flows)) {
+                self.quantiles.set(quantile, &rank, 0).context("write the quantiles of flows")?;
             }
+            self.ranked = pattern.flows;
         }
-        self.plan = plan;
-        self.write_plan()?;
-        Ok(counts)
+        let cpus = nr_cpus().map_err(|(path, error)| anyhow::anyhow!("{path}: {error}"))?;
+        let start = |cpu: u32| {
+            let cpu = u64::from(cpu);
+            // In turn, two CPUs are far from each other.
+            let counter = if pattern.kind == IN_TURN { cpu % 2 * u64::from(pattern.flows / 2) } else { 0 };
+            let random = 0x9e37_79b9_7f4a_7c15 ^ (cpu << 20);
+            ProgressValue(Progress { counter, random, ..Progress::default() })
+        };
+        let values = PerCpuValues::try_from((0..cpus.get()).map(start).collect::<Vec<_>>())?;
+        self.progress.set(0, values, 0).context("start the generator anew")
     }
 
-    /// The sink's counters.
+    /// Frames of a flood: those of established flows, and those of newcomers.
+    pub(crate) fn flood_frames(&self) -> anyhow::Result<(u64, u64)> {
+        let progress = self.progress.get(&0, 0).context("read where the generator is")?;
+        let sum = |count: fn(&Progress) -> u64| progress.iter().map(|value| count(&value.0)).sum();
+        Ok((sum(|progress| progress.established), sum(|progress| progress.newcomers)))
+    }
+
+    /// The counters of all CPUs.
     pub(crate) fn counts(&self) -> anyhow::Result<Counts> {
         let count = |counter: u32| -> anyhow::Result<u64> {
             Ok(self.counts.get(&counter, 0).context("read the sink's counters")?.iter().sum())
         };
-        Ok(Counts { delivered: count(DELIVERED)?, flows_seen: count(FLOWS_SEEN)?, wrong: count(WRONG)? })
+        Ok(Counts {
+            delivered: count(DELIVERED)?,
+            flows_seen: count(FLOWS_SEEN)?,
+            wrong: count(WRONG)?,
+            established: count(ESTABLISHED)?,
+            newcomers: count(NEWCOMERS)?,
+        })
     }
 
-    /// Waits until the sink has counted `expected` frames, or none for [`PATIENCE`].
-    fn settled(&self, expected: u64) -> anyhow::Result<Counts> {
-        let mut counts = self.counts()?;
-        let mut progress = Instant::now();
-        while counts.all() < expected && progress.elapsed() < PATIENCE {
-            // The gateway's daemon and the kernel's threads run on this CPU as well.
-            std::thread::yield_now();
-            let now = self.counts()?;
-            if now.all() > counts.all() {
-                progress = Instant::now();
-            }
-            counts = now;
-        }
-        Ok(counts)
+    /// How often each slot of times was met.
+    pub(crate) fn times(&self) -> anyhow::Result<Vec<u64>> {
+        let slot = |slot| Ok(self.times.get(&slot, 0).context("read the sink's times")?.iter().sum());
+        (0..SLOTS).map(slot).collect()
     }
 
     /// Sends frames and answers the time that took, as the kernel has measured it: without setting the run up and
-    /// tearing it down, which takes tens of milliseconds, and without the time other processes had meanwhile.
-    fn send(&mut self, frames: u32) -> anyhow::Result<Duration> {
-        let frame = [0; size_of::<Probe>()];
+    /// tearing it down, and without the time other processes had meanwhile.
+    ///
+    /// May be called on several CPUs at a time.
+    pub(crate) fn send(&self, frames: u32) -> anyhow::Result<Duration> {
+        let length = if self.plan.mixed == 0 { LENGTHS[0] } else { LENGTHS[2] };
+        let frame = vec![0; length.into()];
         let options = TestRunOptions {
             data_in: Some(&frame),
             repeat: frames,
-            attrs: TestRunAttrs::new().xdp_live_frames(BATCH),
+            attrs: TestRunAttrs::new().xdp_live_frames(self.batch),
             ..TestRunOptions::default()
         };
-        let result = program(&mut self.ebpf, "generate")?.test_run(options).context("generate frames")?;
+        let program = self.ebpf.program("generate").context("the object has no program generate")?;
+        let program: &Xdp = program.try_into()?;
+        let result = program.test_run(options).context("generate frames")?;
         Ok(result.duration * frames)
     }
 
-    fn write_plan(&mut self) -> anyhow::Result<()> {
+    pub(super) fn write_plan(&mut self) -> anyhow::Result<()> {
         self.plan_map.set(0, &PlanValue(self.plan), 0).context("write the generator's plan")
     }
 }
 
 impl Counts {
-    fn all(self) -> u64 {
+    /// Frames that have come to the end of their way.
+    pub(crate) fn all(self) -> u64 {
         self.delivered + self.wrong
     }
 
-    fn since(self, before: Self) -> Self {
+    pub(crate) fn since(self, before: Self) -> Self {
         Self {
             delivered: self.delivered - before.delivered,
             flows_seen: self.flows_seen - before.flows_seen,
             wrong: self.wrong - before.wrong,
+            established: self.established - before.established,
+            newcomers: self.newcomers - before.newcomers,
         }
     }
 }
 
-/// Which flows, in what order.
+/// Which flows, in what order, in what frames; what is left out is [`Pattern::PLAIN`].
 #[derive(Clone, Copy, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each can be had with any other")]
 pub(crate) struct Pattern {
-    /// `IN_TURN`, `RANDOM` or `FRESH`.
+    /// `IN_TURN`, `RANDOM`, `ZIPF`, `FRESH` or `FLOOD`.
     pub(crate) kind: u32,
     /// A power of two.
     pub(crate) flows: u32,
@@ -234,6 +230,34 @@ pub(crate) struct Pattern {
     pub(crate) endpoint_bits: u32,
     /// See [`Plan::stride`].
     pub(crate) stride: u32,
+    /// See [`Plan::first`].
+    pub(crate) first: u32,
+    /// All flows go to one remote.
+    pub(crate) one_remote: bool,
+    /// See [`Plan::hostile`].
+    pub(crate) hostile: bool,
+    /// See [`Plan::mixed`].
+    pub(crate) mixed: bool,
+    /// See [`Plan::stamped`].
+    pub(crate) stamped: bool,
+    /// See [`Plan::reflected`].
+    pub(crate) reflected: bool,
+}
+
+impl Pattern {
+    /// UDP of 60 bytes, one way, to several remotes.
+    pub(crate) const PLAIN: Self = Self {
+        kind: IN_TURN,
+        flows: 1,
+        endpoint_bits: 14,
+        stride: 0,
+        first: 0,
+        one_remote: false,
+        hostile: false,
+        mixed: false,
+        stamped: false,
+        reflected: false,
+    };
 }
 
 #[derive(Clone, Copy)]
@@ -248,6 +272,19 @@ struct ProgressValue(Progress);
 unsafe impl Pod for PlanValue {}
 // SAFETY: as above.
 unsafe impl Pod for ProgressValue {}
+
+fn pair(first: [u8; 6], second: [u8; 6]) -> [u8; 12] {
+    let mut macs = [0; 12];
+    macs[..6].copy_from_slice(&first);
+    macs[6..].copy_from_slice(&second);
+    macs
+}
+
+fn padded(mac: [u8; 6]) -> [u8; 8] {
+    let mut padded = [0; 8];
+    padded[..6].copy_from_slice(&mac);
+    padded
+}
 
 fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> anyhow::Result<&'a mut Xdp> {
     let program = ebpf.program_mut(name).with_context(|| format!("the object has no program {name}"))?;
@@ -275,13 +312,5 @@ fn send_by(ebpf: &mut Ebpf, map: &str, slot: u32, ifindex: u32) -> anyhow::Resul
 }
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/natgw-bench-ebpf"));
-/// Frames the kernel makes before it flushes them to the interface: what NAPI takes at a time.
-const BATCH: u32 = 64;
-/// Frames a system call: enough for its own cost not to count.
-const BLAST: u32 = 1 << 17;
-/// How long the sink may see nothing until what is missing counts as lost. Others may want the CPU, too.
-const PATIENCE: Duration = Duration::from_millis(100);
-/// Helpings in a row of which nothing arrives, until the gateway is given up.
-const PATIENCE_HELPINGS: u32 = 8;
-/// How often flows that did not open are tried again.
-const OPENING_PASSES: u32 = 10;
+/// What NAPI takes at a time.
+pub(crate) const BATCH: u32 = 64;

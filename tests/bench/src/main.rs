@@ -5,11 +5,18 @@ mod busy;
 mod figures;
 mod gateways;
 mod generator;
+mod machine;
 mod namespace;
+mod plot;
 mod report;
+mod stage;
+mod svg;
 mod topology;
+mod traffic;
+mod zipf;
 
 use std::{
+    path::PathBuf,
     process::ExitCode,
     sync::{Arc, atomic::AtomicBool},
     time::Duration,
@@ -17,11 +24,11 @@ use std::{
 
 use anyhow::{Context as _, bail};
 use clap::{Parser, ValueEnum};
-use rustix::thread::{CpuSet, sched_setaffinity};
 
 use crate::{
-    figures::{Bench, FIGURES},
-    report::Report,
+    figures::{FIGURES, Figure, Measure},
+    report::{FigureReport, Report},
+    stage::{Settings, Stage},
 };
 
 /// A gateway to measure.
@@ -44,11 +51,11 @@ struct Arguments {
     /// Measure this figure only (may be given more than once).
     #[arg(long, value_name = "NAME", value_parser = FIGURES.map(|figure| figure.name))]
     only: Vec<String>,
-    /// 3 rounds of 0.3 s instead of 5 of 1 s.
+    /// 3 rounds of 0.2 s instead of 5 of 1 s, and fewer sessions where a million takes its time.
     #[arg(long)]
     quick: bool,
     /// Rounds a figure.
-    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..=64))]
     rounds: Option<u32>,
     /// The gateways to measure.
     #[arg(long, value_enum, value_delimiter = ',', default_value = "bare,nft,natgw")]
@@ -59,6 +66,9 @@ struct Arguments {
     /// The CPU that everything runs on (default: the last).
     #[arg(long, value_name = "NUMBER")]
     cpu: Option<usize>,
+    /// Also draw hops by number of flows, and new flows by offered rate, into this folder (SVG).
+    #[arg(long, value_name = "FOLDER")]
+    plot: Option<PathBuf>,
 }
 
 fn main() -> anyhow::Result<ExitCode> {
@@ -66,23 +76,21 @@ fn main() -> anyhow::Result<ExitCode> {
     if !rustix::process::geteuid().is_root() {
         bail!("the bench makes network namespaces and loads eBPF programs: run it as root");
     }
-    let interrupted = Arc::new(AtomicBool::new(false));
-    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
-        signal_hook::flag::register(signal, Arc::clone(&interrupted)).context("catch signals")?;
-    }
-    let cpu = pin(arguments.cpu)?;
-
-    let mut bench = Bench::new(&arguments.against, cpu, arguments.zero_checksum, interrupted)?;
-    bench.round = Duration::from_millis(if arguments.quick { 300 } else { 1000 });
-    bench.rounds = arguments.rounds.unwrap_or(if arguments.quick { 3 } else { 5 });
-    let mut report = Report::new(cpu, arguments.zero_checksum);
+    let settings = settings(&arguments)?;
+    machine::pin(settings.cpu)?;
+    let mut report = Report::new(settings.cpu, arguments.zero_checksum);
+    let mut lanes = None;
     for figure in &FIGURES {
         if arguments.only.is_empty() || arguments.only.iter().any(|name| name == figure.name) {
-            report.figures.push(bench.measure(figure)?);
+            let measured = measure(figure, &settings, &mut lanes)?;
             if !arguments.json {
-                print!("{}", report.figures.last().map(ToString::to_string).unwrap_or_default());
+                print!("{measured}");
             }
+            report.figures.push(measured);
         }
+    }
+    if let Some(folder) = &arguments.plot {
+        plot::draw(&settings, stage(&settings, &mut lanes)?, folder)?;
     }
     if arguments.json {
         println!("{}", serde_json::to_string_pretty(&report)?);
@@ -90,12 +98,44 @@ fn main() -> anyhow::Result<ExitCode> {
     Ok(if report.is_void() { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
-/// Binds this thread, and with it the frames' whole way and the processes it starts, to one CPU.
-fn pin(cpu: Option<usize>) -> anyhow::Result<usize> {
+fn settings(arguments: &Arguments) -> anyhow::Result<Settings> {
+    let interrupted = Arc::new(AtomicBool::new(false));
+    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
+        signal_hook::flag::register(signal, Arc::clone(&interrupted)).context("catch signals")?;
+    }
     let cpus = std::thread::available_parallelism().context("count the CPUs")?.get();
-    let cpu = cpu.unwrap_or(cpus - 1);
-    let mut set = CpuSet::new();
-    set.set(cpu);
-    sched_setaffinity(None, &set).with_context(|| format!("run on CPU {cpu}"))?;
-    Ok(cpu)
+    Ok(Settings {
+        contenders: arguments.against.clone(),
+        cpu: arguments.cpu.unwrap_or(cpus - 1),
+        cpus,
+        zero_checksum: arguments.zero_checksum,
+        quick: arguments.quick,
+        round: Duration::from_millis(if arguments.quick { 200 } else { 1000 }),
+        rounds: arguments.rounds.unwrap_or(if arguments.quick { 3 } else { 5 }),
+        interrupted,
+    })
+}
+
+fn measure(figure: &Figure, settings: &Settings, lanes: &mut Option<Stage>) -> anyhow::Result<FigureReport> {
+    let command =
+        format!("cargo xtask bench --only {}{}", figure.name, if settings.quick { " --quick" } else { "" });
+    let mut report = FigureReport::new(figure.name, figure.what, command);
+    match figure.measure {
+        Measure::Lanes(measure) => measure(settings, stage(settings, lanes)?, &mut report),
+        Measure::Apart(measure) => {
+            // Nobody else is to have anything to do.
+            *lanes = None;
+            measure(settings, &mut report)
+        }
+    }
+    .with_context(|| figure.name)?;
+    Ok(report)
+}
+
+/// The lanes that most figures share, made by the first.
+fn stage<'a>(settings: &Settings, lanes: &'a mut Option<Stage>) -> anyhow::Result<&'a mut Stage> {
+    Ok(match lanes {
+        Some(stage) => stage,
+        None => lanes.insert(Stage::new(settings, &[settings.cpu])?),
+    })
 }

@@ -1,13 +1,10 @@
 //! What the figures say: ratios first, as only they carry over to other machines.
 
-use std::{collections::BTreeMap, fmt, fs};
+use std::{collections::BTreeMap, fmt};
 
 use serde::Serialize;
 
-use crate::{
-    figures::{nanoseconds_each, quotient},
-    generator::Sample,
-};
+use crate::machine::processor;
 
 /// Everything that was measured, and on what.
 #[derive(Debug, Serialize)]
@@ -20,44 +17,50 @@ pub(crate) struct Report {
 }
 
 /// One figure.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Default, Serialize)]
 pub(crate) struct FigureReport {
     name: &'static str,
     what: &'static str,
-    flows: u64,
-    /// Ratios of medians.
-    ratios: BTreeMap<&'static str, f64>,
-    /// Nanoseconds a frame of the generator alone.
-    pub(crate) floor: Spread,
-    /// Nanoseconds a run of a program that only drops.
-    pub(crate) null_program: Option<f64>,
-    pub(crate) gateways: BTreeMap<&'static str, GatewayReport>,
-    /// Gateways that could not take part, and why.
-    pub(crate) absent: BTreeMap<&'static str, String>,
+    /// What measures it again.
+    command: String,
+    /// What it comes to, and what it has to.
+    goals: Vec<Goal>,
+    /// Contender → quantity, its unit the last part of its name → what the rounds said.
+    measures: BTreeMap<&'static str, BTreeMap<&'static str, Spread>>,
+    /// Contenders that could not take part, and why.
+    absent: BTreeMap<&'static str, String>,
+    /// What one has to know to read it.
+    notes: Vec<String>,
     /// What makes the figure void.
-    pub(crate) faults: Vec<String>,
+    faults: Vec<String>,
 }
 
-/// One gateway in one figure.
-#[derive(Debug, Clone, Serialize)]
-pub(crate) struct GatewayReport {
-    /// Nanoseconds a hop (or a new flow): a frame's time less the generator's.
-    hop: Spread,
-    /// Frames delivered, of those sent.
-    delivered: f64,
-    /// New flows a second, the generator's time taken off.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    per_second: Option<Spread>,
-    /// Nanoseconds a run of its XDP program, with what counting them costs.
-    pub(crate) program: Option<f64>,
+/// What a figure comes to: most often a ratio of medians.
+#[derive(Debug, Serialize)]
+struct Goal {
+    name: &'static str,
+    reached: f64,
+    must_reach: Option<Bound>,
+    aim: Option<Bound>,
+    /// Whether it is as it must be.
+    met: Option<bool>,
+}
+
+/// Where a value should lie.
+#[derive(Clone, Copy, Debug, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Bound {
+    AtMost(f64),
+    AtLeast(f64),
 }
 
 /// Smallest, middle and largest of the rounds.
 #[derive(Debug, Clone, Copy, Default, Serialize)]
 pub(crate) struct Spread {
     min: f64,
-    median: f64,
+    pub(crate) median: f64,
     max: f64,
+    rounds: usize,
 }
 
 impl Report {
@@ -79,61 +82,67 @@ impl Report {
 }
 
 impl FigureReport {
-    pub(crate) fn new(name: &'static str, what: &'static str, flows: u64) -> Self {
-        Self {
-            name,
-            what,
-            flows,
-            ratios: BTreeMap::new(),
-            floor: Spread::default(),
-            null_program: None,
-            gateways: BTreeMap::new(),
-            absent: BTreeMap::new(),
-            faults: Vec::new(),
+    pub(crate) fn new(name: &'static str, what: &'static str, command: String) -> Self {
+        Self { name, what, command, ..Self::default() }
+    }
+
+    /// Its name, for the lines that tell how far it is.
+    pub(crate) fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// A quantity of a contender, one value a round.
+    pub(crate) fn measure(&mut self, contender: &'static str, quantity: &'static str, rounds: &[f64]) {
+        self.measures.entry(contender).or_default().insert(quantity, Spread::of(rounds));
+    }
+
+    /// The median of what was measured.
+    pub(crate) fn median(&self, contender: &str, quantity: &str) -> Option<f64> {
+        Some(self.measures.get(contender)?.get(quantity)?.median)
+    }
+
+    /// A ratio of one contender's median and another's, if both were measured.
+    pub(crate) fn ratio(&self, quantity: &str, above: &str, below: &str) -> Option<f64> {
+        Some(self.median(above, quantity)? / self.median(below, quantity)?)
+    }
+
+    /// What the figure comes to, if that could be measured.
+    pub(crate) fn goal(
+        &mut self,
+        name: &'static str,
+        reached: Option<f64>,
+        must_reach: Option<Bound>,
+        aim: Option<Bound>,
+    ) {
+        let Some(reached) = reached else { return };
+        let met = must_reach.map(|bound| bound.holds(reached));
+        self.goals.push(Goal { name, reached, must_reach, aim, met });
+    }
+
+    /// A contender that cannot take part.
+    pub(crate) fn absent(&mut self, contender: &'static str, reason: String) {
+        self.absent.insert(contender, reason);
+    }
+
+    /// Something one has to know to read it.
+    pub(crate) fn note(&mut self, note: impl Into<String>) {
+        let note = note.into();
+        if !self.notes.contains(&note) {
+            self.notes.push(note);
         }
     }
 
-    /// Draws the conclusions, once everything is measured.
-    pub(crate) fn conclude(&mut self) {
-        for (name, gateway) in &self.gateways {
-            if gateway.per_second.is_none() && gateway.delivered < LEAST_DELIVERED {
-                self.faults.push(format!("{name}: {:.2} % delivered", gateway.delivered * 100.0));
-            }
-        }
-        for (ratio, above, below) in
-            [("natgw/bare", "natgw", "bare"), ("nft/natgw", "nft", "natgw"), ("nft/bare", "nft", "bare")]
-        {
-            if let (Some(above), Some(below)) = (self.gateways.get(above), self.gateways.get(below)) {
-                self.ratios.insert(ratio, above.hop.median / below.hop.median);
-            }
-        }
-        let program = |name: &str| self.gateways.get(name).and_then(|gateway| gateway.program);
-        if let (Some(natgw), Some(bare), Some(null)) = (program("natgw"), program("bare"), self.null_program)
-        {
-            self.ratios.insert("P", (natgw - null) / (bare - null));
-        }
+    /// Something that makes it void.
+    pub(crate) fn fault(&mut self, fault: String) {
+        self.faults.push(fault);
     }
 }
 
-impl GatewayReport {
-    pub(crate) fn new(samples: &[Sample], floors: &[f64], opening: bool) -> Self {
-        let frames: u64 = samples.iter().map(|sample| sample.frames).sum();
-        let delivered: u64 = samples.iter().map(|sample| sample.delivered).sum();
-        let hops: Vec<f64> = samples
-            .iter()
-            .zip(floors)
-            .map(|(sample, floor)| {
-                // A frame that opened no flow is not a flow's: its time is shared by those that did.
-                let frames = if opening { sample.delivered.max(1) } else { sample.frames };
-                (nanoseconds_each(sample) - floor) * quotient(sample.frames, frames)
-            })
-            .collect();
-        let rates: Vec<f64> = hops.iter().map(|hop| 1e9 / hop).collect();
-        Self {
-            hop: Spread::of(&hops),
-            delivered: quotient(delivered, frames),
-            per_second: opening.then(|| Spread::of(&rates)),
-            program: None,
+impl Bound {
+    fn holds(self, value: f64) -> bool {
+        match self {
+            Self::AtMost(most) => value <= most,
+            Self::AtLeast(least) => value >= least,
         }
     }
 }
@@ -142,43 +151,50 @@ impl Spread {
     pub(crate) fn of(values: &[f64]) -> Self {
         let mut values = values.to_vec();
         values.sort_by(f64::total_cmp);
-        let median = match values.len() {
+        let rounds = values.len();
+        let median = match rounds {
             0 => return Self::default(),
             count if count.is_multiple_of(2) => f64::midpoint(values[count / 2 - 1], values[count / 2]),
             count => values[count / 2],
         };
-        Self { min: values[0], median, max: values[values.len() - 1] }
+        Self { min: values[0], median, max: values[rounds - 1], rounds }
+    }
+}
+
+impl fmt::Display for Bound {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::AtMost(most) => write!(out, "<= {most}"),
+            Self::AtLeast(least) => write!(out, ">= {least}"),
+        }
     }
 }
 
 impl fmt::Display for FigureReport {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(out, "{}: {}", self.name, self.what)?;
-        for (ratio, value) in &self.ratios {
-            writeln!(out, "  {ratio:<11}{value:>8.2}")?;
+        writeln!(out, "  {}", self.command)?;
+        if !self.goals.is_empty() {
+            writeln!(out, "  {:<34}{:>12}{:>14}{:>12}", "", "reached", "must reach", "aim")?;
         }
-        writeln!(
-            out,
-            "  {:<9}{:>9}{:>9}{:>9}{:>12}{:>11}",
-            "ns", "min", "median", "max", "delivered", "program"
-        )?;
-        let Spread { min, median, max } = self.floor;
-        write!(out, "  {:<9}{min:>9.0}{median:>9.0}{max:>9.0}{:>12}", "generator", "")?;
-        writeln!(out, "{:>11}", self.null_program.map(|time| format!("{time:.0}")).unwrap_or_default())?;
-        for (name, gateway) in &self.gateways {
-            let Spread { min, median, max } = gateway.hop;
-            let delivered = gateway.delivered * 100.0;
-            write!(out, "  {name:<9}{min:>9.0}{median:>9.0}{max:>9.0}{delivered:>11.2}%")?;
-            if let Some(program) = gateway.program {
-                write!(out, "{program:>11.0}")?;
-            }
-            if let Some(rate) = gateway.per_second {
-                write!(out, "{:>11.0} flows/s", rate.median)?;
-            }
-            writeln!(out)?;
+        for Goal { name, reached, must_reach, aim, met } in &self.goals {
+            let shown = |bound: &Option<Bound>| bound.map(|bound| bound.to_string()).unwrap_or_default();
+            write!(out, "  {name:<34}{:>12}{:>14}{:>12}", number(*reached), shown(must_reach), shown(aim))?;
+            writeln!(out, "{}", if *met == Some(false) { "  MISSED" } else { "" })?;
         }
-        for (name, reason) in &self.absent {
-            writeln!(out, "  {name:<9}not measured: {reason}")?;
+        writeln!(out, "  {:<34}{:>12}{:>14}{:>12}{:>8}", "", "min", "median", "max", "rounds")?;
+        for (contender, quantities) in &self.measures {
+            for (quantity, spread) in quantities {
+                let Spread { min, median, max, rounds } = *spread;
+                let (min, median, max) = (number(min), number(median), number(max));
+                writeln!(out, "  {contender:<10}{quantity:<24}{min:>12}{median:>14}{max:>12}{rounds:>8}")?;
+            }
+        }
+        for (contender, reason) in &self.absent {
+            writeln!(out, "  {contender:<10}not measured: {reason}")?;
+        }
+        for note in &self.notes {
+            writeln!(out, "  note: {note}")?;
         }
         for fault in &self.faults {
             writeln!(out, "  VOID: {fault}")?;
@@ -187,58 +203,44 @@ impl fmt::Display for FigureReport {
     }
 }
 
-/// The processor's name.
-fn processor() -> Option<String> {
-    let text = fs::read_to_string("/proc/cpuinfo").ok()?;
-    let line = text.lines().find(|line| line.starts_with("model name"))?;
-    Some(line.split_once(':')?.1.trim().to_owned())
+/// As many digits as say something.
+fn number(value: f64) -> String {
+    match value.abs() {
+        size if size >= 100.0 || value == 0.0 => format!("{value:.0}"),
+        size if size >= 10.0 => format!("{value:.1}"),
+        size if size >= 0.01 => format!("{value:.2}"),
+        _ => format!("{value:.4}"),
+    }
 }
 
-/// A hop that loses more says nothing about what a hop costs.
-const LEAST_DELIVERED: f64 = 0.99;
+/// One number by another, exact enough for anything that is measured.
+#[expect(clippy::cast_precision_loss, reason = "52 bits of nanoseconds are 52 days")]
+pub(crate) fn quotient(dividend: u64, divisor: u64) -> f64 {
+    dividend as f64 / divisor as f64
+}
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
-    fn samples(delivered: u64, nanoseconds: [u64; 3]) -> [Sample; 3] {
-        nanoseconds.map(|each| Sample { frames: 1000, delivered, busy: Duration::from_nanos(each * 1000) })
+    #[test]
+    fn ratios_are_those_of_medians() {
+        let mut report = FigureReport::new("hop", "", String::new());
+        report.measure("bare", "hop_ns", &[100.0, 300.0, 100.0]);
+        report.measure("natgw", "hop_ns", &[50.0, 50.0, 810.0, 50.0]);
+        let ratio = report.ratio("hop_ns", "natgw", "bare");
+        assert!(ratio.is_some_and(|ratio| (ratio - 0.5).abs() < 1e-9));
+        assert_eq!(report.ratio("hop_ns", "natgw", "nft"), None);
+        report.goal("natgw/bare", ratio, Some(Bound::AtMost(0.9)), None);
+        report.goal("natgw/nft", None, Some(Bound::AtMost(0.9)), None);
+        report.goal("nft/natgw", Some(6.0), Some(Bound::AtLeast(7.0)), Some(Bound::AtLeast(8.0)));
+        let met: Vec<_> = report.goals.iter().map(|goal| goal.met).collect();
+        assert_eq!(met, [Some(true), Some(false)]);
+        assert!(report.to_string().contains("MISSED"));
     }
 
     #[test]
-    fn ratios_are_those_of_medians_with_the_generator_taken_off() {
-        let floors = [100.0, 110.0, 90.0];
-        let mut report = FigureReport::new("hop", "", 1);
-        report.null_program = Some(40.0);
-        for (name, nanoseconds, program) in
-            [("bare", [200, 410, 190], 140.0), ("natgw", [150, 160, 900], 100.0)]
-        {
-            let mut gateway = GatewayReport::new(&samples(1000, nanoseconds), &floors, false);
-            gateway.program = Some(program);
-            report.gateways.insert(name, gateway);
-        }
-        report.conclude();
-        assert!((report.gateways["bare"].hop.median - 100.0).abs() < 1e-9);
-        assert!((report.ratios["natgw/bare"] - 0.5).abs() < 1e-9);
-        assert!((report.ratios["P"] - 0.6).abs() < 1e-9);
-        assert!(report.faults.is_empty());
-    }
-
-    #[test]
-    fn a_hop_that_loses_frames_is_void() {
-        let mut report = FigureReport::new("hop", "", 1);
-        report.gateways.insert("nft", GatewayReport::new(&samples(989, [200; 3]), &[100.0; 3], false));
-        report.conclude();
-        assert_eq!(report.faults, ["nft: 98.90 % delivered"]);
-    }
-
-    #[test]
-    fn time_spent_on_flows_that_did_not_open_is_billed_to_those_that_did() {
-        let gateway = GatewayReport::new(&samples(500, [1100; 3]), &[100.0; 3], true);
-        assert!((gateway.hop.median - 2000.0).abs() < 1e-9);
-        let rate = gateway.per_second.expect("new flows have a rate").median;
-        assert!((rate - 500_000.0).abs() < 1e-6);
+    fn numbers_have_the_digits_that_say_something() {
+        assert_eq!([0.0, 0.004, 0.5, 12.34, 1234.5].map(number), ["0", "0.0040", "0.50", "12.3", "1234"]);
     }
 }

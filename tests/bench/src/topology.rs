@@ -36,6 +36,8 @@ pub(crate) const LAN_INDEX: u32 = 101;
 pub(crate) const WAN_INDEX: u32 = 102;
 /// The gateway's address outside.
 pub(crate) const EXTERNAL: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
+/// An interface of the client's that carries nothing.
+pub(crate) const SPARE: &str = "spare";
 /// The network inside.
 pub(crate) const INSIDE: &str = "10.1.0.0/16";
 
@@ -62,8 +64,8 @@ pub(crate) struct Lane {
 }
 
 impl Topology {
-    /// Makes a lane for each name.
-    pub(crate) fn new(names: &[&'static str]) -> anyhow::Result<Self> {
+    /// Makes a lane for each name; its interfaces have so many queues, and a CPU's frames keep to one.
+    pub(crate) fn new(names: &[&'static str], queues: usize) -> anyhow::Result<Self> {
         let mut topology = Self {
             client: Namespace::create("client")?,
             server: Namespace::create("server")?,
@@ -71,16 +73,17 @@ impl Topology {
         };
         for (client_index, name) in (201..).zip(names) {
             let lane = Lane { name, client_index, gateway: Namespace::create(name)? };
-            topology.wire(&lane)?;
+            topology.wire(&lane, queues)?;
             topology.lanes.push(lane);
         }
+        topology.client.ip(&format!("link add {SPARE} type veth peer name {SPARE}-end"))?;
         for lane in &topology.lanes {
             topology.wait_for_carriers(lane)?;
         }
         Ok(topology)
     }
 
-    fn wire(&self, lane: &Lane) -> anyhow::Result<()> {
+    fn wire(&self, lane: &Lane, queues: usize) -> anyhow::Result<()> {
         let Lane { name, gateway, client_index } = lane;
         let mut links = String::new();
         for (own, own_mac, index, host, host_mac) in [
@@ -89,8 +92,9 @@ impl Topology {
         ] {
             writeln!(
                 links,
-                "link add {own} index {index} address {} numrxqueues 1 numtxqueues 1 netns {} type veth \
-                 peer name {name} index {client_index} address {} numrxqueues 1 numtxqueues 1 netns {}",
+                "link add {own} index {index} address {} numrxqueues {queues} numtxqueues {queues} netns {} \
+                 type veth peer name {name} index {client_index} address {} numrxqueues {queues} \
+                 numtxqueues {queues} netns {}",
                 text(own_mac),
                 gateway.name(),
                 text(host_mac),

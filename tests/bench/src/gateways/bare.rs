@@ -2,9 +2,8 @@
 
 use aya::programs::ProgramInfo;
 
-use super::{Gateway, Readiness};
+use super::{Gateway, Readiness, Setup};
 use crate::{
-    figures::Figure,
     generator::Generator,
     topology::{LAN_INDEX, Lane, WAN_INDEX},
 };
@@ -26,9 +25,9 @@ impl Bare {
 }
 
 impl Gateway for Bare {
-    fn prepare(&mut self, _lane: &Lane, figure: &Figure) -> anyhow::Result<Readiness> {
-        Ok(if figure.is_opening() {
-            Readiness::Absent("a router opens no flows".to_owned())
+    fn prepare(&mut self, _lane: &Lane, setup: &Setup) -> anyhow::Result<Readiness> {
+        Ok(if setup.needs_nat {
+            Readiness::Absent("a router knows no flows".to_owned())
         } else {
             Readiness::Ready
         })

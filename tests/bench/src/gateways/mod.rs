@@ -1,12 +1,42 @@
 //! The gateways under test, each in its own lane.
 
 mod bare;
+mod memory;
 mod natgw;
 mod nftables;
 
+use anyhow::bail;
 use aya::programs::ProgramInfo;
 
-use crate::{Contender, figures::Figure, generator::Generator, topology::Lane};
+pub(crate) use self::{
+    natgw::Natgw,
+    nftables::{Nftables, most_flows},
+};
+use crate::{Contender, generator::Generator, topology::Lane};
+
+/// What a gateway has to be ready for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Setup {
+    /// Flows there are at most at a time.
+    pub(crate) flows: u64,
+    /// Whether there are more inside endpoints than an address has ports, so that remotes have to share them.
+    pub(crate) shared_ports: bool,
+    /// Whether it is about what a router without NAT does not do.
+    pub(crate) needs_nat: bool,
+    /// Seconds that idle UDP lives.
+    pub(crate) timeout: u32,
+    /// natgw's limits for one inside address: sessions, and new ones a second; 0 is none.
+    pub(crate) limits: (u32, u32),
+    /// natgw's `mode` of both interfaces.
+    pub(crate) mode: &'static str,
+}
+
+impl Setup {
+    /// For so many flows that share few inside endpoints, established and forwarded.
+    pub(crate) const fn of(flows: u64) -> Self {
+        Self { flows, shared_ports: false, needs_nat: false, timeout: 3600, limits: (0, 0), mode: "native" }
+    }
+}
 
 /// Whether a gateway takes part in a figure.
 #[derive(Debug, PartialEq, Eq)]
@@ -20,7 +50,7 @@ pub(crate) enum Readiness {
 /// Something that forwards from `lan` to `wan`.
 pub(crate) trait Gateway {
     /// Makes it ready for a figure, with no flows.
-    fn prepare(&mut self, lane: &Lane, figure: &Figure) -> anyhow::Result<Readiness>;
+    fn prepare(&mut self, lane: &Lane, setup: &Setup) -> anyhow::Result<Readiness>;
 
     /// Whether sources are translated on the way.
     fn translates(&self) -> bool;
@@ -37,6 +67,16 @@ pub(crate) trait Gateway {
 
     /// The XDP program it runs on `lan`, if it is one that does.
     fn program(&self, lane: &Lane, generator: &mut Generator) -> anyhow::Result<Option<ProgramInfo>>;
+
+    /// The bytes it takes just now; what they are counted by is the gateway's own affair.
+    fn memory(&self) -> anyhow::Result<u64> {
+        bail!("it has no memory of flows")
+    }
+
+    /// The daemon, if it is one that has one.
+    fn daemon(&mut self) -> Option<&mut Natgw> {
+        None
+    }
 }
 
 /// Sets a contender up in its lane.
@@ -47,7 +87,7 @@ pub(crate) fn start(
 ) -> anyhow::Result<Box<dyn Gateway>> {
     Ok(match contender {
         Contender::Bare => Box::new(bare::Bare::start(lane, generator)?),
-        Contender::Nft => Box::new(nftables::Nftables::start(lane)?),
-        Contender::Natgw => Box::new(natgw::Natgw::start()?),
+        Contender::Nft => Box::new(Nftables::start(lane)?),
+        Contender::Natgw => Box::new(Natgw::start()?),
     })
 }

@@ -6,6 +6,7 @@ use std::{
     os::unix::fs::DirBuilderExt as _,
     path::PathBuf,
     process::{Child, Command, Stdio},
+    sync::atomic::{AtomicU32, Ordering},
     thread,
     time::{Duration, Instant},
 };
@@ -18,10 +19,10 @@ use rustix::{
 };
 use serde_json::Value;
 
-use super::{Gateway, Readiness};
+use super::{Gateway, Readiness, Setup, memory};
 use crate::{
-    figures::Figure,
     generator::Generator,
+    namespace::run,
     topology::{INSIDE, Lane},
 };
 
@@ -45,7 +46,8 @@ impl Natgw {
                 binary.display()
             );
         }
-        let folder = env::temp_dir().join(format!("natgw-bench-{}", std::process::id()));
+        let number = INSTANCES.fetch_add(1, Ordering::Relaxed);
+        let folder = env::temp_dir().join(format!("natgw-bench-{}-{number}", std::process::id()));
         DirBuilder::new()
             .mode(0o700)
             .create(&folder)
@@ -57,23 +59,23 @@ impl Natgw {
         Ok(natgw)
     }
 
-    fn configuration(&self, figure: &Figure) -> String {
+    fn configuration(&self, setup: &Setup) -> String {
         let folder = self.folder.display();
         // What users have; more only if the figure needs it.
-        let sessions = (1 << 20).max(figure.most_flows() * 5 / 4);
-        // New flows have endpoints of their own, more than an address has ports: they share ports between remotes.
-        let mapping = if figure.is_opening() { "endpoint-dependent" } else { "endpoint-independent" };
+        let sessions = (1 << 20).max(setup.flows * 5 / 4);
+        let mapping = if setup.shared_ports { "endpoint-dependent" } else { "endpoint-independent" };
+        let Setup { timeout, limits: (of_source, new_of_source), mode, .. } = *setup;
         format!(
             r#"
 [[interface]]
 name = "lan"
 side = "inside"
-mode = "native"
+mode = "{mode}"
 
 [[interface]]
 name = "wan"
 side = "outside"
-mode = "native"
+mode = "{mode}"
 
 [[snat]]
 name = "bench"
@@ -83,10 +85,12 @@ to = "masquerade"
 mapping = "{mapping}"
 
 [timeouts]
-udp = "1h"
+udp = "{timeout}s"
 
 [limits]
 sessions = {sessions}
+sessions_per_source = {of_source}
+new_per_second_per_source = {new_of_source}
 
 [control]
 socket = "{folder}/natgw.sock"
@@ -98,9 +102,13 @@ listen = ""
         )
     }
 
-    fn launch(&mut self, lane: &Lane) -> anyhow::Result<()> {
+    /// Starts the daemon, and answers when; it is not ready yet.
+    pub(crate) fn launch(&mut self, lane: &Lane, setup: &Setup) -> anyhow::Result<Instant> {
+        self.stop()?;
+        self.configure(setup)?;
         let log = File::create(self.folder.join("log")).context("make natgw's log")?;
         let _entered = lane.gateway.enter()?;
+        let start = Instant::now();
         let process = Command::new(&self.binary)
             .args(["run", "--config"])
             .arg(self.folder.join("natgw.toml"))
@@ -110,8 +118,36 @@ listen = ""
             .spawn()
             .with_context(|| format!("start {}", self.binary.display()))?;
         self.process = Some(process);
+        Ok(start)
+    }
+
+    fn configure(&self, setup: &Setup) -> anyhow::Result<()> {
+        fs::write(self.folder.join("natgw.toml"), self.configuration(setup))
+            .context("write natgw's configuration")
+    }
+
+    /// Changes the configuration of the running daemon.
+    pub(crate) fn reload(&self, setup: &Setup) -> anyhow::Result<()> {
+        self.configure(setup)?;
+        run(&mut self.command("reload")).map(drop)
+    }
+
+    /// What `natgw status --json` says.
+    pub(crate) fn status(&self) -> anyhow::Result<Value> {
+        let status = run(self.command("status").arg("--json"))?;
+        serde_json::from_str(&status).context("read the answer of natgw status")
+    }
+
+    /// Holds the daemon, so that what passes passes by the tables alone; `false` lets it go on.
+    pub(crate) fn hold(&self, held: bool) -> anyhow::Result<()> {
+        let process = self.process.as_ref().context("natgw does not run")?;
+        let signal = if held { Signal::STOP } else { Signal::CONT };
+        kill_process(id_of(process)?, signal).context("hold natgw or let it go on")
+    }
+
+    fn wait_ready(&mut self) -> anyhow::Result<()> {
         let deadline = Instant::now() + PATIENCE;
-        while !self.answers()? {
+        while self.status().is_err() {
             let ended = self.process.as_mut().and_then(|process| process.try_wait().ok().flatten());
             if ended.is_some() || Instant::now() > deadline {
                 bail!("natgw does not start; it says:\n{}", self.log());
@@ -121,26 +157,20 @@ listen = ""
         Ok(())
     }
 
-    fn answers(&self) -> anyhow::Result<bool> {
-        let status = Command::new(&self.binary)
-            .arg("--socket")
-            .arg(self.folder.join("natgw.sock"))
-            .arg("status")
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .status()
-            .with_context(|| format!("run {} status", self.binary.display()))?;
-        Ok(status.success())
+    fn command(&self, verb: &str) -> Command {
+        let mut command = Command::new(&self.binary);
+        command.arg("--socket").arg(self.folder.join("natgw.sock")).arg(verb).stdin(Stdio::null());
+        command
     }
 
     fn log(&self) -> String {
         fs::read_to_string(self.folder.join("log")).unwrap_or_default()
     }
 
-    fn stop(&mut self) -> anyhow::Result<()> {
+    /// Ends the daemon, if it runs.
+    pub(crate) fn stop(&mut self) -> anyhow::Result<()> {
         let Some(mut process) = self.process.take() else { return Ok(()) };
-        let id = i32::try_from(process.id()).ok().and_then(Pid::from_raw).context("natgw's process id")?;
+        let id = id_of(&process)?;
         // It may have ended by itself: then there is nobody to signal, and `wait` says how it went.
         let _gone = kill_process(id, Signal::TERM);
         let deadline = Instant::now() + PATIENCE;
@@ -160,11 +190,9 @@ listen = ""
 }
 
 impl Gateway for Natgw {
-    fn prepare(&mut self, lane: &Lane, figure: &Figure) -> anyhow::Result<Readiness> {
-        self.stop()?;
-        fs::write(self.folder.join("natgw.toml"), self.configuration(figure))
-            .context("write natgw's configuration")?;
-        self.launch(lane)?;
+    fn prepare(&mut self, lane: &Lane, setup: &Setup) -> anyhow::Result<Readiness> {
+        self.launch(lane, setup)?;
+        self.wait_ready()?;
         Ok(Readiness::Ready)
     }
 
@@ -179,6 +207,14 @@ impl Gateway for Natgw {
     fn helping(&self) -> u32 {
         // Less than its receive ring holds: what overflows there is lost.
         1 << 10
+    }
+
+    fn memory(&self) -> anyhow::Result<u64> {
+        memory::of_process(self.process.as_ref().context("natgw does not run")?.id())
+    }
+
+    fn daemon(&mut self) -> Option<&mut Natgw> {
+        Some(self)
     }
 
     fn program(&self, lane: &Lane, _generator: &mut Generator) -> anyhow::Result<Option<ProgramInfo>> {
@@ -209,5 +245,11 @@ impl Drop for Natgw {
     }
 }
 
+fn id_of(process: &Child) -> anyhow::Result<Pid> {
+    i32::try_from(process.id()).ok().and_then(Pid::from_raw).context("natgw's process id")
+}
+
+/// natgws that this bench has started so far.
+static INSTANCES: AtomicU32 = AtomicU32::new(0);
 /// How long natgw may take to start or to end.
 const PATIENCE: Duration = Duration::from_secs(10);

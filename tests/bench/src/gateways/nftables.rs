@@ -5,8 +5,8 @@ use std::{fs, process::Command};
 use anyhow::Context as _;
 use aya::programs::ProgramInfo;
 
-use super::{Gateway, Readiness};
-use crate::{figures::Figure, generator::Generator, topology::Lane};
+use super::{Gateway, Readiness, Setup, memory};
+use crate::{generator::Generator, topology::Lane};
 
 /// nftables masquerade.
 pub(crate) struct Nftables;
@@ -21,6 +21,8 @@ impl Nftables {
             ("ipv4/ip_forward", "1"),
             ("ipv4/conf/all/rp_filter", "0"),
             ("ipv4/conf/lan/rp_filter", "0"),
+            // A NIC verifies checksums in passing; frames made here come by none, and natgw verifies none.
+            ("netfilter/nf_conntrack_checksum", "0"),
             // Flows are to live as long as a figure takes: none is opened twice.
             ("netfilter/nf_conntrack_udp_timeout", "3600"),
             ("netfilter/nf_conntrack_udp_timeout_stream", "3600"),
@@ -32,10 +34,10 @@ impl Nftables {
 }
 
 impl Gateway for Nftables {
-    fn prepare(&mut self, lane: &Lane, figure: &Figure) -> anyhow::Result<Readiness> {
+    fn prepare(&mut self, lane: &Lane, setup: &Setup) -> anyhow::Result<Readiness> {
         lane.gateway.run(Command::new("conntrack").arg("-F"))?;
-        let flows = figure.most_flows();
-        let (most, buckets) = (limit("nf_conntrack_max")?, limit("nf_conntrack_buckets")?);
+        let flows = setup.flows;
+        let (most, buckets) = (most_flows()?, limit("nf_conntrack_buckets")?);
         if flows > most {
             // Both are the whole machine's, so the bench leaves them alone.
             return Ok(Readiness::Absent(format!(
@@ -53,9 +55,19 @@ impl Gateway for Nftables {
         true
     }
 
+    /// Conntrack's objects and their extensions are the kernel's unreclaimable memory, and so is what others have.
+    fn memory(&self) -> anyhow::Result<u64> {
+        memory::of_kernel()
+    }
+
     fn program(&self, _lane: &Lane, _generator: &mut Generator) -> anyhow::Result<Option<ProgramInfo>> {
         Ok(None)
     }
+}
+
+/// The flows that conntrack takes on this machine.
+pub(crate) fn most_flows() -> anyhow::Result<u64> {
+    limit("nf_conntrack_max")
 }
 
 fn limit(name: &str) -> anyhow::Result<u64> {

@@ -1,0 +1,55 @@
+//! What a new flow costs, and how many a second there can be.
+
+use nat_bench_ebpf::FRESH;
+
+use crate::{
+    gateways::{Readiness, Setup},
+    generator::Pattern,
+    report::{Bound, FigureReport, quotient},
+    stage::{FLOOR, Settings, Stage, nanoseconds_each},
+};
+
+/// Every flow has an inside endpoint of its own, to 16,384 a remote.
+pub(crate) const NEW: Pattern =
+    Pattern { kind: FRESH, flows: 1 << 17, endpoint_bits: 14, stride: 1, ..Pattern::PLAIN };
+
+/// New flows have endpoints of their own, more than an address has ports: they share ports between remotes.
+pub(crate) const SETUP: Setup = Setup { shared_ports: true, needs_nat: true, ..Setup::of(1 << 17) };
+
+pub(crate) fn measure(
+    settings: &Settings,
+    stage: &mut Stage,
+    report: &mut FigureReport,
+) -> anyhow::Result<()> {
+    let mut floors = Vec::new();
+    let mut costs = vec![Vec::new(); stage.gateways.len()];
+    for round in settings.rounds(report.name()) {
+        round?;
+        stage.aim_at_floor(NEW)?;
+        let floor = nanoseconds_each(&stage.generator.blast(settings.round / 2)?);
+        floors.push(floor);
+        for (number, costs) in costs.iter_mut().enumerate() {
+            settings.check_interrupt()?;
+            if let Readiness::Absent(reason) = stage.prepare(number, &SETUP)? {
+                report.absent(stage.name(number), reason);
+                continue;
+            }
+            stage.aim(number, NEW)?;
+            let sample = stage.generator.feed(NEW.flows.into(), stage.helping(number))?;
+            // A frame that opened no flow is not a flow's: its time is shared by those that did.
+            let share = quotient(sample.frames, sample.delivered.max(1));
+            costs.push((nanoseconds_each(&sample) - floor) * share);
+        }
+    }
+    report.measure(FLOOR, "frame_ns", &floors);
+    for (number, costs) in costs.iter().enumerate().filter(|(_, costs)| !costs.is_empty()) {
+        let rates: Vec<_> = costs.iter().map(|cost| 1e9 / cost).collect();
+        report.measure(stage.name(number), "flow_ns", costs);
+        report.measure(stage.name(number), RATE, &rates);
+    }
+    let ratio = report.ratio(RATE, "natgw", "nft");
+    report.goal("natgw/nft, flows a second", ratio, Some(Bound::AtLeast(3.0)), Some(Bound::AtLeast(4.0)));
+    Ok(())
+}
+
+const RATE: &str = "flows_per_second";
