@@ -74,6 +74,8 @@ pub enum Reason {
     DropTable = 42,
     /// The gateway's own packet would have used a flow that a client has.
     DropOwnClash = 43,
+    /// A virtual server has no server that takes new connections.
+    DropNoServer = 44,
 }
 
 /// Slots in the counter map; reasons stay below.
@@ -134,6 +136,7 @@ reasons! {
     DropTransmit, "transmit", "the way out did not take the frame";
     DropTable, "table", "the kernel's flow table refused the entry";
     DropOwnClash, "own_clash", "the gateway's own packet, from a port that a client has to the same remote";
+    DropNoServer, "no_server", "no server of the virtual server is up and takes new connections: see `natgw service list`";
 }
 
 impl Reason {

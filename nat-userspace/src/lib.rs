@@ -5,6 +5,7 @@
 //! and programs see of it.
 
 pub mod api;
+pub mod balance;
 pub mod cli;
 pub mod config;
 pub mod daemon;

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use natgw::api::{
     ApiError, Counted, Deleted, Direction, Handler, PoolRow, Reloaded, Reply, Request, Row, RuleRow, Server,
-    SessionRow,
+    ServerRow, ServiceRow, SessionRow,
 };
 use serde_json::{Value, json};
 
@@ -93,9 +93,81 @@ impl Handler for Made {
             Request::Reload => {
                 Ok(json!(Reloaded { kept: 12, ended: 1, warnings: vec!["[limits] has changed".to_owned()] }))
             }
+            Request::ServiceList => {
+                for row in services() {
+                    reply.row(Row::Service(&row))?;
+                }
+                Ok(json!({}))
+            }
+            Request::ServiceWeight { service, server, weight }
+            | Request::ServiceAdd { service, server, weight } => {
+                let mut row = services().remove(0);
+                assert_eq!(row.name, service);
+                row.servers[0].address = server;
+                row.servers[0].weight = weight;
+                Ok(json!(row))
+            }
+            Request::ServiceRemove { .. } => Err(ApiError::new("no such server", "there are: none")),
             Request::Status => Err(ApiError::new("report: not today", "come back tomorrow")),
         }
     }
+}
+
+/// A service with one server.
+fn services() -> Vec<ServiceRow> {
+    let server = ServerRow {
+        address: SocketAddrV4::new([10, 1, 1, 21].into(), 8080),
+        weight: 3,
+        state: "up".to_owned(),
+        since: 12,
+        falls: 0,
+        active: 4,
+        connections: 5,
+        rate: 0.4,
+        packets_in: 6,
+        bytes_in: 700,
+        packets_out: 8,
+        bytes_out: 900,
+    };
+    vec![ServiceRow {
+        name: "web".to_owned(),
+        protocol: "tcp".to_owned(),
+        external: "wan:80".to_owned(),
+        method: "nat".to_owned(),
+        scheduler: "round-robin".to_owned(),
+        persistence: 0,
+        check: "tcp".to_owned(),
+        servers: vec![server],
+    }]
+}
+
+#[test]
+fn services_are_listed_and_changed() {
+    let daemon = Daemon::new(0);
+    let listed = String::from_utf8(daemon.run("service list").stdout).expect("text");
+    let lines: Vec<Vec<&str>> = listed.lines().map(|line| line.split_whitespace().collect()).collect();
+    assert_eq!(
+        lines[1..],
+        [
+            vec!["web", "tcp", "wan:80", "nat", "round-robin", "1/1", "up", "4", "5", "0.4", "700", "900"],
+            vec!["10.1.1.21:8080", "3", "up", "4", "5", "0.4", "700", "900"],
+        ]
+    );
+    let json: Value = serde_json::from_slice(&daemon.run("service list --json").stdout).expect("JSON");
+    assert_eq!(json[0]["servers"][0]["address"], "10.1.1.21:8080");
+    for (arguments, weight) in [
+        ("service drain web 10.1.1.22:80", "0"),
+        ("service weight web 10.1.1.22:80 7", "7"),
+        ("service add web 10.1.1.22:80 --weight 9", "9"),
+        ("service add web 10.1.1.22:80", "1"),
+    ] {
+        let said = String::from_utf8(daemon.run(arguments).stdout).expect("text");
+        let server: Vec<&str> = said.lines().nth(2).expect("a server").split_whitespace().collect();
+        assert_eq!(server[..2], ["10.1.1.22:80", weight], "{arguments}");
+    }
+    assert_eq!(daemon.run("service remove web 10.1.1.22:80").status.code(), Some(1));
+    assert_eq!(daemon.run("service weight web 10.1.1.22:80 70000").status.code(), Some(2));
+    assert_eq!(daemon.run("service drain web nobody").status.code(), Some(2));
 }
 
 struct Daemon {
@@ -227,7 +299,7 @@ fn check() {
     assert_eq!(
         text(&run().stdout),
         format!(
-            "configuration {} is valid: 2 interfaces, 1 snat, 0 static, 0 forward\n\
+            "configuration {} is valid: 2 interfaces, 1 snat, 0 static, 0 forward, 0 service\n\
              warning: [timeouts] udp = 10s is below the 2m of RFC 4787 REQ-5\n",
             path.display()
         )

@@ -14,6 +14,7 @@ mod prt;
 
 mod flt;
 mod hpn;
+mod lbs;
 mod loc;
 mod pfw;
 

@@ -60,6 +60,33 @@ pub enum Request {
     PoolList,
     /// Rows are [`RuleRow`]s.
     RuleList,
+    /// Rows are [`ServiceRow`]s.
+    ServiceList,
+    /// Changes a server's share; 0 drains it. Done is a [`ServiceRow`], here and below.
+    ServiceWeight {
+        /// The service's name.
+        service: String,
+        /// The server's endpoint.
+        server: SocketAddrV4,
+        /// Its share from now on.
+        weight: u32,
+    },
+    /// Adds a server.
+    ServiceAdd {
+        /// The service's name.
+        service: String,
+        /// The server's endpoint.
+        server: SocketAddrV4,
+        /// Its share.
+        weight: u32,
+    },
+    /// Takes a server out; its connections are reset.
+    ServiceRemove {
+        /// The service's name.
+        service: String,
+        /// The server's endpoint.
+        server: SocketAddrV4,
+    },
     /// Reads the configuration file anew; done is a [`Reloaded`].
     Reload,
 }
@@ -74,6 +101,8 @@ pub enum Row<'row> {
     Pool(&'row PoolRow),
     /// Of [`Request::RuleList`].
     Rule(&'row RuleRow),
+    /// Of [`Request::ServiceList`].
+    Service(&'row ServiceRow),
 }
 
 /// A session. For ICMP the identifier stands in the port's place; protocols without ports have 0.
@@ -216,6 +245,9 @@ pub struct RuleCounts {
     pub r#static: u64,
     /// `[[forward]]`
     pub forward: u64,
+    /// `[[service]]`
+    #[serde(default)]
+    pub service: u64,
 }
 
 /// Packets since the fast path was attached.
@@ -259,12 +291,62 @@ pub struct PoolRow {
     pub quarantined: u64,
 }
 
+/// A virtual server.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct ServiceRow {
+    /// Given or made up.
+    pub name: String,
+    /// `tcp` or `udp`.
+    pub protocol: String,
+    /// Where clients reach it, as in the configuration.
+    pub external: String,
+    /// As in the configuration.
+    pub method: String,
+    /// As in the configuration.
+    pub scheduler: String,
+    /// Whole seconds that a client which has gone keeps its server.
+    pub persistence: u64,
+    /// The kind of its health check.
+    pub check: String,
+    /// Its servers, in order.
+    pub servers: Vec<ServerRow>,
+}
+
+/// A server of a virtual server.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct ServerRow {
+    /// Its own endpoint.
+    pub address: SocketAddrV4,
+    /// Its share.
+    pub weight: u32,
+    /// `up`, `down` or `draining`.
+    pub state: String,
+    /// Whole seconds since its checks found it up, or down.
+    pub since: u64,
+    /// How often it went down.
+    pub falls: u64,
+    /// Connections it has now.
+    pub active: u64,
+    /// Connections it was given.
+    pub connections: u64,
+    /// New connections a second, over the last five.
+    pub rate: f64,
+    /// Packets to the server.
+    pub packets_in: u64,
+    /// Bytes to the server, IP headers included.
+    pub bytes_in: u64,
+    /// Packets from the server that came by the gateway.
+    pub packets_out: u64,
+    /// Bytes from the server that came by the gateway, IP headers included.
+    pub bytes_out: u64,
+}
+
 /// A rule. What a kind does not have is absent.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
 pub struct RuleRow {
     /// Counted from 1 in the order rules are tried.
     pub id: u32,
-    /// `static`, `forward` or `snat`.
+    /// `static`, `forward`, `service` or `snat`.
     pub kind: String,
     /// Given or made up.
     pub name: String,

@@ -1,15 +1,22 @@
 //! A configuration's rules as rows of a listing.
 
 use crate::api::RuleRow;
-use crate::config::{Config, ForwardAddress, ForwardRule, SnatRule, SnatTarget, StaticRule, show_prefix};
+use crate::config::{
+    Config, ForwardAddress, ForwardRule, ServiceRule, SnatRule, SnatTarget, StaticRule, protocol_name,
+    show_prefix,
+};
 
-/// The rules in the order they are tried, numbered from 1: statics, then forwards, then snat, each
+/// The rules in the order they are tried, numbered from 1: statics, then forwards, services and snat, each
 /// in file order. Counters are zero: the daemon knows them.
 pub fn rule_rows(config: &Config) -> Vec<RuleRow> {
     let statics = config.statics.iter().map(static_row);
     let forwards = config.forwards.iter().map(forward_row);
+    let services = config.services.iter().map(service_row);
     let snat = config.snat.iter().map(snat_row);
-    (1..).zip(statics.chain(forwards).chain(snat)).map(|(id, row)| RuleRow { id, ..row }).collect()
+    (1..)
+        .zip(statics.chain(forwards).chain(services).chain(snat))
+        .map(|(id, row)| RuleRow { id, ..row })
+        .collect()
 }
 
 fn static_row(rule: &StaticRule) -> RuleRow {
@@ -37,6 +44,23 @@ fn forward_row(rule: &ForwardRule) -> RuleRow {
         protocol: rule.protocols.to_string(),
         to: format!("{}:{}", rule.internal, rule.internal_ports),
         masquerade_source: Some(rule.masquerade_source),
+        ..RuleRow::default()
+    }
+}
+
+fn service_row(rule: &ServiceRule) -> RuleRow {
+    let host = match &rule.external {
+        ForwardAddress::Address(address) => address.to_string(),
+        ForwardAddress::Interface(name) => name.clone(),
+    };
+    let servers: Vec<String> = rule.servers.iter().map(|server| server.address.to_string()).collect();
+    RuleRow {
+        kind: "service".to_owned(),
+        name: rule.name.clone(),
+        source: "any".to_owned(),
+        destination: format!("{host}:{}", rule.port),
+        protocol: protocol_name(rule.protocol),
+        to: if servers.is_empty() { "none".to_owned() } else { servers.join(",") },
         ..RuleRow::default()
     }
 }

@@ -20,12 +20,13 @@ impl Check {
         let mut out = io::stdout().lock();
         writeln!(
             out,
-            "configuration {} is valid: {} interfaces, {} snat, {} static, {} forward",
+            "configuration {} is valid: {} interfaces, {} snat, {} static, {} forward, {} service",
             path.display(),
             config.interfaces.len(),
             config.snat.len(),
             config.statics.len(),
-            config.forwards.len()
+            config.forwards.len(),
+            config.services.len()
         )?;
         for warning in &config.warnings {
             writeln!(out, "warning: {warning}")?;

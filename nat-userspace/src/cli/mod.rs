@@ -10,6 +10,7 @@ mod pool;
 mod reload;
 mod rule;
 mod run;
+mod service;
 mod session;
 mod status;
 mod table;
@@ -71,6 +72,9 @@ enum Verb {
     /// Rules and what they have matched
     #[command(subcommand)]
     Rule(rule::Rule),
+    /// Virtual servers and their health
+    #[command(subcommand)]
+    Service(service::Service),
     /// Find what is wrong with the host or the set-up
     ///
     /// Each finding says what it was seen by, what it does to packets, and the command that mends it. With HOST, an
@@ -114,6 +118,7 @@ pub fn main() -> ExitCode {
         Verb::Session(session) => session.carry_out(&daemon),
         Verb::Pool(pool) => pool.carry_out(&daemon),
         Verb::Rule(rule) => rule.carry_out(&daemon),
+        Verb::Service(service) => service.carry_out(&daemon),
         Verb::Doctor(doctor) => doctor.carry_out(&daemon),
         Verb::Completions(completions) => completions.carry_out(),
         Verb::Man => generate::man(),

@@ -22,7 +22,11 @@ fn write<W: Write>(mut out: W, report: &StatusReport) -> io::Result<W> {
         "sessions: {} of {}, on {} external ports; {} packets wait",
         report.sessions, report.sessions_limit, report.mappings, report.waiting
     )?;
-    writeln!(out, "rules:    {} snat, {} static, {} forward", rules.snat, rules.r#static, rules.forward)?;
+    writeln!(
+        out,
+        "rules:    {} snat, {} static, {} forward, {} service",
+        rules.snat, rules.r#static, rules.forward, rules.service
+    )?;
     writeln!(
         out,
         "packets:  {} translated, {} passed, {} punted, {} dropped\n",
@@ -127,7 +131,7 @@ mod tests {
             text,
             "natgw 0.1.0, process 4242, up 2h4m
 sessions: 12 of 1048576, on 10 external ports; 3 packets wait
-rules:    1 snat, 0 static, 0 forward
+rules:    1 snat, 0 static, 0 forward, 0 service
 packets:  1000 translated, 5 passed, 12 punted, 1 dropped
 
 INTERFACE  SIDE     STATE  MODE    INDEX  QUEUES  ADDRESSES

@@ -6,7 +6,7 @@
 use super::address::{AddressRange, show_prefix};
 use super::error::{Fault, Problems};
 use super::rules::Placed;
-use super::{ForwardAddress, ForwardRule, SnatRule, SnatTarget, StaticRule};
+use super::{ForwardAddress, ForwardRule, ServiceRule, SnatRule, SnatTarget, StaticRule};
 
 /// Looks at all rules against each other.
 pub(super) fn find(
@@ -59,6 +59,56 @@ pub(super) fn find(
                 rule.name,
                 show_prefix(rule.external)
             ));
+        }
+    }
+}
+
+/// Looks at services against each other and against the rules that go before them.
+pub(super) fn find_services(
+    services: &[Placed<ServiceRule>],
+    statics: &[Placed<StaticRule>],
+    forwards: &[Placed<ForwardRule>],
+    problems: &mut Problems<'_>,
+) {
+    for (index, Placed { span, rule: later }) in services.iter().enumerate() {
+        let same = |earlier: &&Placed<ServiceRule>| {
+            let ServiceRule { protocol, external, port, .. } = &earlier.rule;
+            (protocol, external, port) == (&later.protocol, &later.external, &later.port)
+        };
+        if let Some(earlier) = services[..index].iter().find(same) {
+            let fault = Fault::new(
+                format!("service `{}` has the endpoint of service `{}`", later.name, earlier.rule.name),
+                "put the servers of both into one [[service]]",
+            );
+            problems.add(span, fault);
+        }
+        let hides = |placed: &&Placed<ForwardRule>| {
+            let forward = &placed.rule;
+            forward.external == later.external
+                && forward.protocols.contains(later.protocol)
+                && forward.external_ports.contains(later.port)
+                && forward.source.is_any()
+        };
+        if let Some(forward) = forwards.iter().find(hides) {
+            let fault = Fault::new(
+                format!(
+                    "service `{}` never matches: forward `{}` takes its endpoint",
+                    later.name, forward.rule.name
+                ),
+                "use another port, or give the forward a `source`",
+            );
+            problems.add(span, fault);
+        }
+        let claims = |placed: &&Placed<StaticRule>| matches!(&later.external, ForwardAddress::Address(address) if placed.rule.external.contains(address));
+        if let Some(taken) = statics.iter().find(claims) {
+            let fault = Fault::new(
+                format!(
+                    "service `{}` never matches: static `{}` takes all of its address",
+                    later.name, taken.rule.name
+                ),
+                "use another external address, or remove one of the two",
+            );
+            problems.add(span, fault);
         }
     }
 }

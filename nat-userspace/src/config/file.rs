@@ -9,7 +9,7 @@ use std::ops::Range;
 
 use serde::Deserialize;
 use serde::de::value::SeqAccessDeserializer;
-use serde::de::{Deserializer, IgnoredAny, SeqAccess, Visitor};
+use serde::de::{Deserializer, SeqAccess, Visitor};
 use serde_spanned::Spanned;
 
 use super::error::{Fault, Problem, Problems};
@@ -57,7 +57,7 @@ pub(super) struct File {
     #[serde(default)]
     pub(super) forward: Vec<Spanned<Forward>>,
     #[serde(default)]
-    pub(super) service: Vec<Spanned<IgnoredAny>>,
+    pub(super) service: Vec<Spanned<Service>>,
     #[serde(default)]
     pub(super) timeouts: Timeouts,
     #[serde(default)]
@@ -133,6 +133,40 @@ pub(super) struct Forward {
     pub(super) source: Option<Spanned<List>>,
     #[serde(default)]
     pub(super) masquerade_source: bool,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Service {
+    pub(super) name: Option<Spanned<String>>,
+    pub(super) protocol: Option<Spanned<String>>,
+    pub(super) external: Option<Spanned<String>>,
+    pub(super) method: Option<Spanned<String>>,
+    pub(super) scheduler: Option<Spanned<String>>,
+    pub(super) persistence: Option<Spanned<Word>>,
+    pub(super) persistence_prefix: Option<Spanned<i64>>,
+    pub(super) check: Option<Spanned<Check>>,
+    #[serde(default)]
+    pub(super) server: Vec<Spanned<Server>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Check {
+    pub(super) kind: Option<Spanned<String>>,
+    pub(super) interval: Option<Spanned<Word>>,
+    pub(super) timeout: Option<Spanned<Word>>,
+    pub(super) fall: Option<Spanned<i64>>,
+    pub(super) rise: Option<Spanned<i64>>,
+    pub(super) path: Option<Spanned<String>>,
+    pub(super) status: Option<Spanned<i64>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Server {
+    pub(super) address: Option<Spanned<String>>,
+    pub(super) weight: Option<Spanned<i64>>,
 }
 
 #[derive(Default, Deserialize)]

@@ -14,6 +14,7 @@ mod file;
 mod ports;
 mod rules;
 mod selector;
+mod services;
 #[cfg(test)]
 mod tests;
 mod timeouts;
@@ -30,8 +31,11 @@ pub use self::deterministic::Deterministic;
 pub use self::error::{ConfigError, Problem};
 pub use self::ports::{PortSet, Ports};
 pub use self::selector::{ProtocolSet, Selector, protocol_name, protocol_number};
+pub use self::services::{Check, ServerConfig, ServiceRule};
 pub use self::timeouts::Timeouts;
-pub use self::words::{AttachMode, Filtering, Mapping, Pooling, Side, Unmatched};
+pub use self::words::{
+    AttachMode, CheckKind, Filtering, Mapping, Method, Pooling, Scheduler, Side, Unmatched,
+};
 
 /// Where `natgw run` and `natgw check` look for the configuration.
 pub const DEFAULT_PATH: &str = "/etc/natgw/natgw.toml";
@@ -53,6 +57,8 @@ pub struct Config {
     pub statics: Vec<StaticRule>,
     /// Port forwards in file order; the first match wins.
     pub forwards: Vec<ForwardRule>,
+    /// Virtual servers; no two have one endpoint.
+    pub services: Vec<ServiceRule>,
     /// How long idle state is kept.
     pub timeouts: Timeouts,
     /// How much state is kept.

@@ -33,8 +33,8 @@ pub(super) fn unplaced<T>(rules: Vec<Placed<T>>) -> Vec<T> {
 pub(super) struct Judge<'a, 'text> {
     interfaces: &'a [InterfaceConfig],
     names: Names,
-    problems: &'a mut Problems<'text>,
-    warnings: &'a mut Vec<String>,
+    pub(super) problems: &'a mut Problems<'text>,
+    pub(super) warnings: &'a mut Vec<String>,
 }
 
 impl<'a, 'text> Judge<'a, 'text> {
@@ -199,7 +199,7 @@ impl<'a, 'text> Judge<'a, 'text> {
     }
 
     /// The name given, or one by the rule's place among its kind.
-    fn name(
+    pub(super) fn name(
         &mut self,
         given: Option<&Spanned<String>>,
         kind: &str,
@@ -256,7 +256,7 @@ impl<'a, 'text> Judge<'a, 'text> {
         }
     }
 
-    fn outside_interface(&mut self, name: &str, span: &Range<usize>) {
+    pub(super) fn outside_interface(&mut self, name: &str, span: &Range<usize>) {
         let outside: Vec<&str> = self
             .interfaces
             .iter()
@@ -341,7 +341,7 @@ fn parse_static_side(word: &str) -> Result<Ipv4Net, Fault> {
 }
 
 /// `203.0.113.1:8080` or `wan:8080`, either with a range of ports.
-fn parse_external(word: &str) -> Result<(ForwardAddress, PortRange), Fault> {
+pub(super) fn parse_external(word: &str) -> Result<(ForwardAddress, PortRange), Fault> {
     let (host, ports) = split_ports(word, "203.0.113.1:8080, 203.0.113.1:6000-6009 or wan:8080")?;
     let numeric = host.starts_with(|c: char| c.is_ascii_digit()) && host.contains('.');
     // An interface may be called `0.wan`, but who writes four numbers means an address.

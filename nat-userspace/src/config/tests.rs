@@ -15,11 +15,12 @@ name = "wan"
 side = "outside"
 "#;
 
-const EXAMPLES: [&str; 4] = [
+const EXAMPLES: [&str; 5] = [
     include_str!("../../../examples/home.toml"),
     include_str!("../../../examples/office.toml"),
     include_str!("../../../examples/one-to-one.toml"),
     include_str!("../../../examples/port-forwards.toml"),
+    include_str!("../../../examples/services.toml"),
 ];
 
 /// The lines of `INTERFACES`: what a test adds begins at the next.
@@ -90,6 +91,9 @@ fn examples_are_valid() {
     assert_eq!(forwards[0].external, ForwardAddress::Interface("wan".to_owned()));
     assert_eq!(forwards[1].internal_ports, PortRange { first: 7000, last: 7009 });
     assert!(forwards[2].masquerade_source);
+    let services = load("services.toml").services;
+    assert_eq!(services.iter().map(|rule| rule.servers.len()).collect::<Vec<_>>(), [3, 2]);
+    assert_eq!((services[0].check.kind, services[1].check.kind), (CheckKind::Http, CheckKind::Ping));
     for entry in std::fs::read_dir(&folder).expect("examples") {
         let path = entry.expect("entry").path();
         if path.extension().is_some_and(|extension| extension == "toml") {
@@ -257,6 +261,77 @@ fn timeouts() {
     refused("[timeouts]\ntcp = \"1s\"\n", 2, "unknown key `tcp`", "");
 }
 
+fn service(line: &str, server: &str) -> String {
+    format!(
+        "[[service]]\nexternal = \"203.0.113.1:80\"\n{line}\n[[service.server]]\naddress = \"{server}\"\n"
+    )
+}
+
+#[test]
+fn services() {
+    let config = valid(&service("", "10.1.1.21:8080"));
+    let rule = &config.services[0];
+    assert_eq!((rule.name.as_str(), rule.protocol, rule.port), ("service-1", 6, 80));
+    assert_eq!((rule.method, rule.scheduler), (Method::Nat, Scheduler::RoundRobin));
+    assert_eq!((rule.persistence, rule.persistence_prefix), (Duration::ZERO, 32));
+    let Check { kind, interval, timeout, fall, rise, .. } = rule.check;
+    assert_eq!((kind, fall, rise), (CheckKind::Tcp, 3, 2));
+    assert_eq!((interval, timeout), (Duration::from_secs(2), Duration::from_secs(1)));
+    assert_eq!(rule.servers, [ServerConfig { address: "10.1.1.21:8080".parse().unwrap(), weight: 1 }]);
+    // What a UDP server answers to is not known; without a port, the service's.
+    let config = valid(&service("protocol = \"udp\"", "10.1.1.21"));
+    assert_eq!(config.services[0].check.kind, CheckKind::None);
+    assert_eq!(config.services[0].servers[0].address.port(), 80);
+    let empty = valid("[[service]]\nexternal = \"wan:80\"\n");
+    assert!(empty.warnings[0].contains("clients are refused"), "{:?}", empty.warnings);
+
+    let wrong = |line: &str, message: &str, hint: &str| {
+        refused(&service(line, "10.1.1.21:8080"), 3, message, hint);
+    };
+    wrong("protocol = \"sctp\"", "`sctp`", "\"udp\"");
+    wrong("method = \"magic\"", "`magic`", "\"direct-routing\"");
+    wrong("scheduler = \"random\"", "`random`", "\"maglev\"");
+    wrong("persistence = \"long\"", "`long` is not a duration", "2h4m");
+    wrong("persistence_prefix = 33", "33 is not from 1 to 32", "24");
+    wrong("check = { kind = \"https\" }", "no server by TLS", "\"tcp\"");
+    wrong("check = { kind = \"smtp\" }", "`smtp`", "\"ping\"");
+    wrong("check = { interval = \"1ms\" }", "shorter than 50ms", "2s");
+    wrong("check = { fall = 0 }", "0 is not from 1 to 1000", "3");
+    wrong("check = { path = \"/x\" }", "`path` means nothing to a check of kind `tcp`", "http");
+    wrong("check = { kind = \"http\", path = \"x\" }", "not the path of a URL", "/health");
+    wrong("check = { kind = \"http\", status = 42 }", "42 is not from 100 to 599", "200");
+    wrong("checks = {}", "unknown key `checks`", "`check`");
+    refused(&service("method = \"tunnel\"", "10.1.1.21:80"), 3, "no method `tunnel`", "nat");
+    refused(&service("", "10.1.1.21:80-81"), 5, "2 ports", "one");
+    refused(&service("", "web.example"), 5, "not an IPv4 address", "10.1.1.7");
+    let twice = format!("{}[[service.server]]\naddress = \"10.1.1.21\"\n", service("", "10.1.1.21:80"));
+    refused(&twice, 7, "a second server", "weight");
+    refused(&format!("{}weight = -1\n", service("", "10.1.1.21")), 6, "-1 is not from 0", "nothing new");
+    refused(
+        "[[service]]\nexternal = \"lan:80\"\n[[service.server]]\naddress = \"10.1.1.21\"\n",
+        2,
+        "outside",
+        "wan",
+    );
+    refused(
+        "[[service]]\nexternal = \"wan:80-81\"\n[[service.server]]\naddress = \"10.1.1.21\"\n",
+        2,
+        "2 ports",
+        "one",
+    );
+    let server = service("", "10.1.1.21");
+    refused(&format!("{server}{server}"), 6, "endpoint of service `service-1`", "one [[service]]");
+    refused(
+        &format!("{}{server}", forward("203.0.113.1:80", "10.1.1.9:80")),
+        4,
+        "forward `forward-1`",
+        "`source`",
+    );
+    refused(&format!("{}{server}", pair("203.0.113.0/24", "10.2.0.0/24")), 4, "static `static-1`", "another");
+    let named = server.replace("[[service]]", "[[service]]\nname = \"snat-1\"");
+    refused(&format!("{}{named}", snat("")), 5, "a second rule", "unique");
+}
+
 #[test]
 fn other_sections() {
     refused("[limits]\nsessions = 0\n", 2, "0 is not from 1 to 67108864", "memory");
@@ -264,7 +339,6 @@ fn other_sections() {
     refused("[unmatched]\noutside = \"reject\"\n", 2, "`reject`", "\"pass\", \"drop\"");
     refused("[control]\nsocket = \"natgw.sock\"\n", 2, "not an absolute path", "/run/natgw");
     refused(&format!("[control]\nsocket = \"/{}\"\n", "x".repeat(107)), 2, "more than 107", "shorter");
-    refused("[[service]]\nprotocol = \"tcp\"\n", 1, "no virtual servers", "[[forward]]");
     refused("[log]\nsessions = \"json\"\n", 2, "no session log", "none");
     let metrics = valid("[metrics]\nlisten = \"127.0.0.1:9477\"\n");
     assert!(metrics.warnings[0].contains("nothing listens on 127.0.0.1:9477"), "{:?}", metrics.warnings);

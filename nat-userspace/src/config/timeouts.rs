@@ -134,7 +134,7 @@ fn port(word: &str, value: &Spanned<file::Word>, problems: &mut Problems<'_>) ->
     problems.check(&value.span(), port)
 }
 
-fn parse_duration(word: &str, may_be_zero: bool) -> Result<Duration, Fault> {
+pub(super) fn parse_duration(word: &str, may_be_zero: bool) -> Result<Duration, Fault> {
     let duration = humantime::parse_duration(word).map_err(|_| {
         Fault::new(format!("`{word}` is not a duration"), "a number with its unit: 2h4m, 4m, 60s, 500ms")
     })?;

@@ -22,11 +22,14 @@ pub(super) fn config(text: &str) -> Result<Config, Vec<Problem>> {
     let snat = judge.snat(&raw.snat);
     let statics = judge.statics(&raw.statics);
     let forwards = judge.forwards(&raw.forward);
+    let services = judge.services(&raw.service);
     conflicts::find(&snat, &statics, &forwards, &mut problems, &mut warnings);
+    conflicts::find_services(&services, &statics, &forwards, &mut problems);
     let config = Config {
         snat: rules::unplaced(snat),
         statics: rules::unplaced(statics),
         forwards: rules::unplaced(forwards),
+        services: rules::unplaced(services),
         timeouts: timeouts::timeouts(&raw.timeouts, &mut problems, &mut warnings),
         limits: limits(&raw.limits, &mut problems),
         unmatched_outside: choose(raw.unmatched.outside.as_ref(), &Unmatched::WORDS, &mut problems),
@@ -45,15 +48,6 @@ pub(super) fn config(text: &str) -> Result<Config, Vec<Problem>> {
 /// Sections whose names are taken but which this version does not carry out: accepting them
 /// would be a promise that nothing keeps.
 fn refuse_what_is_not_there(raw: &file::File, problems: &mut Problems<'_>) {
-    for service in &raw.service {
-        problems.add(
-            &service.span(),
-            Fault::new(
-                "this version has no virtual servers ([[service]])",
-                "take the section out; a [[forward]] reaches one server",
-            ),
-        );
-    }
     if let Some(sessions) = raw.log.sessions.as_ref().filter(|word| word.get_ref() != "none") {
         problems.add(
             &sessions.span(),

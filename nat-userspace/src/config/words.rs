@@ -127,6 +127,89 @@ impl Pooling {
     }
 }
 
+/// How a virtual server's packets reach a server.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Method {
+    /// The destination is translated; answers come back by way of the gateway.
+    #[default]
+    Nat,
+    /// Only the frame's destination changes; the server has the external address, too, and answers by itself.
+    DirectRouting,
+    /// The packet travels inside another (RFC 2003); the server unpacks it and answers by itself.
+    Tunnel,
+}
+
+impl Method {
+    /// The words of the file and what they mean.
+    pub const WORDS: [(&'static str, Self); 3] =
+        [("nat", Self::Nat), ("direct-routing", Self::DirectRouting), ("tunnel", Self::Tunnel)];
+
+    /// The word of the file for it.
+    pub const fn name(self) -> &'static str {
+        Self::WORDS[self as usize].0
+    }
+}
+
+/// How a virtual server chooses a server for a new connection.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Scheduler {
+    /// One after the other.
+    #[default]
+    RoundRobin,
+    /// One after the other, in proportion to their weights, evenly mixed.
+    WeightedRoundRobin,
+    /// The one with the fewest connections.
+    LeastConnections,
+    /// The one with the fewest connections for its weight.
+    WeightedLeastConnections,
+    /// By the client's address alone.
+    SourceHash,
+    /// By the client's address and port, from a table that changes little when servers do.
+    Maglev,
+}
+
+impl Scheduler {
+    /// The words of the file and what they mean.
+    pub const WORDS: [(&'static str, Self); 6] = [
+        ("round-robin", Self::RoundRobin),
+        ("weighted-round-robin", Self::WeightedRoundRobin),
+        ("least-connections", Self::LeastConnections),
+        ("weighted-least-connections", Self::WeightedLeastConnections),
+        ("source-hash", Self::SourceHash),
+        ("maglev", Self::Maglev),
+    ];
+
+    /// The word of the file for it.
+    pub const fn name(self) -> &'static str {
+        Self::WORDS[self as usize].0
+    }
+}
+
+/// What a health check asks of a server.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum CheckKind {
+    /// To take a connection.
+    #[default]
+    Tcp,
+    /// To answer a GET.
+    Http,
+    /// To answer an echo request.
+    Ping,
+    /// Nothing: it always counts as up.
+    None,
+}
+
+impl CheckKind {
+    /// The words of the file and what they mean.
+    pub const WORDS: [(&'static str, Self); 4] =
+        [("tcp", Self::Tcp), ("http", Self::Http), ("ping", Self::Ping), ("none", Self::None)];
+
+    /// The word of the file for it.
+    pub const fn name(self) -> &'static str {
+        Self::WORDS[self as usize].0
+    }
+}
+
 /// What becomes of a packet that matches nothing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Unmatched {
@@ -159,6 +242,9 @@ mod tests {
         assert!(Mapping::WORDS.iter().all(|(word, mapping)| mapping.name() == *word));
         assert!(Filtering::WORDS.iter().all(|(word, filtering)| filtering.name() == *word));
         assert!(Pooling::WORDS.iter().all(|(word, pooling)| pooling.name() == *word));
+        assert!(Method::WORDS.iter().all(|(word, method)| method.name() == *word));
+        assert!(Scheduler::WORDS.iter().all(|(word, scheduler)| scheduler.name() == *word));
+        assert!(CheckKind::WORDS.iter().all(|(word, kind)| kind.name() == *word));
         assert!(Unmatched::WORDS.iter().all(|(word, unmatched)| unmatched.name() == *word));
     }
 }

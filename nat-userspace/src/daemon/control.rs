@@ -12,8 +12,10 @@ use std::time::Instant;
 use serde_json::Value;
 
 use super::report;
+use super::services::{self, Change};
 use super::worker::Worker;
 use crate::api::{ApiError, Counted, Deleted, Handler, Reply, Request, Row, SessionFilter, SessionRow};
+use crate::config::ServerConfig;
 
 /// Session slots looked at in one piece.
 const PIECE: u32 = 4096;
@@ -78,7 +80,7 @@ impl Mailbox {
 
 impl Post {
     /// Has something done on the worker's thread and waits for it.
-    fn ask<T: Send + 'static>(
+    pub(super) fn ask<T: Send + 'static>(
         &self,
         task: impl FnOnce(&mut Worker) -> T + Send + 'static,
     ) -> Result<T, ApiError> {
@@ -118,6 +120,10 @@ impl Post {
                 return Ok(());
             }
         }
+    }
+
+    fn change(&self, service: String, change: Change) -> Result<Value, ApiError> {
+        Ok(value(&self.ask(move |worker| services::change(worker, &service, &change))??))
     }
 
     fn delete(&self, filter: &SessionFilter) -> Result<Value, ApiError> {
@@ -178,6 +184,19 @@ impl Handler for Post {
                 }
                 Ok(Value::Null)
             }
+            Request::ServiceList => {
+                for row in self.ask(|worker| services::rows(worker))? {
+                    reply.row(Row::Service(&row)).map_err(gone)?;
+                }
+                Ok(Value::Null)
+            }
+            Request::ServiceWeight { service, server, weight } => {
+                self.change(service, Change::Weigh(server, weight))
+            }
+            Request::ServiceAdd { service, server, weight } => {
+                self.change(service, Change::Add(ServerConfig { address: server, weight }))
+            }
+            Request::ServiceRemove { service, server } => self.change(service, Change::Remove(server)),
             Request::RuleList => {
                 for row in self.ask(|worker| report::rules(worker))? {
                     reply.row(Row::Rule(&row)).map_err(gone)?;

@@ -192,10 +192,12 @@ fn is_virtual(link: &Link) -> bool {
 pub fn publish_addresses(kernel: &mut Kernel, gateway: &Gateway, config: &Config) -> anyhow::Result<()> {
     let range = mappable(config);
     // Rules that hide remotes from the inside put mappings on inside addresses, too.
-    let inward = config.forwards.iter().any(|rule| rule.masquerade_source)
+    let inward = !config.services.is_empty()
+        || config.forwards.iter().any(|rule| rule.masquerade_source)
         || config.snat.iter().any(|rule| !rule.destination.positive.is_empty() || rule.out.is_some());
     let named: HashSet<Ipv4Addr> = pool_addresses(config).collect();
-    let forwards = if config.forwards.is_empty() { 0 } else { LocalAddress::FORWARDS };
+    let forwards =
+        if config.forwards.is_empty() && config.services.is_empty() { 0 } else { LocalAddress::FORWARDS };
     let is_external = |own: Ipv4Addr| {
         named.contains(&own)
             || config.interfaces.iter().any(|interface| {
@@ -259,8 +261,10 @@ pub fn pool_addresses(config: &Config) -> impl Iterator<Item = Ipv4Addr> {
         SnatTarget::Pool(pool) => Some(pool.iter()),
         _ => None,
     });
-    let forwards = config.forwards.iter().filter_map(|rule| match rule.external {
-        ForwardAddress::Address(external) => Some(external),
+    let forwards = config.forwards.iter().map(|rule| &rule.external);
+    let services = config.services.iter().map(|rule| &rule.external);
+    let forwards = forwards.chain(services).filter_map(|external| match external {
+        ForwardAddress::Address(external) => Some(*external),
         ForwardAddress::Interface(_) => None,
     });
     pools.flatten().chain(forwards)

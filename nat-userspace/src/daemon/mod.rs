@@ -1,12 +1,14 @@
 //! The daemon: what `natgw run` is. Everything is put in place here, in an order that lets no
 //! packet through half-done; then one thread serves (`worker`).
 
+mod checks;
 mod claims;
 mod control;
 mod interfaces;
 mod kernel;
 mod preflight;
 mod report;
+mod services;
 mod worker;
 
 use std::os::unix::net::UnixDatagram;
@@ -16,6 +18,7 @@ use std::time::Instant;
 
 use anyhow::Context as _;
 
+use self::checks::Checks;
 use self::control::Mailbox;
 use self::kernel::Kernel;
 use self::worker::Worker;
@@ -61,7 +64,8 @@ pub fn run(options: RunOptions, config: Config) -> anyhow::Result<()> {
     let gateway = Gateway::new(&config, Instant::now(), Random::new());
     let socket = options.socket.as_ref().unwrap_or(&config.control.socket).clone();
     let keep = options.keep;
-    let mut worker = Worker::new(options, config, gateway, kernel, frames);
+    let checks = Checks::new(post.clone());
+    let mut worker = Worker::new(options, config, gateway, kernel, frames, checks);
     for warning in worker.warnings() {
         tracing::warn!("{warning}");
     }

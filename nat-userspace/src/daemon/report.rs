@@ -55,6 +55,7 @@ pub fn status(worker: &Worker) -> StatusReport {
             snat: config.snat.len() as u64,
             r#static: config.statics.len() as u64,
             forward: config.forwards.len() as u64,
+            service: config.services.len() as u64,
         },
         sessions: u64::from(worker.gateway.session_count()),
         sessions_limit: u64::from(worker.gateway.session_limit()),

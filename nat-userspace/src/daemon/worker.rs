@@ -1,6 +1,7 @@
 //! The one thread that moves frames and owns the gateway core: sockets, netlink, timers and
 //! requests, all by one poll.
 
+use std::net::SocketAddrV4;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
@@ -9,13 +10,14 @@ use nat_common::abi::{SessionEvent, TooBigEvent};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use xdp::Packet;
 
+use super::checks::Checks;
 use super::claims::Claims;
 use super::control::Mailbox;
 use super::interfaces::{Served, publish_addresses};
 use super::kernel::Kernel;
 use super::{RunOptions, preflight, report};
 use crate::api::{ApiError, Reloaded};
-use crate::config::Config;
+use crate::config::{Config, ServiceRule};
 use crate::datapath::publish_rules;
 use crate::gateway::{Emission, Gateway, Outcome, World as _};
 use crate::host::{HostEvent, NeighbourState};
@@ -45,6 +47,8 @@ pub struct Worker {
     pub served: Vec<Served>,
     /// Addresses added.
     pub claims: Claims,
+    /// Who looks after the servers of services.
+    checks: Checks,
     /// Frames of the daemon's own making and counting: beyond the core's counts.
     pub transmit_failures: u64,
     // Sockets before the memory they use: dropped in this order.
@@ -67,6 +71,7 @@ impl Worker {
         gateway: Gateway,
         kernel: Kernel,
         frames: Frames,
+        checks: Checks,
     ) -> Self {
         let now = Instant::now();
         Self {
@@ -77,6 +82,7 @@ impl Worker {
             gateway,
             kernel,
             claims: Claims::default(),
+            checks,
             transmit_failures: 0,
             ports: Vec::new(),
             frames,
@@ -116,6 +122,7 @@ impl Worker {
             self.attach(index)?;
         }
         self.transmit(announcements);
+        self.checks.follow(&self.config.services);
         Ok(())
     }
 
@@ -428,16 +435,16 @@ impl Worker {
         warnings
     }
 
-    /// Services of the gateway that a forward goes before (behaviour PFW-11).
+    /// Services of the gateway that a forward or virtual server goes before (behaviour PFW-11).
     fn hidden_services(&self) -> Vec<String> {
         let mut hidden: Vec<String> = self
             .kernel
             .bound()
             .filter_map(|(protocol, own, port)| {
-                let (external, rule) = self.gateway.forward_of(protocol, own, port)?;
+                let (external, kind, rule) = self.gateway.forward_of(protocol, own, port)?;
                 let word = crate::config::protocol_name(protocol);
                 Some(format!(
-                    "[[forward]] {rule}: {word} {external}:{port} is held by a socket of the gateway, too: the forward goes first there, the service is reached by other addresses"
+                    "[[{kind}]] {rule}: {word} {external}:{port} is held by a socket of the gateway, too: the {kind} goes first there, the service is reached by other addresses"
                 ))
             })
             .collect();
@@ -467,6 +474,7 @@ impl Worker {
         let reloaded = self.gateway.reload(&mut self.kernel, now, &config);
         self.config =
             Config { limits: self.config.limits.clone(), control: self.config.control.clone(), ..config };
+        self.checks.follow(&self.config.services);
         let published = self.publish_rules();
         let announcements = self.claims.make(&mut self.kernel, &self.gateway, &self.config);
         self.drain_events(now);
@@ -483,6 +491,23 @@ impl Worker {
         self.kernel.read_bound();
         warnings.extend(self.hidden_services());
         Ok(Reloaded { kept: u64::from(reloaded.kept), ended: u64::from(reloaded.ended), warnings })
+    }
+
+    /// Takes other servers and weights for the services there are.
+    pub fn set_services(&mut self, services: Vec<ServiceRule>) -> Result<(), ApiError> {
+        self.gateway.set_services(&mut self.kernel, Instant::now(), &services);
+        self.checks.follow(&services);
+        let servers = |services: &[ServiceRule]| -> Vec<SocketAddrV4> {
+            services.iter().flat_map(|rule| &rule.servers).map(|server| server.address).collect()
+        };
+        let others = servers(&services) != servers(&self.config.services);
+        self.config.services = services;
+        if others {
+            self.publish_rules().map_err(|error| {
+                ApiError::new(format!("hand the servers to the fast path: {error:#}"), "reload, or restart")
+            })?;
+        }
+        Ok(())
     }
 
     /// Packets counted by reason: by the fast path on all CPUs, and by the core.

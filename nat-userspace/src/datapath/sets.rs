@@ -18,7 +18,7 @@ const GENERATION: u32 = 32;
 pub fn publish_rules(datapath: &mut Datapath, rules: &Rules, inside: &[Ipv4Net]) -> Result<(), LoadError> {
     let Settings { generation: before, secret, .. } = datapath.settings.get(&0, 0).unwrap_or_default();
     let generation = before.wrapping_add(1);
-    let forwarded: Vec<Ipv4Net> = rules.forwards.iter().map(|rule| rule.internal.into()).collect();
+    let forwarded: Vec<Ipv4Net> = rules.forwarded_to().map(Ipv4Net::from).collect();
     for (name, sets) in [
         ("SOURCES", rules.selector_sets(|rule| &rule.source, inside)),
         // The last bit there says something else: see `FORWARDED`.

@@ -11,7 +11,7 @@ use nat_common::{Direction, Realm};
 use super::sessions::{NO_MAPPING, Origin};
 use super::world::{RouteKind, RouteQuery, World};
 use super::{Gateway, Interface, address, network, next_hops};
-use crate::config::Config;
+use crate::config::{Config, ServiceRule};
 
 /// What a reload did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -135,9 +135,10 @@ impl Gateway {
         };
         // Who came from outside is answered by the way of that external address, wherever the
         // route to it leads (behaviour POL-10).
-        let by_address = matches!(session.origin, Origin::Inbound(_) | Origin::Forward(_))
-            && session.original.realm == Realm::Outside as u16
-            && direction == Direction::Reply;
+        let by_address =
+            matches!(session.origin, Origin::Inbound(_) | Origin::Forward(_) | Origin::Service(_))
+                && session.original.realm == Realm::Outside as u16
+                && direction == Direction::Reply;
         let external = session.original.destination;
         let uplink = if by_address { self.interface_of(external) } else { None };
         if let Some(uplink) = uplink.filter(|uplink| uplink.up) {
@@ -213,6 +214,7 @@ impl Gateway {
         self.timeouts = config.timeouts.clone();
         self.datagrams.timeout = config.timeouts.fragment;
         self.reserve_forwards();
+        self.services.update(&self.rules.services, now);
         for (origin, name, count) in before {
             if let Some(origin) = self.rules.position(origin, &name) {
                 *self.opened.entry(origin).or_default() += count;
@@ -234,7 +236,26 @@ impl Gateway {
                 self.abandon(world, now, slot);
             }
         }
+        self.services.recount(self.sessions.iter().filter_map(|(_, session)| session.server()));
         reloaded
+    }
+
+    /// Takes other servers and weights of the services there are. Connections of servers that are no more are
+    /// reset; all others live on.
+    pub fn set_services(&mut self, world: &mut dyn World, now: Instant, services: &[ServiceRule]) {
+        self.rules.services = services.iter().cloned().map(Arc::new).collect();
+        self.services.update(&self.rules.services, now);
+        let slots: Vec<u32> = self
+            .sessions
+            .iter()
+            .filter(|(_, session)| session.server().is_some())
+            .map(|(slot, _)| slot)
+            .collect();
+        for slot in slots {
+            if self.allowed_by(slot).is_none() {
+                self.abandon(world, now, slot);
+            }
+        }
     }
 
     /// Takes the mappings of forwards out. Sessions that hold one live on without: its port stays
@@ -307,6 +328,14 @@ impl Gateway {
                 })
                 .filter(|(_, rule)| network(rule.internal) == session.rewrite.destination)
                 .map(|(position, _)| Origin::Forward(position)),
+            Origin::Service(_) => {
+                let (_, server) = session.server()?;
+                let is_address_of = |name: &str, wanted: Ipv4Addr| {
+                    self.interfaces.values().any(|own| own.name == name && own.addresses.contains(&wanted))
+                };
+                let (position, rule) = self.rules.service(&session.original, is_address_of)?;
+                rule.servers.iter().any(|one| one.address == server).then_some(Origin::Service(position))
+            }
             Origin::Static(_) => self
                 .rules
                 .static_inbound(address(session.original.destination))

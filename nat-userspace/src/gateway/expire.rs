@@ -36,6 +36,7 @@ impl Gateway {
         self.expire_fragments(now);
         self.expire_knocks(now);
         self.sources.sweep(now);
+        self.services.sweep(now);
         let notices = self.notices.sweep(now);
         if more {
             return Duration::ZERO;
@@ -127,7 +128,10 @@ impl Gateway {
 
     /// Ends a session whose ends may go on talking: they are told if the configuration says so.
     pub fn abandon(&mut self, world: &mut dyn World, now: Instant, slot: u32) {
-        if self.timeouts.tcp_reset {
+        // Whoever is connected to a server that is taken out learns it at once (behaviour LBS-07).
+        let is_of_removed = self.sessions.get(slot).is_some_and(|session| session.server().is_some())
+            && self.allowed_by(slot).is_none();
+        if self.timeouts.tcp_reset || is_of_removed {
             self.reset_both_ends(world, slot);
         }
         self.end(world, now, slot);
@@ -136,6 +140,9 @@ impl Gateway {
     /// Ends a session: its entries, and its mapping if it was the last.
     pub fn end(&mut self, world: &mut dyn World, now: Instant, slot: u32) {
         let Some(session) = self.sessions.remove(slot) else { return };
+        if let Some((position, server)) = session.server() {
+            self.services.ended(position, server, &world.activity(slot));
+        }
         world.close(slot, &[session.original, session.reply]);
         self.let_go(now, &session);
     }
@@ -156,7 +163,7 @@ impl Gateway {
         match session.origin {
             Origin::Snat(_) => self.sources.close(session.original.source),
             Origin::Inbound(_) | Origin::Forward(_) => self.sources.close(session.rewrite.destination),
-            Origin::Static(_) | Origin::Bypass => {}
+            Origin::Static(_) | Origin::Service(_) | Origin::Bypass => {}
         }
     }
 

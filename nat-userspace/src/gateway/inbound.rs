@@ -1,13 +1,14 @@
 //! Packets to the gateway's external addresses: for a mapping if its filter lets them in, for a
 //! forward, else for the gateway itself. From the inside, the same is hairpinning.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::sync::Arc;
 use std::time::Instant;
 
 use nat_common::flow::{Query, Rewrite};
 use nat_common::{FlowKey, Parsed, Realm, Reason, tcp, wire};
 
+use super::icmp::Error;
 use super::mappings::{Mapping, MappingKey};
 use super::open::{FORWARDS, Opened, Refusal, has_ports};
 use super::sessions::{NO_MAPPING, Origin, Session};
@@ -43,8 +44,11 @@ impl Gateway {
                 Refusal::Silent(Reason::DropUnsolicited)
             });
         }
-        let target = match self.find_target(key, ingress.realm() == Realm::Inside) {
+        let found = self.find_target(key, ingress.realm() == Realm::Inside);
+        let service = if matches!(found, Ok(Some(_))) { None } else { self.find_service(key) };
+        let target = match found {
             Ok(Some(target)) => target,
+            _ if let Some(position) = service => self.choose_server(now, parsed, position)?,
             Ok(None) => return Err(self.nobodys(world, key)),
             // What a filter keeps out may still be a socket's that was bound later (LOC-05).
             Err(reason) => {
@@ -60,7 +64,7 @@ impl Gateway {
             return Err(Refusal::Silent(Reason::DropNoSession));
         }
         if parsed.ttl <= 1 {
-            return Err(Refusal::Told(Reason::DropTtl, super::icmp::Error::TtlExceeded));
+            return Err(Refusal::Told(Reason::DropTtl, Error::TtlExceeded));
         }
         let query =
             RouteQuery { source: address(key.source), destination: address(target.inside.0), ingress: 0 };
@@ -72,10 +76,10 @@ impl Gateway {
             // A forward to the gateway itself: its own stack would answer from another address.
             return Err(Refusal::Silent(Reason::DropNoRoute));
         }
-        self.may_open(target.inside.0, now)?;
-        let rewrite = self.inbound_rewrite(world, now, ingress, &egress, key, &target).inspect_err(|_| {
-            self.sources.close(target.inside.0);
-        })?;
+        self.admit(&target, now)?;
+        let rewrite = self
+            .inbound_rewrite(world, now, ingress, &egress, key, &target)
+            .inspect_err(|_| self.turn_away(&target))?;
         let next_hops = [
             self.next_hops.slot(world, &egress, route.gateway.unwrap_or(address(target.inside.0))),
             self.way_to_remote(world, ingress, key.destination, key.source),
@@ -92,7 +96,7 @@ impl Gateway {
             reply_refreshes: true,
         };
         self.enter(world, now, session).ok_or_else(|| {
-            self.sources.close(target.inside.0);
+            self.turn_away(&target);
             self.let_go_of_hairpin(now, key);
             Refusal::Silent(Reason::DropTable)
         })
@@ -128,11 +132,7 @@ impl Gateway {
             }
             kept_out = Some(Reason::DropFiltered);
         }
-        let forward = self.rules.forward(key, |name, wanted| {
-            self.interfaces
-                .values()
-                .any(|interface| interface.name == name && interface.addresses.contains(&wanted))
-        });
+        let forward = self.rules.forward(key, |name, wanted| self.is_address_of(name, wanted));
         let Some((position, rule)) = forward else { return kept_out.map_or(Ok(None), Err) };
         let inside = (network(rule.internal), forwarded_port(rule, key.destination_port));
         let mapping_key =
@@ -175,10 +175,12 @@ impl Gateway {
         if key.protocol == wire::ICMP {
             rewrite.source_port = 0;
         }
-        if ingress.realm() == Realm::Inside {
-            let Some((position, rule)) = self.rules.hairpin(key) else {
-                return Err(Refusal::Silent(Reason::DropUnsolicited));
-            };
+        let is_service = matches!(target.origin, Origin::Service(_));
+        let hairpin = if ingress.realm() == Realm::Inside { self.rules.hairpin(key) } else { None };
+        if hairpin.is_none() && ingress.realm() == Realm::Inside && !is_service {
+            return Err(Refusal::Silent(Reason::DropUnsolicited));
+        }
+        if let Some((position, rule)) = hairpin {
             let rule = rule.clone();
             let outside = self.interface_of(key.destination);
             let outside = outside.as_deref().unwrap_or(egress);
@@ -196,7 +198,9 @@ impl Gateway {
             let candidate = Rewrite { source, source_port: port.to_be(), ..rewrite };
             self.sessions.find(&Session::reply_key(key, &candidate, egress.realm())).is_some()
         };
-        let source = if target.hides_remote {
+        // A server would answer a client on its own link by itself, past the gateway (behaviour LBS-10).
+        let hides_remote = target.hides_remote || (is_service && egress.ifindex == ingress.ifindex);
+        let source = if hides_remote {
             let Some(own) = egress.addresses.first() else {
                 return Err(Refusal::Silent(Reason::DropNoAddress));
             };
@@ -206,7 +210,7 @@ impl Gateway {
         };
         let wanted = u16::from_be(key.source_port);
         let port = if taken(wanted, source)
-            || (target.hides_remote && world.is_bound(key.protocol, source, wanted.to_be()))
+            || (hides_remote && world.is_bound(key.protocol, source, wanted.to_be()))
         {
             let range = PortRange::UNPRIVILEGED;
             let step = self.externals.draw(range);
@@ -216,7 +220,7 @@ impl Gateway {
                     range.first + u16::try_from(offset).unwrap_or(0)
                 })
                 .find(|&port| {
-                    let is_own = target.hides_remote && world.is_bound(key.protocol, source, port.to_be());
+                    let is_own = hides_remote && world.is_bound(key.protocol, source, port.to_be());
                     !(is_own || taken(port, source))
                 })
         } else {
@@ -228,6 +232,66 @@ impl Gateway {
         }
         rewrite.source = source;
         Ok(rewrite)
+    }
+
+    /// Whether an address is an interface's.
+    fn is_address_of(&self, name: &str, wanted: Ipv4Addr) -> bool {
+        self.interfaces.values().any(|own| own.name == name && own.addresses.contains(&wanted))
+    }
+
+    /// The service of an external endpoint.
+    fn find_service(&self, key: &FlowKey) -> Option<u16> {
+        self.rules.service(key, |name, wanted| self.is_address_of(name, wanted)).map(|(position, _)| position)
+    }
+
+    /// The server that a packet which may open a connection is for.
+    fn choose_server(&mut self, now: Instant, parsed: &Parsed, position: u16) -> Result<Target, Refusal> {
+        let key = &parsed.key;
+        if key.protocol == wire::TCP && !tcp::opens(parsed.tcp_flags) {
+            return Err(Refusal::Silent(Reason::DropNoSession));
+        }
+        let client = (address(key.source), u16::from_be(key.source_port));
+        let Some(server) = self.services.choose(position, client, now) else {
+            return Err(Refusal::Told(Reason::DropNoServer, Error::HostUnreachable));
+        };
+        Ok(Target {
+            inside: (network(*server.ip()), server.port().to_be()),
+            mapping: NO_MAPPING,
+            origin: Origin::Service(position),
+            hides_remote: false,
+        })
+    }
+
+    /// Whether there is room for one more session. Limits of inside hosts are not a server's, who has clients.
+    fn admit(&mut self, target: &Target, now: Instant) -> Result<(), Refusal> {
+        if !matches!(target.origin, Origin::Service(_)) {
+            return self.may_open(target.inside.0, now);
+        }
+        if self.sessions.is_full() {
+            return Err(Refusal::Told(Reason::DropSessionsFull, Error::AdministrativelyProhibited));
+        }
+        Ok(())
+    }
+
+    /// What was admitted comes to nothing.
+    fn turn_away(&mut self, target: &Target) {
+        if !matches!(target.origin, Origin::Service(_)) {
+            self.sources.close(target.inside.0);
+        }
+    }
+
+    /// Counts a session that was just put in, if it is a service's.
+    pub(super) fn count_service(&mut self, now: Instant, slot: u32) {
+        if let Some(session) = self.sessions.get(slot)
+            && let Some((position, server)) = session.server()
+        {
+            self.services.opened(position, server, address(session.original.source), now);
+        }
+    }
+
+    /// What a check has found of a server. Returns whether that is news.
+    pub fn set_health(&mut self, service: &str, server: SocketAddrV4, is_up: bool, now: Instant) -> bool {
+        self.services.set_health(service, server, is_up, now)
     }
 
     /// The interface that has an address.
@@ -288,7 +352,7 @@ impl Gateway {
         let mut busy = Vec::new();
         let forwards = self.rules.forwards.clone();
         for (position, rule) in forwards.iter().enumerate() {
-            for external in self.forward_addresses(rule) {
+            for external in self.addresses_of(&rule.external) {
                 for protocol in rule.protocols.iter().filter(|&protocol| has_ports(protocol)) {
                     for port in rule.external_ports.first..=rule.external_ports.last {
                         if !self.externals.reserve(protocol, external, port) {
@@ -299,29 +363,55 @@ impl Gateway {
                 }
             }
         }
+        let services = self.rules.services.clone();
+        for rule in &services {
+            for external in self.addresses_of(&rule.external) {
+                if !self.externals.reserve(rule.protocol, external, rule.port) {
+                    busy.push((rule.protocol, rule.port));
+                }
+            }
+        }
         busy
     }
 
-    /// What forwards listen on now: address in network byte order, protocol, ports.
+    /// What forwards and services listen on now: address in network byte order, protocol, ports.
     pub fn forwarded_endpoints(&self) -> impl Iterator<Item = (u32, u8, PortRange)> {
-        self.rules.forwards.iter().flat_map(|rule| {
-            self.forward_addresses(rule).into_iter().flat_map(move |external| {
+        let forwards = self.rules.forwards.iter().flat_map(|rule| {
+            self.addresses_of(&rule.external).into_iter().flat_map(move |external| {
                 rule.protocols.iter().map(move |protocol| (external, protocol, rule.external_ports))
             })
-        })
+        });
+        let services = self.rules.services.iter().flat_map(|rule| {
+            let ports = PortRange { first: rule.port, last: rule.port };
+            let externals = self.addresses_of(&rule.external).into_iter();
+            externals.map(move |external| (external, rule.protocol, ports))
+        });
+        forwards.chain(services)
     }
 
-    /// The forward that has a port of an address (0.0.0.0 for any): its external address, its name.
-    pub fn forward_of(&self, protocol: u8, own: Ipv4Addr, port: u16) -> Option<(Ipv4Addr, &str)> {
-        self.rules
-            .forwards
-            .iter()
-            .filter(|rule| rule.protocols.contains(protocol) && rule.external_ports.contains(port))
-            .flat_map(|rule| {
-                self.forward_addresses(rule).into_iter().map(move |external| (address(external), rule))
+    /// The forward or service that has a port of an address (0.0.0.0 for any): its external address, kind
+    /// and name.
+    pub fn forward_of(
+        &self,
+        protocol: u8,
+        own: Ipv4Addr,
+        port: u16,
+    ) -> Option<(Ipv4Addr, &'static str, &str)> {
+        let forwards = self.rules.forwards.iter().filter_map(|rule| {
+            let has_port = rule.protocols.contains(protocol) && rule.external_ports.contains(port);
+            has_port.then_some((&rule.external, "forward", rule.name.as_str()))
+        });
+        let services = self.rules.services.iter().filter_map(|rule| {
+            let has_port = (rule.protocol, rule.port) == (protocol, port);
+            has_port.then_some((&rule.external, "service", rule.name.as_str()))
+        });
+        forwards
+            .chain(services)
+            .flat_map(|(external, kind, name)| {
+                let externals = self.addresses_of(external).into_iter();
+                externals.map(move |external| (address(external), kind, name))
             })
-            .find(|(external, _)| own.is_unspecified() || *external == own)
-            .map(|(external, rule)| (external, rule.name.as_str()))
+            .find(|(external, ..)| own.is_unspecified() || *external == own)
     }
 
     fn map_forward(&mut self, rule: &ForwardRule, position: usize, protocol: u8, external: u32, port: u16) {
@@ -344,9 +434,9 @@ impl Gateway {
         });
     }
 
-    /// The addresses a forward listens on now, network byte order.
-    fn forward_addresses(&self, rule: &ForwardRule) -> Vec<u32> {
-        match &rule.external {
+    /// The addresses a forward or service listens on now, network byte order.
+    fn addresses_of(&self, external: &ForwardAddress) -> Vec<u32> {
+        match external {
             ForwardAddress::Address(external) => vec![network(*external)],
             ForwardAddress::Interface(name) => self
                 .interfaces

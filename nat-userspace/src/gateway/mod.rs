@@ -30,6 +30,7 @@ mod random;
 mod reset;
 mod restore;
 mod rules;
+mod services;
 mod sessions;
 mod stateless;
 mod view;
@@ -53,6 +54,7 @@ pub use self::changes::Reloaded;
 pub use self::notices::{Condition, Notice};
 pub use self::random::Random;
 pub use self::rules::{Rules, address, network};
+pub use self::services::{ServerView, ServiceView};
 pub use self::sessions::{Origin, Session};
 pub use self::view::{PoolUse, SessionView};
 pub use self::world::World;
@@ -168,6 +170,7 @@ pub struct Gateway {
     /// Mappings that the sources of hairpinned sessions have, by the sessions' first keys.
     hairpins: HashMap<FlowKey, u32>,
     knocks: knocks::Knocks,
+    services: services::Services,
     /// Sessions whose first packets found no neighbour.
     unreachable: Vec<u32>,
     /// Frames to send beside what `handle` returns; the caller drains it.
@@ -194,9 +197,11 @@ pub struct Released {
 impl Gateway {
     /// A gateway without interfaces or sessions.
     pub fn new(config: &Config, now: Instant, mut random: Random) -> Self {
+        let rules = Rules::new(config);
         Self {
             started: now,
-            rules: Rules::new(config),
+            services: services::Services::new(&rules.services, now),
+            rules,
             timeouts: config.timeouts.clone(),
             interfaces: HashMap::default(),
             sessions: sessions::SessionTable::new(config.limits.sessions),
@@ -336,6 +341,8 @@ impl Gateway {
             crate::config::SnatTarget::Pool(pool) => pool.contains(address(destination)),
             _ => false,
         }) || self.rules.forwards.iter().any(|rule| {
+            matches!(&rule.external, crate::config::ForwardAddress::Address(external) if network(*external) == destination)
+        }) || self.rules.services.iter().any(|rule| {
             matches!(&rule.external, crate::config::ForwardAddress::Address(external) if network(*external) == destination)
         })
     }

@@ -319,6 +319,7 @@ impl Gateway {
         session.armed = armed;
         let (entries, origin) = (session.entries(), session.origin.encode());
         world.open(slot, &entries, origin);
+        self.count_service(now, slot);
         Some((slot, Direction::Original))
     }
 
@@ -390,7 +391,7 @@ fn has_payload(frame: &[u8], parsed: &Parsed) -> bool {
 /// The remote address of a session, as its mapping's filter sees it.
 pub(super) fn session_remote(session: &Session) -> u32 {
     match session.origin {
-        Origin::Inbound(_) | Origin::Forward(_) => session.original.source,
+        Origin::Inbound(_) | Origin::Forward(_) | Origin::Service(_) => session.original.source,
         _ => session.rewrite.destination,
     }
 }

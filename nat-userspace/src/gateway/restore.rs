@@ -25,6 +25,7 @@ impl Origin {
             Self::Forward(position) => (3, position),
             Self::Static(position) => (4, position),
             Self::Bypass => (5, 0),
+            Self::Service(position) => (6, position),
         };
         kind << 16 | u32::from(position)
     }
@@ -38,6 +39,7 @@ impl Origin {
             3 => Some(Self::Forward(position)),
             4 => Some(Self::Static(position)),
             5 => Some(Self::Bypass),
+            6 => Some(Self::Service(position)),
             _ => None,
         }
     }
@@ -97,11 +99,18 @@ impl Gateway {
                 .mappings
                 .find_external(original.protocol, original.destination, original.destination_port)
                 .unwrap_or(NO_MAPPING),
-            Origin::Static(_) | Origin::Bypass => NO_MAPPING,
+            Origin::Static(_) | Origin::Service(_) | Origin::Bypass => NO_MAPPING,
         };
         // The source of a hairpinned session has a mapping of its own.
-        if original.realm == Realm::Inside as u16 && !matches!(origin, Origin::Snat(_)) {
-            let (position, _) = self.rules.hairpin(&original)?;
+        let hairpin = if original.realm != Realm::Inside as u16 || matches!(origin, Origin::Snat(_)) {
+            None
+        } else if let Origin::Service(_) = origin {
+            // Without a rule that hides it, a service's client has the gateway's inside address, or its own.
+            self.rules.hairpin(&original).filter(|_| rewrite.source != original.source)
+        } else {
+            Some(self.rules.hairpin(&original)?)
+        };
+        if let Some((position, _)) = hairpin {
             let source = self.restore_mapping(&session, position)?;
             self.mappings.hold(source, original.destination);
             self.hairpins.insert(original, source);
@@ -122,6 +131,7 @@ impl Gateway {
             return None;
         };
         self.belongs_to(world, slot, origin);
+        self.count_service(now, slot);
         let line = world.activity(slot);
         let left = self.sessions.get(slot).map(|session| self.time_left(world, session, &line))?;
         self.arm(now + left, slot);

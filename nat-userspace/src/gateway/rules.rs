@@ -11,8 +11,8 @@ use nat_common::wire;
 use super::Interface;
 use super::sessions::Origin;
 use crate::config::{
-    Config, Filtering, ForwardRule, Pooling, PortRange, Ports, Selector, Side, SnatRule, SnatTarget,
-    StaticRule, Unmatched,
+    Config, Filtering, ForwardAddress, ForwardRule, Pooling, PortRange, Ports, Selector, ServiceRule, Side,
+    SnatRule, SnatTarget, StaticRule, Unmatched,
 };
 
 /// The rules of a configuration.
@@ -25,6 +25,8 @@ pub struct Rules {
     pub statics: Vec<StaticRule>,
     /// Port forwards, in file order.
     pub forwards: Vec<ForwardRule>,
+    /// Virtual servers, in file order.
+    pub services: Vec<Arc<ServiceRule>>,
     /// Names of inside interfaces.
     inside: Vec<String>,
     /// `[unmatched] outside = "drop"`.
@@ -51,6 +53,7 @@ impl Rules {
             pools: config.snat.iter().map(|rule| pool_addresses(&rule.to)).collect(),
             statics: config.statics.clone(),
             forwards: config.forwards.clone(),
+            services: config.services.iter().cloned().map(Arc::new).collect(),
             inside: config
                 .interfaces
                 .iter()
@@ -70,6 +73,7 @@ impl Rules {
             }
             Origin::Forward(position) => self.forwards.get(usize::from(position)).map(|rule| &rule.name),
             Origin::Static(position) => self.statics.get(usize::from(position)).map(|rule| &rule.name),
+            Origin::Service(position) => self.services.get(usize::from(position)).map(|rule| &rule.name),
             Origin::Bypass => None,
         };
         name.cloned().unwrap_or_default()
@@ -94,6 +98,9 @@ impl Rules {
             }
             Origin::Static(_) => {
                 place(self.statics.iter().position(|rule| rule.name == name)).map(Origin::Static)
+            }
+            Origin::Service(_) => {
+                place(self.services.iter().position(|rule| rule.name == name)).map(Origin::Service)
             }
             Origin::Bypass => Some(Origin::Bypass),
         }
@@ -183,11 +190,35 @@ impl Rules {
                 && rule.external_ports.contains(port)
                 && rule.source.matches(address(key.source))
                 && match &rule.external {
-                    crate::config::ForwardAddress::Address(external) => *external == destination,
-                    crate::config::ForwardAddress::Interface(name) => is_address_of(name, destination),
+                    ForwardAddress::Address(external) => *external == destination,
+                    ForwardAddress::Interface(name) => is_address_of(name, destination),
                 }
         })?;
         Some((u16::try_from(position).ok()?, rule))
+    }
+
+    /// The service of a packet to one of the gateway's addresses; `is_address_of` as above.
+    pub fn service(
+        &self,
+        key: &FlowKey,
+        is_address_of: impl Fn(&str, Ipv4Addr) -> bool,
+    ) -> Option<(u16, &Arc<ServiceRule>)> {
+        let destination = address(key.destination);
+        let port = u16::from_be(key.destination_port);
+        let (position, rule) = self.services.iter().enumerate().find(|(_, rule)| {
+            (rule.protocol, rule.port) == (key.protocol, port)
+                && match &rule.external {
+                    ForwardAddress::Address(external) => *external == destination,
+                    ForwardAddress::Interface(name) => is_address_of(name, destination),
+                }
+        })?;
+        Some((u16::try_from(position).ok()?, rule))
+    }
+
+    /// Inside hosts that connections from outside are led to by a rule.
+    pub fn forwarded_to(&self) -> impl Iterator<Item = Ipv4Addr> {
+        let servers = self.services.iter().flat_map(|rule| &rule.servers).map(|one| *one.address.ip());
+        self.forwards.iter().map(|rule| rule.internal).chain(servers)
     }
 
     /// The one-to-one rule of an external address, and the inside address it stands for.

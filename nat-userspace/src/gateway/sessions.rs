@@ -43,6 +43,8 @@ pub enum Origin {
     Forward(u16),
     /// A one-to-one rule, by position: only where the fast path could not do without (hairpin).
     Static(u16),
+    /// A virtual server, by position.
+    Service(u16),
     /// No rule: plain routing, remembered so that it is not asked again.
     Bypass,
 }
@@ -67,6 +69,14 @@ impl Session {
                 destination_port: self.original.source_port,
             },
         }
+    }
+
+    /// The server of a service's session, as its own endpoint.
+    pub fn server(&self) -> Option<(u16, std::net::SocketAddrV4)> {
+        let Origin::Service(position) = self.origin else { return None };
+        let Rewrite { destination, destination_port, .. } = self.rewrite;
+        let host = super::address(destination);
+        Some((position, std::net::SocketAddrV4::new(host, u16::from_be(destination_port))))
     }
 
     /// The table entry of a direction.

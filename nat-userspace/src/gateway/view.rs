@@ -153,6 +153,15 @@ impl Gateway {
             .sum()
     }
 
+    /// Every service and its servers.
+    pub fn services(&self, world: &dyn World, now: Instant) -> Vec<super::ServiceView> {
+        let live = self.sessions.iter().filter_map(|(slot, session)| {
+            let (position, server) = session.server()?;
+            Some((position, server, world.activity(slot)))
+        });
+        self.services.view(now, live)
+    }
+
     /// Every external address in use, and its ports.
     pub fn pools(&self) -> Vec<PoolUse> {
         let mut pools: Vec<PoolUse> = self
