@@ -74,7 +74,7 @@ impl FlowTable {
         if !written || !(alike || self.index.insert(reply, lines[1], key_of)) {
             self.failed.push(session);
         } else if !self.index.insert(original, lines[0], key_of) {
-            self.index.remove(reply, lines[1]);
+            self.index.remove(reply, lines[1], key_of);
             self.failed.push(session);
         }
     }
@@ -87,7 +87,7 @@ impl FlowTable {
     /// Takes a session's lines out of the index. Its slot is [released](FlowTable::released) once nothing reads them.
     pub fn close(&mut self, session: u32, keys: &[FlowKey; 2]) {
         for (direction, key) in Direction::BOTH.into_iter().zip(keys) {
-            self.index.remove(key, table::line_of(session, direction));
+            self.index.remove(key, table::line_of(session, direction), |line| key_of(&self.segments, line));
         }
         self.grace.close(session);
     }
@@ -141,7 +141,8 @@ impl FlowTable {
 
     /// Takes everything out but these sessions, and waits until no program reads what was taken out.
     pub fn retain(&mut self, sessions: &HashSet<u32>) {
-        self.index.retain(|line| table::session_of(line).is_some_and(|session| sessions.contains(&session)));
+        let keep = |line| table::session_of(line).is_some_and(|session| sessions.contains(&session));
+        self.index.retain(keep, |line| key_of(&self.segments, line));
         self.grace.wait();
     }
 

@@ -64,21 +64,24 @@ impl Index {
     }
 
     /// Takes a key's line out.
-    pub(super) fn remove(&mut self, key: &FlowKey, line: u32) {
+    pub(super) fn remove(&mut self, key: &FlowKey, line: u32, key_of: impl Fn(u32) -> FlowKey) {
         let hash = table::hash(key.words(), &self.secret);
-        let Some(place) = self.take_out(hash, line, self.level) else { return };
+        let Some(place) = self.find(hash, line, self.level) else { return };
         self.taken -= 1;
-        if self.is_carried(place) {
-            self.take_out(hash, line, self.level * 2);
+        self.store(place, REMOVED);
+        if self.carried.is_none() {
+            self.close_up(place, self.level, key_of);
+        } else if self.is_carried(place)
+            && let Some(place) = self.find(hash, line, self.level * 2)
+        {
+            self.store(place, REMOVED);
+            self.close_up(place, self.level * 2, key_of);
         }
     }
 
     /// Whether a search for the key finds this line.
     pub(super) fn has(&self, key: &FlowKey, line: u32) -> bool {
-        let hash = table::hash(key.words(), &self.secret);
-        let entry = table::entry(hash, line);
-        let mut entries = Self::places(hash, self.level).map(|place| self.load(place));
-        entries.by_ref().take_while(|there| *there != EMPTY).any(|there| there == entry)
+        self.find(table::hash(key.words(), &self.secret), line, self.level).is_some()
     }
 
     /// Every line that is in.
@@ -87,14 +90,24 @@ impl Index {
         entries.filter(|entry| *entry > REMOVED).map(|entry| entry & LINE_MASK)
     }
 
-    /// Takes everything out but these lines.
-    pub(super) fn retain(&mut self, keep: impl Fn(u32) -> bool) {
+    /// Takes everything out but these lines, also what an earlier daemon had left half removed.
+    pub(super) fn retain(&mut self, keep: impl Fn(u32) -> bool, key_of: impl Fn(u32) -> FlowKey) {
         for place in self.level..self.level * 2 {
-            let entry = self.load(place);
-            if entry > REMOVED && !keep(entry & LINE_MASK) {
+            // What closes up comes to this place, and is judged as well.
+            loop {
+                let entry = self.load(place);
+                let line = entry & LINE_MASK;
+                // An entry that a search does not find, or finds elsewhere, was left where it is half moved.
+                let is_found = || {
+                    self.find(table::hash(key_of(line).words(), &self.secret), line, self.level)
+                        == Some(place)
+                };
+                if entry == EMPTY || (entry > REMOVED && keep(line) && is_found()) {
+                    break;
+                }
+                self.taken -= u32::from(entry > REMOVED);
                 self.store(place, REMOVED);
-                self.tidy(place, self.level);
-                self.taken -= 1;
+                self.close_up(place, self.level, &key_of);
             }
         }
     }
@@ -146,13 +159,10 @@ impl Index {
         Some(place)
     }
 
-    fn take_out(&self, hash: u64, line: u32, level: u32) -> Option<u32> {
+    fn find(&self, hash: u64, line: u32, level: u32) -> Option<u32> {
         let entry = table::entry(hash, line);
         let mut places = Self::places(hash, level).take_while(|&place| self.load(place) != EMPTY);
-        let place = places.find(|&place| self.load(place) == entry)?;
-        self.store(place, REMOVED);
-        self.tidy(place, level);
-        Some(place)
+        places.find(|&place| self.load(place) == entry)
     }
 
     /// Where a search for a hash looks, in its order.
@@ -160,17 +170,30 @@ impl Index {
         (0..SEARCHED).map(move |step| table::place(hash, level, step))
     }
 
-    /// Makes what was removed empty where nothing comes after it: no search has to go on there.
-    fn tidy(&self, last: u32, level: u32) {
-        let neighbour = |place: u32, step: u32| level | (place.wrapping_add(step) & (level - 1));
-        if self.load(neighbour(last, 1)) != EMPTY {
-            return;
+    /// Moves what comes after a place that was removed up to it, where its search may find it, so that no search has
+    /// to go past places where nothing is. A search of the program that is just there may miss what moves: that
+    /// packet goes to the daemon, who knows its session.
+    fn close_up(&self, removed: u32, level: u32, key_of: impl Fn(u32) -> FlowKey) {
+        let after = |place: u32| level | (place.wrapping_add(1) & (level - 1));
+        let steps = |from: u32, to: u32| to.wrapping_sub(from) & (level - 1);
+        let (mut hole, mut place) = (removed, after(removed));
+        while place != removed {
+            let entry = self.load(place);
+            if entry == EMPTY {
+                break;
+            }
+            if entry > REMOVED {
+                let home =
+                    table::place(table::hash(key_of(entry & LINE_MASK).words(), &self.secret), level, 0);
+                if steps(home, place) >= steps(hole, place) {
+                    self.store(hole, entry);
+                    self.store(place, REMOVED);
+                    hole = place;
+                }
+            }
+            place = after(place);
         }
-        let mut place = last;
-        while self.load(place) == REMOVED {
-            self.store(place, EMPTY);
-            place = neighbour(place, u32::MAX);
-        }
+        self.store(hole, EMPTY);
     }
 
     fn load(&self, place: u32) -> u32 {
@@ -182,6 +205,120 @@ impl Index {
         let (segment, at) = table::segment_of_place(place);
         if let Some(segment) = self.segments.get(segment as usize) {
             segment.store(at, entry);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+    use std::collections::HashSet;
+
+    /// Memory as a map's would be.
+    fn memory<T: Copy>(entries: u32) -> Mapped<T> {
+        let file = memfd_create("index", MemfdFlags::CLOEXEC).expect("a file in memory");
+        ftruncate(&file, u64::from(entries) * size_of::<T>() as u64).expect("make it as long");
+        Mapped::new(file, entries).expect("map it")
+    }
+
+    fn index() -> Index {
+        Index::new(vec![memory(PLACES)], memory(1), Secret([1, 2, 3, 4]))
+    }
+
+    /// The key of a line: the model's, and what the index asks for while it grows.
+    fn key(line: u32) -> FlowKey {
+        FlowKey { source: line.wrapping_mul(2_654_435_761), source_port: 7, ..FlowKey::default() }
+    }
+
+    /// What is in, is found; what was taken out, is not; and nothing else is there.
+    fn check(index: &Index, there: &HashSet<u32>, gone: &[u32]) {
+        assert!(there.iter().all(|line| index.has(&key(*line), *line)));
+        assert!(gone.iter().all(|line| there.contains(line) || !index.has(&key(*line), *line)));
+        let mut lines: Vec<u32> = index.lines().collect();
+        lines.sort_unstable();
+        let mut wanted: Vec<u32> = there.iter().copied().collect();
+        wanted.sort_unstable();
+        assert_eq!(lines, wanted);
+    }
+
+    #[test]
+    fn it_grows_while_entries_come_and_go() {
+        let mut index = index();
+        let mut there = HashSet::new();
+        let mut gone = Vec::new();
+        // Half again as many come as go, through two levels and into a third.
+        for line in 2..60_002 {
+            assert!(index.insert(&key(line), line, key));
+            there.insert(line);
+            if line % 3 == 0 {
+                let old = line / 3 + 1;
+                index.remove(&key(old), old, key);
+                there.remove(&old);
+                gone.push(old);
+            }
+            while u64::from(index.wants()) > index.segments() as u64 {
+                index.add(memory(PLACES));
+            }
+        }
+        assert!(index.level > table::FIRST_LEVEL * 2, "it has grown: {}", index.level);
+        check(&index, &there, &gone);
+        // What is carried over in part when another daemon comes is swept.
+        let level = index.level;
+        let (lost, twice) = (index.level + 5, index.level * 2 - 7);
+        index.store(lost, table::entry(0, 4));
+        index.store(twice, REMOVED);
+        index.taken = u32::try_from(index.lines().count()).expect("few");
+        there = index.lines().filter(|line| index.has(&key(*line), *line)).collect();
+        index.retain(|line| line % 2 == 0, key);
+        assert_eq!(index.level, level);
+        there.retain(|line| line % 2 == 0);
+        check(&index, &there, &[]);
+    }
+
+    /// Places that were removed must not pile up: each lengthens searches for what is not there.
+    #[test]
+    fn churn_leaves_searches_short() {
+        let mut index = index();
+        let live = table::FIRST_LEVEL / 5 * 2 - 64;
+        for line in 2..live {
+            assert!(index.insert(&key(line), line, key));
+        }
+        for line in live..live + 200_000 {
+            let old = line - live + 2;
+            index.remove(&key(old), old, key);
+            assert!(index.insert(&key(line), line, key));
+        }
+        assert_eq!(index.level, table::FIRST_LEVEL);
+        let steps = |line: u32| {
+            let hash = table::hash(key(line).words(), &index.secret);
+            Index::places(hash, index.level).take_while(|place| index.load(*place) != EMPTY).count()
+        };
+        let absent = 10_000_000..10_010_000;
+        let mean = absent.clone().map(steps).sum::<usize>() / absent.len();
+        assert!(mean < 4, "a search for what is not there takes {mean} steps");
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+        /// Few keys, so that they meet: removed places are reused and emptied again.
+        #[test]
+        fn any_order_of_changes(changes in prop::collection::vec((2u32..64, any::<bool>()), 1..400)) {
+            let mut index = index();
+            // All keys fall near one place: the longest runs.
+            let crowd = |line: u32| FlowKey { source: line % 5, ..FlowKey::default() };
+            let mut there = HashSet::new();
+            for (line, comes) in changes {
+                if comes && there.insert(line) {
+                    prop_assert!(index.insert(&crowd(line), line, crowd));
+                } else if !comes && there.remove(&line) {
+                    index.remove(&crowd(line), line, crowd);
+                }
+                for line in 2..64 {
+                    prop_assert_eq!(index.has(&crowd(line), line), there.contains(&line));
+                }
+            }
         }
     }
 }
