@@ -1,7 +1,9 @@
 //! What the program and the daemon must agree on: names, capacities, layouts.
 
+use crate::vlan::Tags;
+
 /// Grows when the layout of any pinned map changes; pins of another version are not taken over.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// Name of the XDP program.
 pub const PROGRAM_XDP: &str = "natgw_xdp";
@@ -58,6 +60,10 @@ pub struct Interface {
     pub port: u16,
     /// Its MTU, bytes: a larger packet is several, merged or not yet cut apart.
     pub mtu: u32,
+    /// The device that its frames pass: itself, or what its VLAN is on.
+    pub device: u32,
+    /// The tags of its VLAN.
+    pub tags: Tags,
 }
 
 impl Interface {
@@ -73,6 +79,20 @@ impl Interface {
     pub const UNNUMBERED: u32 = 16;
     /// SYNs that come in by it have their MSS clamped: they go to the daemon.
     pub const CLAMP: u32 = 32;
+    /// It is a VLAN: its frames have tags.
+    pub const VLAN: u32 = 64;
+}
+
+/// Key of the table of VLANs.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct VlanKey {
+    /// Without priorities, see [`Tags::vlan`].
+    pub tags: Tags,
+    /// The device that the frame came in by.
+    pub device: u32,
+    /// Zero.
+    pub pad: u32,
 }
 
 /// What the program knows of an address that is the gateway's, or that natgw translates to.
@@ -182,24 +202,8 @@ pub struct SessionEvent {
     pub pad: [u8; 2],
 }
 
-/// Bytes of a packet that [`TooBigEvent`] carries: Ethernet, the longest IPv4 header, and the eight bytes behind it that
-/// an ICMP error quotes at least (RFC 792).
-pub const HEAD: usize = 14 + 60 + 8 + 2;
-
-/// Pushed by the tc program when a merged packet's segments do not fit the way out and may not be cut: its sender is to
-/// be told (RFC 1191).
-#[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TooBigEvent {
-    /// The interface it came in by.
-    pub ifindex: u32,
-    /// What fits the way out.
-    pub mtu: u32,
-    /// How it begins, as it came.
-    pub head: [u8; HEAD],
-}
-
-const _: () = assert!(size_of::<Interface>() == 28);
+const _: () = assert!(size_of::<Interface>() == 40);
+const _: () = assert!(size_of::<VlanKey>() == 16);
 const _: () = assert!(size_of::<LocalAddress>() == 8);
 const _: () = assert!(size_of::<ForwardKey>() == 8);
 const _: () = assert!(size_of::<SelectorKey>() == 8);
@@ -207,7 +211,6 @@ const _: () = assert!(size_of::<StaticKey>() == 8);
 const _: () = assert!(size_of::<StaticValue>() == 8);
 const _: () = assert!(size_of::<Settings>() == 8 + 16 + 6 * 32);
 const _: () = assert!(size_of::<SessionEvent>() == 8);
-const _: () = assert!(size_of::<TooBigEvent>() == 8 + HEAD);
 
 #[cfg(feature = "user")]
 mod user {
@@ -224,6 +227,8 @@ mod user {
     }
     plain!(
         super::Interface,
+        super::VlanKey,
+        crate::vlan::Tags,
         super::LocalAddress,
         super::ForwardKey,
         super::SelectorKey,
@@ -231,7 +236,6 @@ mod user {
         super::StaticValue,
         super::Settings,
         super::SessionEvent,
-        super::TooBigEvent,
         crate::classify::RuleSet,
         crate::flow::FlowKey,
         crate::flow::FlowValue,

@@ -1,6 +1,8 @@
 //! Where a translated packet goes: an index in the flow, the neighbour here, so that a new MAC
 //! or a link that went down acts on every live flow in one write.
 
+use crate::vlan::Tags;
+
 /// A neighbour behind an interface.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -12,24 +14,25 @@ pub struct NextHop {
     /// Interface index.
     pub ifindex: u32,
     /// Slot of the interface in the device map.
-    pub port: u32,
+    pub port: u16,
+    /// [`NextHop::VALID`], [`NextHop::STACK`], [`NextHop::CLAMP`].
+    pub flags: u16,
     /// Largest IPv4 packet that fits, bytes.
     pub mtu: u32,
-    /// [`NextHop::VALID`], [`NextHop::STACK`], [`NextHop::CLAMP`].
-    pub flags: u32,
-    /// Zero.
-    pub pad: u32,
+    /// Tags of the interface's VLAN, to be put in front of what leaves by it.
+    pub tags: Tags,
 }
 
 impl NextHop {
     /// The neighbour is resolved and the link is up; otherwise packets go to the daemon untouched.
-    pub const VALID: u32 = 1;
+    pub const VALID: u16 = 1;
     /// The interface takes no redirected frames (a veth whose peer has no NAPI, a driver without
     /// `ndo_xdp_xmit`): translate on the tc hook and send by the stack's transmit path.
-    pub const STACK: u32 = 2;
+    pub const STACK: u16 = 2;
     /// SYNs that leave by the interface have their MSS clamped: they go to the daemon. The same
     /// bit as [`crate::abi::Interface::CLAMP`], so that both are asked at once.
-    pub const CLAMP: u32 = crate::abi::Interface::CLAMP;
+    #[expect(clippy::cast_possible_truncation, reason = "one of the lower bits")]
+    pub const CLAMP: u16 = crate::abi::Interface::CLAMP as u16;
 }
 
 const _: () = assert!(size_of::<NextHop>() == 32);

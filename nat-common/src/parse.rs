@@ -5,6 +5,7 @@ use crate::checksum::Sum;
 use crate::flow::{FlowKey, Query, Realm};
 use crate::frame::Frame;
 use crate::reason::Reason;
+use crate::vlan::{Tags, is_tag};
 use crate::wire::{self, Ethernet, Icmp, Ipv4, Tcp, Udp, Vlan};
 
 /// Bytes of an Ethernet header.
@@ -19,8 +20,8 @@ pub struct Parsed {
     pub network: usize,
     /// Offset of what follows it.
     pub transport: usize,
-    /// VLAN tags in front of it, outermost first, host byte order; 0 where there is none.
-    pub tags: [u16; 2],
+    /// VLAN tags in front of it.
+    pub tags: Tags,
     /// IPv4 total length in bytes.
     pub total_length: u16,
     /// Time to live on arrival.
@@ -64,8 +65,8 @@ pub enum Frames {
 pub struct Link {
     /// Offset of the network header.
     pub network: usize,
-    /// VLAN tags, outermost first, host byte order; 0 where there is none.
-    pub tags: [u16; 2],
+    /// VLAN tags.
+    pub tags: Tags,
     /// Whether it is IPv4.
     pub is_ipv4: bool,
 }
@@ -88,32 +89,19 @@ pub fn parse_link<F: Frame>(frame: &F) -> Option<Link> {
     // SAFETY: `at` answered for the whole header.
     let mut kind = unsafe { (*ethernet).kind };
     let mut network = ETHERNET;
-    let mut tags = [0u16; 2];
-    if is_tag(kind) {
-        let tag = frame.at::<Vlan>(network)?;
+    let mut words = [0u16; 4];
+    for tag in words.as_chunks_mut::<2>().0 {
+        if !is_tag(kind) {
+            break;
+        }
+        let header = frame.at::<Vlan>(network)?;
         // SAFETY: as above.
-        unsafe {
-            tags[0] = u16::from_be((*tag).tag);
-            kind = (*tag).kind;
-        }
+        let Vlan { tag: number, kind: next } = unsafe { *header };
+        *tag = [kind, number];
+        kind = next;
         network += size_of::<Vlan>();
-        if is_tag(kind) {
-            let tag = frame.at::<Vlan>(network)?;
-            // SAFETY: as above.
-            unsafe {
-                tags[1] = u16::from_be((*tag).tag);
-                kind = (*tag).kind;
-            }
-            network += size_of::<Vlan>();
-        }
     }
-    Some(Link { network, tags, is_ipv4: kind == wire::ETHERTYPE_IPV4.to_be() })
-}
-
-/// Whether an EtherType, as it lies on the wire, announces a VLAN tag.
-#[inline(always)]
-fn is_tag(kind: u16) -> bool {
-    kind == wire::ETHERTYPE_VLAN.to_be() || kind == wire::ETHERTYPE_QINQ.to_be()
+    Some(Link { network, tags: Tags::of_wire(words), is_ipv4: kind == wire::ETHERTYPE_IPV4.to_be() })
 }
 
 /// Reads an IPv4 packet whose header begins at `network`. `realm` is a [`Realm`] as a number.
@@ -149,7 +137,7 @@ pub fn parse_ipv4<F: Frame>(frame: &F, network: usize, realm: u16) -> Result<Par
     let mut parsed = Parsed {
         network,
         transport,
-        tags: [0; 2],
+        tags: Tags::NONE,
         total_length,
         ttl: header.ttl,
         kind: Kind::Portless,
@@ -242,18 +230,16 @@ fn header_sum(header: *const Ipv4) -> Sum {
 
 /// Judges a fragment by its header alone: what no later one could make right is dropped.
 #[inline(always)]
-#[expect(clippy::needless_bitwise_bool, reason = "a branch that the verifier walks costs more")]
 fn check_fragment(fragment: u16, payload: u16, protocol: u8) -> Result<Kind, Reason> {
     let offset = u32::from(fragment & wire::FRAGMENT_OFFSET) * 8;
     let more = fragment & wire::MORE_FRAGMENTS != 0;
-    // behaviour FRG-15 (ping of death) and FRG-16. What lies at 8 is a TCP header's second half: nobody
-    // cuts so but to hide flags from a filter, or to write over those that it saw (RFC 1858 section 3,
-    // RFC 3128). All at once: each branch is walked with all that is behind it.
-    let is_wrong = (payload == 0)
-        | (offset + u32::from(payload) > 65_535)
-        | (more & !payload.is_multiple_of(8))
-        | ((offset == 8) & (protocol == wire::TCP));
-    if is_wrong {
+    // behaviour FRG-15 (ping of death) and FRG-16.
+    if payload == 0 || offset + u32::from(payload) > 65_535 || (more && !payload.is_multiple_of(8)) {
+        return Err(Reason::DropFragment);
+    }
+    // What lies there is a TCP header's second half: nobody cuts so but to hide flags from a filter,
+    // or to write over those that it saw (RFC 1858 section 3, RFC 3128).
+    if offset == 8 && protocol == wire::TCP {
         return Err(Reason::DropFragment);
     }
     Ok(if offset == 0 { Kind::FirstFragment } else { Kind::LaterFragment })

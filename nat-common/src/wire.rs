@@ -176,3 +176,5 @@ unsafe impl Wire for Icmp {}
 unsafe impl Wire for u8 {}
 // SAFETY: alignment 2, no invalid values.
 unsafe impl Wire for u16 {}
+// SAFETY: as above.
+unsafe impl<const N: usize> Wire for [u16; N] {}

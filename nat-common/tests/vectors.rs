@@ -6,6 +6,7 @@ use nat_common::{
     Realm, Reason,
     frame::SliceFrame,
     parse::{Frames, Kind, parse},
+    vlan::Tags,
     wire,
 };
 use packet::{Sample, checksum, parsed, rewrite, towards};
@@ -78,9 +79,11 @@ fn cks_10_an_echo_request() {
 #[test]
 fn vlan_tags_are_read() {
     let packet = "4500 001c 0000 0000 4011 8eea c0a8010a c6336401 0007 0009 0008 0000";
-    for (link, tags) in
-        [("0800", [0, 0]), ("8100 2007 0800", [0x2007, 0]), ("88a8 0001 8100 0002 0800", [1, 2])]
-    {
+    for (link, tags) in [
+        ("0800", Tags::NONE),
+        ("8100 2007 0800", Tags::of_vlans((0x8100, 0x2007), None)),
+        ("88a8 0001 8100 0002 0800", Tags::of_vlans((0x88a8, 1), Some((0x8100, 2)))),
+    ] {
         let mut frame = bytes(&format!("020000000001 020000000002 {link} {packet}"));
         let parsed = parsed(&mut frame);
         assert_eq!((parsed.tags, parsed.kind), (tags, Kind::Ported), "behind {link}");

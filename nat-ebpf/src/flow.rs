@@ -1,6 +1,6 @@
 //! An established packet: one lookup was made, its value is the verdict.
 
-use aya_ebpf::{bindings::xdp_action, helpers::generated::bpf_jiffies64};
+use aya_ebpf::{bindings::xdp_action, helpers::generated::bpf_jiffies64, programs::XdpContext};
 use nat_common::{
     Parsed, Reason,
     abi::{Interface, SessionEvent},
@@ -19,7 +19,7 @@ use crate::{
     fits,
     frame::PacketFrame,
     maps::{self, Flow},
-    stateless,
+    vlan,
 };
 
 /// Translates the packet and sends it on, or says who must.
@@ -28,6 +28,7 @@ use crate::{
 /// here untouched.
 #[inline(always)]
 pub fn forward(
+    ctx: &XdpContext,
     interface: &Interface,
     frame: &PacketFrame,
     transport: &PacketFrame,
@@ -40,7 +41,9 @@ pub fn forward(
         return Verdict::Pass;
     }
     let Some(hop) = maps::next_hop(u32::from(value.next_hop)) else { return Verdict::Punt };
-    if stateless::is_merged(interface, parsed) {
+    if interface.flags & Interface::GENERIC != 0 && u32::from(parsed.total_length) > interface.mtu {
+        // Segments that an offload will cut apart: the stack keeps them together and knows their
+        // size, a redirect from here would not take them.
         return Verdict::Stack;
     }
     if hop.flags & NextHop::VALID == 0 || !fits(parsed, hop.mtu) || clamped(interface, hop, parsed) {
@@ -55,24 +58,34 @@ pub fn forward(
     if translate::rewrite(frame, transport, parsed, value).is_none() {
         return Verdict::Drop(Reason::DropTruncated);
     }
-    send(frame, parsed, hop, Reason::Translated)
+    send(ctx, interface, frame, parsed, hop, Reason::Translated)
 }
 
 /// Whether the packet is a SYN whose MSS the daemon has to look at.
 #[inline(always)]
 pub fn clamped(interface: &Interface, hop: &NextHop, parsed: &Parsed) -> bool {
-    parsed.tcp_flags & tcp::SYN != 0 && (interface.flags | hop.flags) & Interface::CLAMP != 0
+    parsed.tcp_flags & tcp::SYN != 0 && (interface.flags as u16 | hop.flags) & NextHop::CLAMP != 0
 }
 
-/// TTL, MACs, and out; counted under `reason`.
+/// TTL, MACs, tags, and out; counted under `reason`.
 #[inline(always)]
-pub fn send(frame: &PacketFrame, parsed: &Parsed, hop: &NextHop, reason: Reason) -> Verdict {
+pub fn send(
+    ctx: &XdpContext,
+    interface: &Interface,
+    frame: &PacketFrame,
+    parsed: &Parsed,
+    hop: &NextHop,
+    reason: Reason,
+) -> Verdict {
     if translate::decrement_ttl(frame, parsed.network).is_none()
         || translate::address_frame(frame, hop).is_none()
     {
         return Verdict::Drop(Reason::DropTruncated);
     }
-    match maps::DEVICES.redirect(hop.port, u64::from(xdp_action::XDP_DROP)) {
+    if !hop.tags.is_empty() && vlan::push(ctx.ctx, vlan::leaving(interface, hop.tags).0) == 0 {
+        return Verdict::Drop(Reason::DropTransmit);
+    }
+    match maps::DEVICES.redirect(u32::from(hop.port), u64::from(xdp_action::XDP_DROP)) {
         Ok(action) => {
             count(reason);
             Verdict::Sent(action)

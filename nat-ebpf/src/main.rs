@@ -22,6 +22,7 @@ mod miss;
 mod skb;
 mod sockets;
 mod stateless;
+mod vlan;
 
 use aya_ebpf::{
     EbpfContext as _,
@@ -33,17 +34,19 @@ use aya_ebpf::{
 use nat_common::{
     Parsed, Realm, Reason,
     abi::{Interface, MARK, MARK_LENGTH},
-    parse::{ETHERNET, Kind, parse_ipv4, parse_link},
-    wire::Ethernet,
+    parse::{ETHERNET, Kind, parse_ipv4},
+    wire::{ETHERTYPE_IPV4, Ethernet},
 };
 
-use crate::{count::count, frame::PacketFrame};
+use crate::{count::count, frame::PacketFrame, vlan::Entered};
 use nat_common::frame::Frame as _;
 
 /// What is to be done with a frame.
 pub enum Verdict {
     /// To the gateway's own stack, untouched.
     Pass,
+    /// Likewise: the daemon has judged it.
+    Injected,
     /// To the daemon, untouched.
     Punt,
     /// Translated and handed to the way out: what the redirect helper returned.
@@ -57,26 +60,32 @@ pub enum Verdict {
 /// Ingress of every interface.
 #[xdp]
 pub fn natgw_xdp(ctx: XdpContext) -> u32 {
-    let Some(interface) = maps::interface(ctx.ingress_ifindex() as u32) else { return xdp_action::XDP_PASS };
-    if is_injected(interface) {
-        return xdp_action::XDP_PASS;
+    let mut ifindex = ctx.ingress_ifindex() as u32;
+    if vlan::is_tagged(&PacketFrame::of_xdp(&ctx)) {
+        // In a VLAN that is no interface of ours: its own device's, or nobody's (behaviour L2X-02).
+        ifindex = vlan::enter(ctx.ctx);
     }
-    match judge(&ctx, interface) {
-        Verdict::Pass => {
-            count(Reason::Passed);
-            xdp_action::XDP_PASS
-        }
-        Verdict::Sent(action) => action,
-        Verdict::Stack => {
-            mark(&ctx);
-            xdp_action::XDP_PASS
-        }
-        Verdict::Punt => punt(&ctx, interface),
+    let Some(interface) = maps::interface(ifindex) else { return xdp_action::XDP_PASS };
+    let verdict = if is_injected(interface) { Verdict::Injected } else { judge(&ctx, interface) };
+    match verdict {
+        Verdict::Sent(action) => return action,
         Verdict::Drop(reason) => {
             count(reason);
-            xdp_action::XDP_DROP
+            return xdp_action::XDP_DROP;
         }
+        _ => {}
     }
+    if !vlan::restore(&ctx, interface) {
+        count(Reason::DropTransmit);
+        return xdp_action::XDP_DROP;
+    }
+    match verdict {
+        Verdict::Punt => return punt(&ctx, interface),
+        Verdict::Stack => mark(&ctx),
+        Verdict::Injected => {}
+        _ => count(Reason::Passed),
+    }
+    xdp_action::XDP_PASS
 }
 
 /// The packet's way, on one screen.
@@ -86,9 +95,7 @@ fn judge(ctx: &XdpContext, interface: &Interface) -> Verdict {
     if !is_for(&frame, interface) {
         return Verdict::Pass;
     }
-    if !matches!(parse_link(&frame), Some(link) if link.is_ipv4 && link.network == ETHERNET) {
-        // Not IPv4, or in a VLAN that is no interface of ours: its own device's, or nobody's
-        // (behaviour L2X-02).
+    if !is_ipv4(&frame) {
         return Verdict::Pass;
     }
     let parsed = match parse_ipv4(&frame, ETHERNET, realm(interface)) {
@@ -99,7 +106,7 @@ fn judge(ctx: &XdpContext, interface: &Interface) -> Verdict {
     if matches!(parsed.kind, Kind::Ported | Kind::Portless)
         && let Some(flow) = maps::flow(&parsed.key)
     {
-        return flow::forward(interface, &frame, &transport, &parsed, &flow);
+        return flow::forward(ctx, interface, &frame, &transport, &parsed, &flow);
     }
     miss::judge(ctx, interface, &frame, &transport, &parsed)
 }
@@ -129,17 +136,25 @@ fn punt(ctx: &XdpContext, interface: &Interface) -> u32 {
 /// Ingress of the tc hook: sends by the stack what XDP recognised and left alone.
 #[classifier]
 pub fn natgw_tc(ctx: TcContext) -> i32 {
-    // SAFETY: a tc program is always given a valid context.
-    let ifindex = unsafe { (*ctx.as_ptr().cast::<__sk_buff>()).ifindex };
-    let Some(interface) = maps::interface(ifindex) else { return TC_ACT_OK };
     let marked = is_marked(&ctx);
+    let ifindex = match vlan::enter_skb(&ctx) {
+        // SAFETY: a tc program is always given a valid context.
+        Entered::Untagged => unsafe { (*ctx.as_ptr().cast::<__sk_buff>()).ifindex },
+        Entered::Vlan(interface) => interface,
+        Entered::Foreign => return TC_ACT_OK,
+    };
+    let Some(interface) = maps::interface(ifindex) else { return TC_ACT_OK };
     match skb::translate(&ctx, interface, realm(interface)) {
         Some(action) => action,
         None if marked => {
             count(Reason::DropNoSession);
             TC_ACT_SHOT
         }
-        None => TC_ACT_OK,
+        None if vlan::restore_skb(&ctx, interface) => TC_ACT_OK,
+        None => {
+            count(Reason::DropTransmit);
+            TC_ACT_SHOT
+        }
     }
 }
 
@@ -148,12 +163,12 @@ pub fn natgw_tc(ctx: TcContext) -> i32 {
 #[classifier]
 pub fn natgw_own(ctx: TcContext) -> i32 {
     // SAFETY: a tc program is always given a valid context.
-    let (ifindex, received_on) = unsafe {
+    let (ifindex, received_on, is_tagged) = unsafe {
         let skb = ctx.as_ptr().cast::<__sk_buff>();
-        ((*skb).ifindex, (*skb).ingress_ifindex)
+        ((*skb).ifindex, (*skb).ingress_ifindex, (*skb).vlan_present)
     };
-    // What was forwarded or translated came in somewhere.
-    if received_on != 0 {
+    // What was forwarded or translated came in somewhere; what has a tag was judged at its VLAN's own device.
+    if received_on != 0 || is_tagged != 0 {
         return TC_ACT_OK;
     }
     let Some(interface) = maps::interface(ifindex) else { return TC_ACT_OK };
@@ -256,6 +271,13 @@ fn is_for(frame: &PacketFrame, interface: &Interface) -> bool {
         let to = *ethernet.cast::<[u16; 3]>();
         to[0] == (*own)[0] && to[1] == (*own)[1] && to[2] == (*own)[2]
     }
+}
+
+/// Whether a frame is IPv4, without tags.
+#[inline(always)]
+pub fn is_ipv4(frame: &PacketFrame) -> bool {
+    // SAFETY: `at` answered for the whole header.
+    frame.at::<Ethernet>(0).is_some_and(|ethernet| unsafe { (*ethernet).kind } == ETHERTYPE_IPV4.to_be())
 }
 
 /// Whether the frame's TTL and size allow it through: the rest is the daemon's, who answers.

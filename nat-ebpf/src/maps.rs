@@ -14,6 +14,7 @@ use nat_common::{
     abi::{
         FORWARD_PREFIXES, ForwardKey, INTERFACE_SLOTS, INTERFACES, Interface, LOCAL_ADDRESSES, LocalAddress,
         NEXT_HOPS, QUEUES, SELECTOR_PREFIXES, STATICS, SelectorKey, Settings, StaticKey, StaticValue,
+        VlanKey,
     },
     classify::RuleSet,
     next_hop::NextHop,
@@ -22,6 +23,7 @@ use nat_common::{
         self, BUCKET, Bucket, EMPTY, FlowLine, INDEX_SEGMENTS, LINE_MASK, PLACES, SEARCHED, SEGMENT,
         SEGMENTS, Secret, SessionLines,
     },
+    vlan::Tags,
 };
 
 /// `BPF_F_NO_PREALLOC`: memory follows the sessions there are, not those there may be.
@@ -60,6 +62,14 @@ static HOPS: Array<NextHop> = Array::with_max_entries(NEXT_HOPS, 0);
 /// `ifindex % INTERFACE_SLOTS` → interface. Written by the daemon when interfaces change.
 #[map]
 static INTERFACE: Array<Interface> = Array::with_max_entries(INTERFACE_SLOTS, 0);
+
+/// Device and tags → index of the VLAN's interface. Written by the daemon; looked at for frames with a tag alone.
+#[map]
+static VLANS: HashMap<VlanKey, u32> = HashMap::with_max_entries(INTERFACES, NO_PREALLOC);
+
+/// One entry a CPU: the tags that the frame in hand came with.
+#[map]
+static TAGS: PerCpuArray<Tags> = PerCpuArray::with_max_entries(1, 0);
 
 /// Port of an interface → device to redirect to.
 #[map]
@@ -227,6 +237,29 @@ pub fn next_hop(index: u32) -> Option<&'static NextHop> {
 #[inline(always)]
 pub fn interface(ifindex: u32) -> Option<&'static Interface> {
     INTERFACE.get(ifindex % INTERFACE_SLOTS).filter(|interface| interface.ifindex == ifindex)
+}
+
+/// The interface of a VLAN.
+#[inline(always)]
+pub fn vlan(device: u32, tags: Tags) -> Option<u32> {
+    // SAFETY: as for `flow`.
+    unsafe { VLANS.get(&VlanKey { tags: tags.vlan(), device, pad: 0 }) }.copied()
+}
+
+/// Remembers the tags of the frame in hand.
+#[inline(always)]
+pub fn remember_tags(tags: Tags) {
+    if let Some(remembered) = TAGS.get_ptr_mut(0) {
+        // SAFETY: the slot is this CPU's own.
+        unsafe { *remembered = tags };
+    }
+}
+
+/// The tags that the frame in hand came with; only where it came with some.
+#[inline(always)]
+pub fn remembered_tags() -> Tags {
+    // SAFETY: the slot is this CPU's own.
+    TAGS.get_ptr(0).map_or(Tags::NONE, |remembered| unsafe { *remembered })
 }
 
 /// What natgw knows of an address that is the gateway's or a pool's.

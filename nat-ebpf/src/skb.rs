@@ -3,29 +3,23 @@
 
 use aya_ebpf::{
     EbpfContext as _,
-    bindings::{
-        __sk_buff, BPF_F_ADJ_ROOM_FIXED_GSO, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR,
-        bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,
-    },
-    bindings::{TC_ACT_OK, TC_ACT_SHOT},
-    helpers::generated::{
-        bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_redirect, bpf_skb_adjust_room, bpf_skb_load_bytes,
-        bpf_skb_store_bytes,
-    },
+    bindings::TC_ACT_SHOT,
+    bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR},
+    helpers::generated::{bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_redirect, bpf_skb_store_bytes},
     programs::TcContext,
 };
 use nat_common::{
     FlowKey, FlowValue, Parsed, Realm, Reason,
-    abi::{HEAD, Interface, TooBigEvent},
+    abi::Interface,
     checksum::Sum,
     flow::{Action, Query, Rewrite},
     frame::Frame,
     next_hop::NextHop,
-    parse::{ETHERNET, Kind, parse_ipv4, parse_link},
+    parse::{ETHERNET, Kind, parse_ipv4},
     wire,
 };
 
-use crate::{count::count, flow, frame::PacketFrame, is_for, maps, stateless};
+use crate::{count::count, fits, flow, frame::PacketFrame, is_for, is_ipv4, maps, stateless, vlan};
 
 /// Enough linear bytes for Ethernet, IPv4 without options and TCP.
 const HEADERS: u32 = 14 + 20 + 20;
@@ -42,7 +36,9 @@ pub fn translate(ctx: &TcContext, interface: &Interface, realm: u16) -> Option<i
     if !is_for(&frame, interface) {
         return None;
     }
-    parse_link(&frame).filter(|link| link.is_ipv4 && link.network == ETHERNET)?;
+    if !is_ipv4(&frame) {
+        return None;
+    }
     let whole = SkbFrame { linear: frame, length: ctx.len() as usize };
     let parsed = parse_ipv4(&whole, ETHERNET, realm).ok()?;
     let frame = PacketFrame::of_tc(ctx);
@@ -57,30 +53,22 @@ pub fn translate(ctx: &TcContext, interface: &Interface, realm: u16) -> Option<i
         if hop.flags & NextHop::VALID == 0 || parsed.ttl <= 1 {
             return None;
         }
-        let excess = excess(ctx, &frame, &parsed, hop.mtu);
-        if excess > 0 && !make_fit(ctx, interface, &frame, &parsed, hop.mtu, excess) {
+        if too_big(ctx, &parsed, hop.mtu) {
+            count(Reason::DropTooBig);
             return Some(TC_ACT_SHOT);
         }
-        // Making it fit has moved the packet.
-        flow::note(&PacketFrame::of_tc(ctx).skip(parsed.transport), &parsed, &found);
-        return rewrite(ctx, &parsed, value, hop);
+        flow::note(&frame.skip(parsed.transport), &parsed, &found);
+        return rewrite(ctx, interface, &parsed, value, hop);
     }
-    let (value, hop) = match one_to_one(ctx, interface, &parsed, realm) {
-        Ok(found) => found,
-        Err(action) => return action,
-    };
-    let excess = excess(ctx, &frame, &parsed, hop.mtu);
-    if excess > 0 && !make_fit(ctx, interface, &frame, &parsed, hop.mtu, excess) {
-        return Some(TC_ACT_SHOT);
-    }
-    rewrite(ctx, &parsed, &value, &hop)
+    let (value, hop) = one_to_one(ctx, interface, &parsed, realm)?;
+    rewrite(ctx, interface, &parsed, &value, &hop)
 }
 
 /// Whether the answer to a packet that is about to leave is a client's.
 #[inline(always)]
 pub fn answer_is_taken(ctx: &TcContext, realm: u16) -> bool {
     let frame = PacketFrame::of_tc(ctx);
-    if !matches!(parse_link(&frame), Some(link) if link.is_ipv4 && link.network == ETHERNET) {
+    if !is_ipv4(&frame) {
         return false;
     }
     let whole = SkbFrame { linear: frame, length: ctx.len() as usize };
@@ -92,109 +80,33 @@ pub fn answer_is_taken(ctx: &TcContext, realm: u16) -> bool {
     maps::flow(&parsed.key.reversed(realm)).is_some_and(|flow| flow.value().action == Action::Translate as u8)
 }
 
-/// How far what will be on the wire exceeds the MTU of the way out: the segments of a merged
+/// Whether what will be on the wire exceeds the MTU of the way out: the segments of a merged
 /// packet, else the packet. XDP has sent what is too big and whole to the daemon.
 #[inline(always)]
-fn excess(ctx: &TcContext, frame: &PacketFrame, parsed: &Parsed, mtu: u32) -> u32 {
-    let segment = segment(ctx);
-    let length = match segment {
-        0 => u32::from(parsed.total_length),
-        _ => (parsed.transport - parsed.network) as u32 + transport_header(frame, parsed) + segment,
-    };
-    length.saturating_sub(mtu)
-}
-
-/// What each segment of a merged packet carries; 0 for a packet that is one.
-#[inline(always)]
-fn segment(ctx: &TcContext) -> u32 {
+fn too_big(ctx: &TcContext, parsed: &Parsed, mtu: u32) -> bool {
+    /// IPv4 and TCP without options: with options a segment carries less, so this never errs
+    /// against one that fits.
+    const HEADERS: u32 = 20 + 20;
     // SAFETY: a tc program is always given a valid context.
-    unsafe { (*ctx.as_ptr().cast::<__sk_buff>()).gso_size }
+    let segment = unsafe { (*ctx.as_ptr().cast::<__sk_buff>()).gso_size };
+    if segment == 0 { u32::from(parsed.total_length) > mtu } else { segment + HEADERS > mtu }
 }
 
-/// Length of the header that each segment repeats.
-#[inline(always)]
-fn transport_header(frame: &PacketFrame, parsed: &Parsed) -> u32 {
-    match frame.skip(parsed.transport).at::<wire::Tcp>(0) {
-        // SAFETY: `at` answered for the whole header.
-        Some(tcp) if parsed.key.protocol == wire::TCP => unsafe { u32::from((*tcp).data_offset >> 4) * 4 },
-        _ => size_of::<wire::Udp>() as u32,
-    }
-}
-
-/// Makes the segments of a merged packet smaller if they may be, or has its sender told that they are too big. Whether
-/// the packet can go on.
-#[inline(always)]
-fn make_fit(
-    ctx: &TcContext,
-    interface: &Interface,
-    frame: &PacketFrame,
-    parsed: &Parsed,
-    mtu: u32,
-    excess: u32,
-) -> bool {
-    let may_not_be_cut = frame.at::<wire::Ipv4>(parsed.network).is_none_or(|ip| {
-        // SAFETY: `at` answered for the whole header.
-        unsafe { u16::from_be((*ip).fragment) & wire::DONT_FRAGMENT != 0 }
-    });
-    let segment = segment(ctx);
-    if !may_not_be_cut && parsed.key.protocol == wire::TCP && segment > excess && shrink(ctx, excess) {
-        return true;
-    }
-    if may_not_be_cut && segment != 0 {
-        tell(ctx, interface, mtu);
-    }
-    count(Reason::DropTooBig);
-    false
-}
-
-/// Takes so much off each segment of a merged TCP packet. The helper does that where it makes room for another header;
-/// the room is given back at once, the smaller segments stay.
-#[inline(always)]
-fn shrink(ctx: &TcContext, excess: u32) -> bool {
-    /// The most that the helper makes room for.
-    const MOST: u32 = 0xfff;
-    if excess > MOST {
-        return false;
-    }
-    let skb: *mut __sk_buff = ctx.as_ptr().cast();
-    #[expect(clippy::cast_possible_wrap, reason = "at most 4095")]
-    let room = excess as i32;
-    // SAFETY: the skb is valid; every pointer into it is made anew afterwards.
-    unsafe {
-        bpf_skb_adjust_room(skb, room, BPF_ADJ_ROOM_MAC, 0) == 0
-            && bpf_skb_adjust_room(skb, -room, BPF_ADJ_ROOM_MAC, u64::from(BPF_F_ADJ_ROOM_FIXED_GSO)) == 0
-    }
-}
-
-/// Has the daemon tell the sender what fits.
-#[inline(always)]
-fn tell(ctx: &TcContext, interface: &Interface, mtu: u32) {
-    let mut event = TooBigEvent { ifindex: interface.ifindex, mtu, head: [0; HEAD] };
-    // SAFETY: the skb is valid, the buffer as long as said.
-    let loaded =
-        unsafe { bpf_skb_load_bytes(ctx.as_ptr().cast(), 0, event.head.as_mut_ptr().cast(), HEAD as u32) };
-    // A full ring means that enough senders are being told.
-    if loaded == 0 {
-        let _ = maps::EVENTS.output(&event, 0);
-    }
-}
-
-/// The translation of a packet that a one-to-one rule covers; else what [`translate`] returns.
+/// The translation of a packet that a one-to-one rule covers.
 #[inline(always)]
 fn one_to_one(
     ctx: &TcContext,
     interface: &Interface,
     parsed: &Parsed,
     realm: u16,
-) -> Result<(FlowValue, NextHop), Option<i32>> {
-    let settings = maps::settings().ok_or(None)?;
+) -> Option<(FlowValue, NextHop)> {
+    let settings = maps::settings()?;
     let key: &FlowKey = &parsed.key;
     let inbound = realm == Realm::Outside as u16;
     let mapping =
-        maps::one_to_one(settings.generation, inbound, if inbound { key.destination } else { key.source })
-            .ok_or(None)?;
+        maps::one_to_one(settings.generation, inbound, if inbound { key.destination } else { key.source })?;
     if parsed.kind == Kind::IcmpOther || (!inbound && maps::local(key.destination).is_some()) {
-        return Err(None);
+        return None;
     }
     let rewrite = if inbound {
         Rewrite { destination: stateless::counterpart(mapping, key.destination), ..stateless::same(key) }
@@ -203,21 +115,22 @@ fn one_to_one(
     };
     let source = if inbound { rewrite.source } else { key.source };
     let (hop, outside) =
-        stateless::route(ctx.as_ptr(), interface, parsed, segment(ctx) != 0, source, rewrite.destination)
-            .map_err(|()| None)?;
-    if !inbound && !outside {
-        // XDP could not ask where a merged packet goes: from one inside network to another.
-        return Err(Some(TC_ACT_OK));
+        stateless::route(ctx.as_ptr(), interface, parsed, source, rewrite.destination).ok()?;
+    if !fits(parsed, hop.mtu) || outside == inbound {
+        return None;
     }
-    if parsed.ttl <= 1 || outside == inbound {
-        return Err(None);
-    }
-    Ok((FlowValue::translate(key, &rewrite, 0), hop))
+    Some((FlowValue::translate(key, &rewrite, 0), hop))
 }
 
 /// Writes the packet through the helpers that keep the skb's checksum state, and redirects it.
 #[inline(always)]
-fn rewrite(ctx: &TcContext, parsed: &Parsed, value: &FlowValue, hop: &NextHop) -> Option<i32> {
+fn rewrite(
+    ctx: &TcContext,
+    interface: &Interface,
+    parsed: &Parsed,
+    value: &FlowValue,
+    hop: &NextHop,
+) -> Option<i32> {
     let skb: *mut __sk_buff = ctx.as_ptr().cast();
     let network = parsed.network as u32;
     let transport = parsed.transport as u32;
@@ -239,8 +152,13 @@ fn rewrite(ctx: &TcContext, parsed: &Parsed, value: &FlowValue, hop: &NextHop) -
         check(store(skb, network + 12, &addresses))?;
         check(store(skb, network + 8, &parsed.ttl.wrapping_sub(1)))?;
         check(store(skb, 0, &[hop.destination, hop.source]))?;
+        let mut device = hop.ifindex;
+        if (interface.flags & Interface::VLAN != 0) | !hop.tags.is_empty() {
+            device = maps::interface(hop.ifindex)?.device;
+            vlan::leave_skb(skb, interface, hop.tags)?;
+        }
         count(Reason::TranslatedByStack);
-        Some(bpf_redirect(hop.ifindex, 0) as i32)
+        Some(bpf_redirect(device, 0) as i32)
     }
 }
 

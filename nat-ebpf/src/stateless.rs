@@ -39,14 +39,10 @@ pub fn inbound(
         return Verdict::Punt;
     }
     let rewrite = Rewrite { destination: counterpart(mapping, parsed.key.destination), ..same(&parsed.key) };
-    if is_merged(interface, parsed) && parsed.ttl > 1 {
-        return Verdict::Stack;
-    }
-    let Ok((hop, _)) = route(ctx.ctx.cast(), interface, parsed, false, rewrite.source, rewrite.destination)
-    else {
+    let Ok((hop, _)) = route(ctx.ctx.cast(), interface, parsed, rewrite.source, rewrite.destination) else {
         return Verdict::Punt;
     };
-    send(interface, frame, transport, parsed, &rewrite, &hop)
+    send(ctx, interface, frame, transport, parsed, &rewrite, &hop)
 }
 
 /// From a one-to-one inside host: the source becomes its external address where the way out is
@@ -64,25 +60,15 @@ pub fn outbound(
         return Verdict::Punt;
     }
     let rewrite = Rewrite { source: counterpart(mapping, parsed.key.source), ..same(&parsed.key) };
-    if is_merged(interface, parsed) && parsed.ttl > 1 {
-        return Verdict::Stack;
-    }
     let Ok((hop, outside)) =
-        route(ctx.ctx.cast(), interface, parsed, false, parsed.key.source, parsed.key.destination)
+        route(ctx.ctx.cast(), interface, parsed, parsed.key.source, parsed.key.destination)
     else {
         return Verdict::Punt;
     };
     if !outside {
         return Verdict::Pass;
     }
-    send(interface, frame, transport, parsed, &rewrite, &hop)
-}
-
-/// Whether these are segments that an offload will cut apart: the stack keeps them together and knows
-/// their size, a redirect from XDP would not take them.
-#[inline(always)]
-pub fn is_merged(interface: &Interface, parsed: &Parsed) -> bool {
-    interface.flags & Interface::GENERIC != 0 && u32::from(parsed.total_length) > interface.mtu
+    send(ctx, interface, frame, transport, parsed, &rewrite, &hop)
 }
 
 /// The other side's address with the same host bits.
@@ -109,7 +95,6 @@ pub fn route(
     context: *mut c_void,
     interface: &Interface,
     parsed: &Parsed,
-    merged: bool,
     source: u32,
     destination: u32,
 ) -> Result<(NextHop, bool), ()> {
@@ -117,8 +102,7 @@ pub fn route(
     let mut fib: Fib = unsafe { core::mem::zeroed() };
     fib.family = AF_INET;
     fib.l4_protocol = parsed.key.protocol;
-    // What is merged is judged by its segments, on the tc hook.
-    fib.__bindgen_anon_1.tot_len = if merged { 0 } else { parsed.total_length };
+    fib.__bindgen_anon_1.tot_len = parsed.total_length;
     fib.ifindex = interface.ifindex;
     fib.__bindgen_anon_3.ipv4_src = source;
     fib.__bindgen_anon_4.ipv4_dst = destination;
@@ -136,10 +120,10 @@ pub fn route(
         destination: macs.dmac,
         source: macs.smac,
         ifindex: egress.ifindex,
-        port: u32::from(egress.port),
-        mtu: if merged { egress.mtu } else { u32::from(u16::MAX) },
-        flags: NextHop::VALID | stack | (egress.flags & Interface::CLAMP),
-        pad: 0,
+        port: egress.port,
+        mtu: u32::from(u16::MAX),
+        flags: NextHop::VALID | stack | (egress.flags as u16 & NextHop::CLAMP),
+        tags: egress.tags,
     };
     Ok((hop, egress.flags & Interface::OUTSIDE != 0))
 }
@@ -172,6 +156,7 @@ pub fn comes_from_outside(ctx: &XdpContext, interface: &Interface, parsed: &Pars
 /// has a transport checksum to mend.
 #[inline(always)]
 fn send(
+    ctx: &XdpContext,
     interface: &Interface,
     frame: &PacketFrame,
     transport: &PacketFrame,
@@ -198,5 +183,5 @@ fn send(
         // A first fragment whose checksum is in the next one (behaviour FRG-17).
         return Verdict::Drop(Reason::DropFragment);
     }
-    flow::send(frame, parsed, hop, Reason::TranslatedStatic)
+    flow::send(ctx, interface, frame, parsed, hop, Reason::TranslatedStatic)
 }

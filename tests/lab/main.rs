@@ -20,6 +20,7 @@ mod pfw;
 
 mod atk;
 mod l2x;
+mod l2x_vlans;
 mod mal;
 
 mod tcp;

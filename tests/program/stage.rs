@@ -17,6 +17,7 @@ use nat_common::{
     abi::{INTERFACE_SLOTS, Interface, LocalAddress, QUEUES},
     flow::{Query, Rewrite},
     next_hop::NextHop,
+    vlan::Tags,
 };
 use nat_tests::packet::{Mac, protocol};
 use natgw::{
@@ -247,6 +248,8 @@ impl Stage {
                 mac: link.mac(),
                 port: link.index(),
                 mtu: 1500,
+                device: ifindex,
+                tags: Tags::NONE,
             };
             self.datapath
                 .interfaces
@@ -285,16 +288,16 @@ impl Stage {
             destination: ROUTER_MAC,
             source: WAN_MAC,
             ifindex: self.ifindexes[usize::from(Link::Wan.index())],
-            port: Link::Wan.index().into(),
+            port: Link::Wan.index(),
             mtu: 1500,
             flags: NextHop::VALID,
-            pad: 0,
+            tags: Tags::NONE,
         };
         let client = NextHop {
             destination: CLIENT_MAC,
             source: LAN_MAC,
             ifindex: self.ifindexes[usize::from(Link::Lan.index())],
-            port: Link::Lan.index().into(),
+            port: Link::Lan.index(),
             ..router
         };
         for (slot, hop) in [

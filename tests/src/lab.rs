@@ -45,6 +45,8 @@ pub const ISP2: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 254);
 pub const ISP: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 254);
 
 const LAN_MAC: Mac = [0x02, 0, 0, 0, 1, 1];
+/// The switch's port that the gateway is on.
+const PORT_MAC: Mac = [0x02, 0, 0, 0, 1, 250];
 const WAN_MAC: Mac = [0x02, 0, 0, 0, 2, 1];
 const LAN2_MAC: Mac = [0x02, 0, 0, 0, 4, 1];
 /// The inner router's interface toward d.
@@ -241,6 +243,17 @@ impl Lab {
         self.isp.tap()
     }
 
+    /// The switch's end of the gateway's LAN link, as a station of the LAN.
+    pub fn lan(&self) -> Host {
+        Host {
+            interface: "gw".to_owned(),
+            address: Ipv4Addr::new(192, 168, 1, 250),
+            mac: PORT_MAC,
+            next_hop: LAN_MAC,
+            ..enter(&self.switch)
+        }
+    }
+
     /// Configures the ports of the switch that the clients and the gateway share.
     pub fn each_switch_port(&self, change: impl Fn(&str) -> String) {
         let switch = enter(&self.switch);
@@ -293,7 +306,8 @@ impl Lab {
         line(
             &mut batch,
             format_args!(
-                "link add lan index 101 address {lan_mac} netns {gateway} type veth peer name gw netns {switch}"
+                "link add lan index 101 address {lan_mac} netns {gateway} type veth peer name gw address {} netns {switch}",
+                text(PORT_MAC)
             ),
         );
         let (wan_mac, isp_mac) = (text(WAN_MAC), text(ISP_MAC));

@@ -157,6 +157,19 @@ impl Tap {
         }
     }
 
+    /// The bytes of the next incoming frame with this payload.
+    pub fn expect_payload_frame(&self, payload: &[u8]) -> Vec<u8> {
+        match self.recv_matching(PATIENCE, |decoded| decoded.payload() == payload) {
+            Some(captured) => captured.frame,
+            None => panic!(
+                "{:?} not seen on {}; seen:\n{}",
+                String::from_utf8_lossy(payload),
+                self.name,
+                self.seen()
+            ),
+        }
+    }
+
     /// The next incoming frame with this payload, whoever sends it.
     pub fn expect_payload(&self, payload: impl AsRef<[u8]>) -> Decoded {
         let payload = payload.as_ref();
@@ -296,7 +309,9 @@ fn receive(socket: &OwnedFd, buffer: &mut [u8], patience: Duration) -> io::Resul
         checksum_ready = auxiliary.tp_status & libc::TP_STATUS_CSUMNOTREADY == 0;
         // The kernel takes the outer tag off before a tap sees the frame.
         if auxiliary.tp_status & libc::TP_STATUS_VLAN_VALID != 0 {
-            let tag = [0x81_00_u16.to_be_bytes(), auxiliary.tp_vlan_tci.to_be_bytes()].concat();
+            let known = auxiliary.tp_status & libc::TP_STATUS_VLAN_TPID_VALID != 0;
+            let kind = if known { auxiliary.tp_vlan_tpid } else { 0x8100 };
+            let tag = [kind.to_be_bytes(), auxiliary.tp_vlan_tci.to_be_bytes()].concat();
             frame.splice(12..12, tag);
         }
     }

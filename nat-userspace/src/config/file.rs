@@ -79,6 +79,16 @@ pub(super) struct Interface {
     pub(super) side: Option<Spanned<String>>,
     pub(super) mode: Option<Spanned<String>>,
     pub(super) mss_clamp: Option<Spanned<i64>>,
+    pub(super) parent: Option<Spanned<String>>,
+    pub(super) vlan: Option<Spanned<Vlans>>,
+}
+
+/// A VLAN's number, or the outer's and the inner's.
+#[derive(Deserialize)]
+#[serde(untagged)]
+pub(super) enum Vlans {
+    One(i64),
+    Several(Vec<i64>),
 }
 
 #[derive(Deserialize)]

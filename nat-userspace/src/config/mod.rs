@@ -99,6 +99,19 @@ pub struct InterfaceConfig {
     pub mode: AttachMode,
     /// The largest MSS that SYNs which come or leave by it may announce.
     pub mss_clamp: Option<u16>,
+    /// What VLAN it is, where the configuration says so.
+    pub vlan: Option<VlanConfig>,
+}
+
+/// Of which device an interface is a VLAN.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VlanConfig {
+    /// Kernel name of the device that the tagged frames pass.
+    pub parent: String,
+    /// The VLAN's number, 1 to 4094.
+    pub number: u16,
+    /// That of the provider's VLAN that it is in (IEEE 802.1ad).
+    pub outer: Option<u16>,
 }
 
 /// Translates the source of what goes from inside to outside.

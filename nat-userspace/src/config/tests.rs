@@ -424,3 +424,23 @@ fn port_sets() {
 fn tracking_is_a_target() {
     assert_eq!(valid("[[snat]]\nto = \"track\"\n").snat[0].to, SnatTarget::Track);
 }
+
+#[test]
+fn vlans() {
+    let guests = |lines: &str| format!("[[interface]]\nname = \"guests\"\nside = \"inside\"\n{lines}\n");
+    let vlan = |lines: &str| valid(&guests(lines)).interfaces[2].vlan.clone();
+    assert_eq!(vlan(""), None);
+    let of_lan = |outer| Some(VlanConfig { parent: "lan".to_owned(), number: 5, outer });
+    assert_eq!(vlan("parent = \"lan\"\nvlan = 5"), of_lan(None));
+    assert_eq!(vlan("parent = \"lan\"\nvlan = [5]"), of_lan(None));
+    assert_eq!(vlan("parent = \"lan\"\nvlan = [100, 5]"), of_lan(Some(100)));
+    refused(&guests("parent = \"lan\""), 1, "`parent` alone", "vlan = 5");
+    refused(&guests("vlan = 5"), 1, "`vlan` alone", "parent = ");
+    refused(&guests("parent = \"guests\"\nvlan = 5"), 4, "a VLAN of itself", "the device with the address");
+    for numbers in ["0", "4095", "-1", "[1, 2, 3]", "[]", "[1, 4095]"] {
+        refused(&guests(&format!("parent = \"lan\"\nvlan = {numbers}")), 5, "no VLAN", "1 to 4094");
+    }
+    let twins = guests("parent = \"lan\"\nvlan = 5")
+        + &guests("parent = \"lan\"\nvlan = 5").replace("guests", "more");
+    refused(&twins, 6, "more is the same VLAN as guests", "one [[interface]]");
+}

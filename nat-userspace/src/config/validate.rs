@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use serde_spanned::Spanned;
 
 use super::error::{Fault, Problem, Problems};
-use super::{AttachMode, Config, Control, InterfaceConfig, Limits, Side, Unmatched};
+use super::{AttachMode, Config, Control, InterfaceConfig, Limits, Side, Unmatched, VlanConfig};
 use super::{conflicts, file, rules, timeouts};
 
 /// Judges a whole configuration.
@@ -102,9 +102,20 @@ fn interfaces(raw: &[Spanned<file::Interface>], problems: &mut Problems<'_>) -> 
             )
         });
         sides_known &= side.is_some();
+        let vlan = vlan(interface, section, problems);
         let (Some(name), Some(side)) = (name, side) else { continue };
         names.add(name.get_ref(), &name.span(), problems);
-        interfaces.push(InterfaceConfig { name: name.get_ref().clone(), side, mode, mss_clamp });
+        let twin = interfaces.iter().find(|other: &&InterfaceConfig| vlan.is_some() && other.vlan == vlan);
+        if let Some(twin) = twin {
+            problems.add(
+                &section.span(),
+                Fault::new(
+                    format!("{} is the same VLAN as {}", name.get_ref(), twin.name),
+                    "one [[interface]] for each VLAN of a parent",
+                ),
+            );
+        }
+        interfaces.push(InterfaceConfig { name: name.get_ref().clone(), side, mode, mss_clamp, vlan });
     }
     // With a side misspelt it is not known what is missing; that is complained about already.
     for (side, word) in [(Side::Inside, "inside"), (Side::Outside, "outside")] {
@@ -119,6 +130,56 @@ fn interfaces(raw: &[Spanned<file::Interface>], problems: &mut Problems<'_>) -> 
         }
     }
     interfaces
+}
+
+/// The VLAN that an interface is said to be.
+fn vlan(
+    interface: &file::Interface,
+    section: &Spanned<file::Interface>,
+    problems: &mut Problems<'_>,
+) -> Option<VlanConfig> {
+    let (parent, value) = match (&interface.parent, &interface.vlan) {
+        (None, None) => return None,
+        (Some(parent), Some(value)) => (parent, value),
+        (only, _) => {
+            let (given, missing) =
+                if only.is_some() { ("parent", "vlan = 5") } else { ("vlan", "parent = \"eth0\"") };
+            problems.add(
+                &section.span(),
+                Fault::new(format!("`{given}` alone says no VLAN"), format!("add {missing}, or neither")),
+            );
+            return None;
+        }
+    };
+    problems.check(&parent.span(), interface_name(parent.get_ref()))?;
+    if interface.name.as_ref().is_some_and(|name| name.get_ref() == parent.get_ref()) {
+        problems.add(
+            &parent.span(),
+            Fault::new(
+                format!("`{}` cannot be a VLAN of itself", parent.get_ref()),
+                "`name` is the device with the address and the routes, `parent` the one that tagged frames pass",
+            ),
+        );
+        return None;
+    }
+    let numbers = match value.get_ref() {
+        file::Vlans::One(number) => vec![*number],
+        file::Vlans::Several(numbers) => numbers.clone(),
+    };
+    let numbers: Option<Vec<u16>> = numbers
+        .into_iter()
+        .map(|number| u16::try_from(number).ok().filter(|it| VLANS.contains(it)))
+        .collect();
+    let found = match numbers.as_deref() {
+        Some(&[number]) => Ok((number, None)),
+        Some(&[outer, number]) => Ok((number, Some(outer))),
+        _ => Err(Fault::new(
+            "no VLAN has this number",
+            format!("{} to {}; of a VLAN within another, [outer, inner]", VLANS.start(), VLANS.end()),
+        )),
+    };
+    let (number, outer) = problems.check(&value.span(), found)?;
+    Some(VlanConfig { parent: parent.get_ref().clone(), number, outer })
 }
 
 fn interface_name(name: &str) -> Result<(), Fault> {
@@ -257,6 +318,9 @@ impl Names {
         }
     }
 }
+
+/// Numbers of VLANs (IEEE 802.1Q section 9.6): 0 is none, 4095 reserved.
+const VLANS: RangeInclusive<u16> = 1..=4094;
 
 /// From what every host takes (RFC 9293 section 3.7.1) to what fits an IPv4 packet.
 const MSS: RangeInclusive<u16> = 536..=65_495;

@@ -6,9 +6,11 @@ use std::net::Ipv4Addr;
 use std::time::Instant;
 
 use ipnet::Ipv4Net;
-use nat_common::abi::{self, INTERFACE_SLOTS, LocalAddress, QUEUES};
+use nat_common::abi::{self, INTERFACE_SLOTS, LocalAddress, QUEUES, VlanKey};
+use nat_common::vlan::Tags;
 
 use super::kernel::Kernel;
+use super::vlans::Place;
 use crate::config::{Config, ForwardAddress, InterfaceConfig, PortRange, Side, SnatTarget};
 use crate::datapath::{AttachError, Attached, publish_forwards};
 use crate::gateway::{Gateway, Interface, network};
@@ -29,8 +31,12 @@ pub struct Served {
     pub port: u16,
     /// Its kernel index, while it is there.
     pub ifindex: Option<u32>,
+    /// Where its frames pass, while they can.
+    pub place: Option<Place>,
     /// How it is attached, while it is.
     pub attached: Option<Attached>,
+    /// First slot of its device's queues in the socket map.
+    pub first_socket: u32,
     /// Queues with a socket.
     pub queues: u32,
 }
@@ -44,31 +50,36 @@ impl Served {
                 config: config.clone(),
                 port,
                 ifindex: None,
+                place: None,
+                first_socket: u32::from(port) * QUEUES,
                 attached: None,
                 queues: 0,
             })
             .collect()
     }
 
-    /// First slot of its queues in the socket map.
-    fn first_socket(&self) -> u32 {
-        u32::from(self.port) * QUEUES
+    /// Whether its frames pass this device.
+    pub fn is_on(&self, device: u32) -> bool {
+        self.place.as_ref().is_some_and(|place| place.device.index == device)
     }
 
-    /// Opens sockets on the queues of the interface and names them to the program.
+    /// Opens sockets on the queues of its device and names them to the program.
     pub fn open_sockets(
         &mut self,
         kernel: &mut Kernel,
         frames: &mut Frames,
         ports: &mut Vec<Port>,
-        link: &Link,
+        place: Place,
     ) -> anyhow::Result<()> {
         self.queues = 0;
-        let queues = queues_of(link);
+        self.first_socket = u32::from(self.port) * QUEUES;
+        let device = place.device.index;
+        let queues = queues_of(&place.device);
+        self.place = Some(place);
         for queue in 0..queues {
-            match Port::open(frames, link.index, queue, receive_ring(queues)) {
+            match Port::open(frames, device, queue, receive_ring(queues)) {
                 Ok(port) => {
-                    let slot = self.first_socket() + queue;
+                    let slot = self.first_socket + queue;
                     kernel
                         .datapath
                         .sockets
@@ -85,16 +96,26 @@ impl Served {
         Ok(())
     }
 
-    /// Tells the program and the core what the interface is like now.
+    /// Shares the sockets of another interface on the same device.
+    pub fn share_sockets(&mut self, place: Place, first_socket: u32, queues: u32) {
+        (self.place, self.first_socket, self.queues) = (Some(place), first_socket, queues);
+    }
+
+    /// Tells the program and the core what the interface is like now. Of a device that is no interface of natgw's
+    /// itself (`trunk`), the program learns that only tagged frames are.
     pub fn publish(
         &self,
         kernel: &mut Kernel,
         gateway: &mut Gateway,
         now: Instant,
         link: &Link,
+        trunk: bool,
     ) -> anyhow::Result<()> {
-        let features = kernel.host.xdp_features(link.index).ok().flatten();
-        let is_virtual = is_virtual(link);
+        let Some(Place { device, tags }) = &self.place else { return Ok(()) };
+        // As it is now: what is remembered is from when the interface was taken into service.
+        let device = kernel.host.link(device.index).unwrap_or(device).clone();
+        let features = kernel.host.xdp_features(device.index).ok().flatten();
+        let is_virtual = is_virtual(&device);
         // Where the kernel cannot tell (before 6.3), only virtual links are doubtful.
         let redirects = features.map_or(!is_virtual, |features| features.ndo_xmit);
         let mut addresses: Vec<_> = kernel.host.addresses(link.index).iter().collect();
@@ -105,10 +126,11 @@ impl Served {
             side: self.config.side,
             mac: link.mac,
             mtu: link.mtu,
-            up: link.up,
+            up: link.up && device.up,
             port: self.port,
             redirects,
             is_virtual,
+            tags: *tags,
             mss_clamp: self.config.mss_clamp,
             addresses: addresses.iter().map(|address| address.addr).collect(),
             networks: addresses
@@ -121,31 +143,36 @@ impl Served {
         let flag = |set, flag| if set { flag } else { 0 };
         let entry = abi::Interface {
             ifindex: link.index,
-            first_socket: self.first_socket(),
+            first_socket: self.first_socket,
             queues: self.queues,
             flags: flag(self.config.side == Side::Outside, abi::Interface::OUTSIDE)
                 | flag(is_virtual, abi::Interface::VIRTUAL)
                 | flag(!redirects, abi::Interface::STACK)
                 | flag(self.attached == Some(Attached::Generic), abi::Interface::GENERIC)
                 | flag(interface.addresses.is_empty(), abi::Interface::UNNUMBERED)
-                | flag(self.config.mss_clamp.is_some(), abi::Interface::CLAMP),
+                | flag(self.config.mss_clamp.is_some(), abi::Interface::CLAMP)
+                | flag(!tags.is_empty(), abi::Interface::VLAN),
             mac: link.mac,
             port: self.port,
             mtu: link.mtu,
+            device: device.index,
+            tags: *tags,
         };
-        let slot = link.index % INTERFACE_SLOTS;
-        let taken = kernel.datapath.interfaces.get(&slot, 0)?;
-        if taken.ifindex != 0 && taken.ifindex != link.index && gateway.interface(taken.ifindex).is_some() {
-            anyhow::bail!(
-                "interfaces {} and {} (of index) share slot {slot} of the interface table: create one of them anew",
-                taken.ifindex,
-                link.index
-            );
+        if trunk && !tags.is_empty() {
+            // No frame without a tag is for this MAC.
+            let flags = entry.flags & abi::Interface::GENERIC;
+            let ifindex = device.index;
+            let bare = abi::Interface { ifindex, flags, mac: [0; 6], tags: Tags::NONE, ..entry };
+            set_interface(kernel, gateway, &bare)?;
         }
-        kernel.datapath.interfaces.set(slot, &entry, 0)?;
+        set_interface(kernel, gateway, &entry)?;
+        if !tags.is_empty() {
+            let key = VlanKey { tags: tags.vlan(), device: device.index, pad: 0 };
+            kernel.datapath.vlans.insert(&key, &link.index, 0)?;
+        }
         kernel.datapath.devices.set(
             u32::from(self.port),
-            link.index,
+            device.index,
             None::<&aya::programs::ProgramFd>,
             0,
         )?;
@@ -153,24 +180,61 @@ impl Served {
         Ok(())
     }
 
-    /// Attaches the programs.
-    pub fn attach(&mut self, kernel: &mut Kernel, link: &Link) -> Result<(), AttachError> {
-        self.attached = Some(kernel.datapath.attach(&link.name, link.index, self.config.mode)?);
+    /// Attaches the programs to its device, unless another interface has that done `already`.
+    pub fn attach(
+        &mut self,
+        kernel: &mut Kernel,
+        link: &Link,
+        already: Option<Attached>,
+    ) -> Result<(), AttachError> {
+        let Some(place) = &self.place else { return Ok(()) };
+        let (device, datapath) = (&place.device, &mut kernel.datapath);
+        if device.index != link.index {
+            datapath.attach_own(&link.name, link.index)?;
+        }
+        self.attached = Some(match already {
+            Some(attached) => attached,
+            None => datapath.attach(&device.name, device.index, self.config.mode)?,
+        });
         self.ifindex = Some(link.index);
         Ok(())
     }
 
-    /// The interface is gone from the host.
-    pub fn lost(&mut self, kernel: &mut Kernel, ports: &mut Vec<Port>) {
+    /// The interface is gone from the host. Its device is let go of unless it is `shared`.
+    pub fn lost(&mut self, kernel: &mut Kernel, ports: &mut Vec<Port>, shared: bool) {
+        let place = self.place.take();
         if let Some(ifindex) = self.ifindex.take() {
-            ports.retain(|port| port.ifindex != ifindex);
-            kernel.datapath.detach(ifindex);
-            let slot = ifindex % INTERFACE_SLOTS;
-            let _ = kernel.datapath.interfaces.set(slot, &abi::Interface::default(), 0);
+            let gone = abi::Interface::default();
+            let datapath = &mut kernel.datapath;
+            let _ = datapath.interfaces.set(ifindex % INTERFACE_SLOTS, &gone, 0);
+            let device = place.as_ref().map_or(ifindex, |place| place.device.index);
+            if let Some(place) = place.filter(|place| !place.tags.is_empty()) {
+                let _ = datapath.vlans.remove(&VlanKey { tags: place.tags.vlan(), device, pad: 0 });
+                datapath.detach(ifindex);
+            }
+            if !shared {
+                ports.retain(|port| port.ifindex != device);
+                datapath.detach(device);
+                let _ = datapath.interfaces.set(device % INTERFACE_SLOTS, &gone, 0);
+            }
         }
         self.attached = None;
         self.queues = 0;
     }
+}
+
+/// Writes an interface to its slot, which has to be its own.
+fn set_interface(kernel: &mut Kernel, gateway: &Gateway, entry: &abi::Interface) -> anyhow::Result<()> {
+    let slot = entry.ifindex % INTERFACE_SLOTS;
+    let taken = kernel.datapath.interfaces.get(&slot, 0)?;
+    if taken.ifindex != 0 && taken.ifindex != entry.ifindex && gateway.interface(taken.ifindex).is_some() {
+        anyhow::bail!(
+            "interfaces {} and {} (of index) share slot {slot} of the interface table: create one of them anew",
+            taken.ifindex,
+            entry.ifindex
+        );
+    }
+    Ok(kernel.datapath.interfaces.set(slot, entry, 0)?)
 }
 
 /// Queues of a link that sockets are tried on.

@@ -9,6 +9,7 @@ mod kernel;
 mod preflight;
 mod report;
 mod services;
+mod vlans;
 mod worker;
 
 use std::os::unix::net::UnixDatagram;
@@ -52,9 +53,12 @@ pub fn run(options: RunOptions, config: Config) -> anyhow::Result<()> {
     let datapath = Datapath::load(&config.control.bpffs, config.limits.sessions)?;
     let taken_over = datapath.taken_over;
     let instructions = datapath.verified_instructions();
-    let links = config.interfaces.iter().filter_map(|interface| host.link_by_name(&interface.name));
+    let links = config.interfaces.iter().filter_map(|interface| {
+        let link = host.link_by_name(&interface.name)?;
+        Some(vlans::place(&host, interface, link)?.device)
+    });
     let (present, receive, jumbo) = links.fold((0, 0, false), |(present, receive, jumbo), link| {
-        let queues = interfaces::queues_of(link);
+        let queues = interfaces::queues_of(&link);
         (present + 1, receive + queues * receive_ring(queues), jumbo || link.mtu > SMALL_MTU)
     });
     // Interfaces that are not there yet will want theirs.

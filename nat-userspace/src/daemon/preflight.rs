@@ -4,6 +4,7 @@ use anyhow::bail;
 
 use ipnet::Ipv4Net;
 
+use super::vlans;
 use crate::config::{Config, Side};
 use crate::host::Host;
 
@@ -19,9 +20,9 @@ const CAPABILITIES: [(u32, &str, &str); 4] = [
 const SYS_ADMIN: u32 = 21;
 
 /// The largest MTU that can be served: a page, less the room that the kernel leaves in front of a
-/// received frame (`XDP_PACKET_HEADROOM`) and an Ethernet header with two tags. What is larger would
+/// received frame (`XDP_PACKET_HEADROOM`), room for two tags and an Ethernet header. What is larger would
 /// pass once its flow is known, and never make it known.
-pub const LARGEST_MTU: u32 = 4096 - 256 - 22;
+pub const LARGEST_MTU: u32 = 4096 - 256 - 8 - 14;
 
 /// Errs with the capability that is missing.
 pub fn privileges() -> anyhow::Result<()> {
@@ -47,17 +48,23 @@ pub fn privileges() -> anyhow::Result<()> {
 
 /// Errs if none of a side's interfaces is there, naming those there are.
 pub fn interfaces(host: &Host, config: &Config) -> anyhow::Result<()> {
-    for interface in &config.interfaces {
-        let Some(link) = host.link_by_name(&interface.name) else { continue };
+    let parents = config.interfaces.iter().filter_map(|interface| interface.vlan.as_ref());
+    let parents = parents.map(|vlan| &vlan.parent);
+    for name in config.interfaces.iter().map(|interface| &interface.name).chain(parents) {
+        let Some(link) = host.link_by_name(name) else { continue };
         if !link.ethernet {
             bail!(
                 "interface {} has no Ethernet header: natgw serves Ethernet, bridge ports, veth and VLAN parents",
                 link.name
             );
         }
-        if link.mtu > LARGEST_MTU {
+        // What comes in with tags is longer by these.
+        let is_vlan = link.vlan.is_some()
+            || config.interfaces.iter().any(|interface| interface.name == *name && interface.vlan.is_some());
+        let largest = if is_vlan { LARGEST_MTU - 8 } else { LARGEST_MTU };
+        if link.mtu > largest {
             bail!(
-                "the MTU of {0} is {1}: natgw takes at most {LARGEST_MTU}, since the first packet of a flow has to fit one buffer; ip link set dev {0} mtu {LARGEST_MTU}",
+                "the MTU of {0} is {1}: natgw takes at most {largest}, since the first packet of a flow has to fit one buffer; ip link set dev {0} mtu {largest}",
                 link.name,
                 link.mtu
             );
@@ -88,6 +95,7 @@ pub fn warnings(host: &Host, config: &Config) -> Vec<String> {
                 .ok()
                 .and_then(|value| value.trim().parse::<i32>().ok())
         };
+        warnings.extend(vlans::warning(host, interface));
         if read("rp_filter") == Some(1) {
             warnings.push(format!(
                 "rp_filter is strict on {name}: what natgw leaves to the kernel is dropped there if it would be answered by another interface; sysctl -w net.ipv4.conf.{name}.rp_filter=2 loosens it"

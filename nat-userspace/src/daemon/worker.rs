@@ -6,7 +6,8 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
 use nat_common::Reason;
-use nat_common::abi::{SessionEvent, TooBigEvent};
+use nat_common::abi::SessionEvent;
+use nat_common::vlan::Tags;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use xdp::Packet;
 
@@ -15,13 +16,14 @@ use super::claims::Claims;
 use super::control::Mailbox;
 use super::interfaces::{Served, publish_addresses};
 use super::kernel::Kernel;
+use super::vlans::{Place, place};
 use super::{RunOptions, preflight, report};
 use crate::api::{ApiError, Reloaded};
 use crate::config::{Config, ServiceRule};
 use crate::datapath::publish_rules;
 use crate::gateway::{Emission, Gateway, Outcome, World as _};
-use crate::host::{HostEvent, NeighbourState};
-use crate::slowpath::{Frames, Port};
+use crate::host::{HostEvent, Link, NeighbourState};
+use crate::slowpath::{Frames, Port, retag};
 
 /// How often neighbours of live flows are confirmed: below the kernel's own 60 s until it forgets
 /// (`gc_stale_time`).
@@ -107,9 +109,7 @@ impl Worker {
                 tracing::warn!(interface = name, "is not there yet: it is served once it appears");
                 continue;
             };
-            let served = &mut self.served[index];
-            served.open_sockets(&mut self.kernel, &mut self.frames, &mut self.ports, &link)?;
-            served.publish(&mut self.kernel, &mut self.gateway, now, &link)?;
+            self.take_in(index, now, &link)?;
         }
         self.publish_rules()?;
         let announcements = self.claims.make(&mut self.kernel, &self.gateway, &self.config);
@@ -149,9 +149,56 @@ impl Worker {
     fn attach(&mut self, index: usize) -> anyhow::Result<()> {
         let name = self.served[index].config.name.clone();
         let Some(link) = self.kernel.host.link_by_name(&name).cloned() else { return Ok(()) };
-        self.served[index].attach(&mut self.kernel, &link)?;
+        let Some(device) = self.served[index].place.as_ref().map(|place| place.device.index) else {
+            return Ok(());
+        };
+        let already =
+            self.served.iter().filter(|served| served.is_on(device)).find_map(|served| served.attached);
+        self.served[index].attach(&mut self.kernel, &link, already)?;
         // Again: only now is it known whether XDP runs on skbs here.
-        self.served[index].publish(&mut self.kernel, &mut self.gateway, Instant::now(), &link)
+        self.publish(index, Instant::now(), &link)
+    }
+
+    /// Opens an interface's sockets, or finds those of another on the same device, and makes it known.
+    fn take_in(&mut self, index: usize, now: Instant, link: &Link) -> anyhow::Result<()> {
+        let config = &self.served[index].config;
+        let Some(place) = place(&self.kernel.host, config, link) else {
+            tracing::warn!(
+                interface = link.name,
+                "its parent is not there yet: it is served once that appears"
+            );
+            return Ok(());
+        };
+        let device = place.device.index;
+        let shared = self.served.iter().find(|served| served.is_on(device) && served.queues > 0);
+        let shared = shared.map(|served| (served.first_socket, served.queues));
+        let served = &mut self.served[index];
+        match shared {
+            Some((first, queues)) => served.share_sockets(place, first, queues),
+            None => served.open_sockets(&mut self.kernel, &mut self.frames, &mut self.ports, place)?,
+        }
+        self.publish(index, now, link)
+    }
+
+    fn publish(&mut self, index: usize, now: Instant, link: &Link) -> anyhow::Result<()> {
+        let device = self.served[index].place.as_ref().map(|place| place.device.name.clone());
+        let trunk = self.served.iter().all(|served| Some(&served.config.name) != device.as_ref());
+        self.served[index].publish(&mut self.kernel, &mut self.gateway, now, link, trunk)
+    }
+
+    /// Lets go of an interface, and of its device if no other is on it.
+    fn lose(&mut self, index: usize) {
+        let device = self.served[index].place.as_ref().map(|place| place.device.index);
+        let others = self.served.iter().enumerate().filter(|(other, _)| *other != index);
+        let shared = device.is_some_and(|device| others.clone().any(|(_, served)| served.is_on(device)));
+        self.served[index].lost(&mut self.kernel, &mut self.ports, shared);
+    }
+
+    /// The device that an interface's frames pass, and their tags there.
+    fn place_of(&self, ifindex: u32) -> (u32, Tags) {
+        let served = self.served.iter().find(|served| served.ifindex == Some(ifindex));
+        let place = served.and_then(|served| served.place.as_ref());
+        place.map_or((ifindex, Tags::NONE), |place| (place.device.index, place.tags))
     }
 
     /// Serves until the mailbox says to end.
@@ -208,7 +255,18 @@ impl Worker {
                 any = true;
                 let mut packets = std::mem::take(&mut self.packets);
                 for mut packet in packets.drain(..) {
-                    let outcome = self.gateway.handle(&mut self.kernel, now, ifindex, &mut packet);
+                    let tags = Tags::of_frame(&packet).unwrap_or_default().vlan();
+                    let interface = if tags.is_empty() {
+                        ifindex
+                    } else {
+                        // A VLAN that has just gone is nobody's, and never its device's.
+                        let of_vlan =
+                            |place: &Place| place.device.index == ifindex && place.tags.vlan() == tags;
+                        let served =
+                            self.served.iter().find(|served| served.place.as_ref().is_some_and(of_vlan));
+                        served.and_then(|served| served.ifindex).unwrap_or(0)
+                    };
+                    let outcome = self.gateway.handle(&mut self.kernel, now, interface, &mut packet);
                     self.judged.push((packet, ifindex, outcome));
                 }
                 self.packets = packets;
@@ -253,7 +311,10 @@ impl Worker {
                 {
                     self.transmit(vec![Emission { ifindex, frame: released.frame }]);
                 }
-                Outcome::ToStack => self.inject(released.ingress, &released.frame),
+                Outcome::ToStack => {
+                    let (device, _) = self.place_of(released.ingress);
+                    self.inject(device, &released.frame);
+                }
                 _ => {}
             }
         }
@@ -264,8 +325,10 @@ impl Worker {
         }
     }
 
-    fn send(&mut self, ifindex: u32, packet: Packet) {
-        let Some(port) = self.ports.iter_mut().find(|port| port.ifindex == ifindex) else {
+    fn send(&mut self, ifindex: u32, mut packet: Packet) {
+        let (device, tags) = self.place_of(ifindex);
+        let port = self.ports.iter_mut().find(|port| port.ifindex == device);
+        let Some(port) = port.filter(|_| retag(&mut packet, tags)) else {
             self.transmit_failures += 1;
             return self.frames.free(packet);
         };
@@ -326,11 +389,7 @@ impl Worker {
     fn read_session_events(&mut self, now: Instant) {
         let mut events = Vec::new();
         while let Some(event) = self.kernel.datapath.events.next() {
-            // Their sizes tell them apart.
             events.extend(bytemuck::try_pod_read_unaligned::<SessionEvent>(&event));
-            if let Ok(too_big) = bytemuck::try_pod_read_unaligned::<TooBigEvent>(&event) {
-                self.gateway.merged_too_big(now, &too_big);
-            }
         }
         for event in &events {
             self.gateway.session_event(&mut self.kernel, now, event);
@@ -389,27 +448,33 @@ impl Worker {
         }
     }
 
-    /// An interface changed, or has appeared.
+    /// A device changed, or has appeared: an interface, or what one is a VLAN of.
     fn link_changed(&mut self, now: Instant, index: u32) {
-        let Some(link) = self.kernel.host.link(index).cloned() else { return };
-        let Some(position) = self.served.iter().position(|served| served.config.name == link.name) else {
-            return;
-        };
+        let Some(changed) = self.kernel.host.link(index).cloned() else { return };
+        for position in 0..self.served.len() {
+            let served = &self.served[position];
+            let is_parent = served.config.vlan.as_ref().is_some_and(|vlan| vlan.parent == changed.name);
+            if served.config.name == changed.name || served.is_on(index) || is_parent {
+                let link = self.kernel.host.link_by_name(&served.config.name).cloned();
+                if let Some(link) = link {
+                    self.interface_changed(position, now, &link);
+                }
+            }
+        }
+    }
+
+    /// An interface changed, or can be served now.
+    fn interface_changed(&mut self, position: usize, now: Instant, link: &Link) {
         let known = self.served[position].ifindex;
-        if known == Some(index) || (known.is_none() && self.served[position].queues > 0) {
-            if let Err(error) = self.served[position].publish(&mut self.kernel, &mut self.gateway, now, &link)
-            {
+        if known == Some(link.index) || (known.is_none() && self.served[position].queues > 0) {
+            if let Err(error) = self.publish(position, now, link) {
                 tracing::error!(%error, interface = link.name, "a change could not be handed to the fast path");
             }
             return;
         }
         tracing::info!(interface = link.name, "has appeared: taken into service");
-        self.served[position].lost(&mut self.kernel, &mut self.ports);
-        let served = &mut self.served[position];
-        let taken = served
-            .open_sockets(&mut self.kernel, &mut self.frames, &mut self.ports, &link)
-            .and_then(|()| served.publish(&mut self.kernel, &mut self.gateway, now, &link))
-            .and_then(|()| self.attach(position));
+        self.lose(position);
+        let taken = self.take_in(position, now, link).and_then(|()| self.attach(position));
         if let Err(error) = taken {
             tracing::error!(%error, interface = link.name, "could not be taken into service");
         }
@@ -420,9 +485,17 @@ impl Worker {
 
     fn link_removed(&mut self, now: Instant, index: u32, name: &str) {
         self.gateway.remove_interface(&mut self.kernel, now, index);
-        if let Some(served) = self.served.iter_mut().find(|served| served.ifindex == Some(index)) {
-            tracing::warn!(interface = name, "is gone: it is served again once it reappears");
-            served.lost(&mut self.kernel, &mut self.ports);
+        for position in 0..self.served.len() {
+            let served = &self.served[position];
+            let Some(own) = served.ifindex.filter(|&own| own == index || served.is_on(index)) else {
+                continue;
+            };
+            tracing::warn!(
+                interface = served.config.name,
+                "{name} is gone: it is served again once that reappears"
+            );
+            self.gateway.remove_interface(&mut self.kernel, now, own);
+            self.lose(position);
         }
     }
 
@@ -536,8 +609,8 @@ impl Worker {
         if keep {
             return;
         }
-        for served in &mut self.served {
-            served.lost(&mut self.kernel, &mut self.ports);
+        for position in 0..self.served.len() {
+            self.lose(position);
         }
         self.claims.release(&mut self.kernel);
         self.kernel.datapath.remove();

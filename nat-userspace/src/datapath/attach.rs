@@ -95,6 +95,17 @@ impl Datapath {
         }
     }
 
+    /// Attaches to a VLAN's device what watches the gateway's own packets: they have no tag yet there.
+    pub fn attach_own(&mut self, name: &str, ifindex: u32) -> Result<(), AttachError> {
+        self.attach_tc(ifindex, abi::PROGRAM_OWN, "tc-own", TcAttachType::Egress).map_err(|source| {
+            AttachError {
+                what: "the tc program of the gateway's own packets",
+                interface: name.to_owned(),
+                source: source.into(),
+            }
+        })
+    }
+
     fn attach_xdp(&mut self, ifindex: u32, mode: XdpMode) -> Result<(), Cause> {
         let kind = if matches!(mode, XdpMode::Skb) { "xdp-generic" } else { "xdp" };
         let pin = self.link_pin(kind, ifindex);

@@ -8,10 +8,11 @@ use std::path::{Path, PathBuf};
 use aya::maps::{Array, DevMap, HashMap, Map, MapData, MapError, PerCpuArray, RingBuf, XskMap};
 use aya::programs::{ProgramError, TestRun as _, TestRunAttrs, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfError, EbpfLoader};
-use nat_common::abi::{self, Interface, LocalAddress, Settings};
+use nat_common::abi::{self, Interface, LocalAddress, Settings, VlanKey};
 use nat_common::activity::TICK_SHIFT;
 use nat_common::next_hop::NextHop;
 use nat_common::table::Secret;
+use nat_common::vlan::TAG;
 
 use super::flows::FlowTable;
 use super::grace::{Maps, Segments};
@@ -93,6 +94,8 @@ pub struct Datapath {
     pub hops: Array<MapData, NextHop>,
     /// Interfaces by slot.
     pub interfaces: Array<MapData, Interface>,
+    /// Interfaces by device and tags.
+    pub vlans: HashMap<MapData, VlanKey, u32>,
     /// Devices to redirect to.
     pub devices: DevMap<MapData>,
     /// `AF_XDP` sockets by interface and queue.
@@ -198,6 +201,7 @@ impl Datapath {
             flows: FlowTable::new(maps, for_grace, level, sessions, secret)?,
             hops: typed(&mut ebpf, "HOPS")?,
             interfaces: typed(&mut ebpf, "INTERFACE")?,
+            vlans: typed(&mut ebpf, "VLANS")?,
             devices: typed(&mut ebpf, "DEVICES")?,
             sockets: typed(&mut ebpf, "SOCKETS")?,
             locals: typed(&mut ebpf, "LOCALS")?,
@@ -251,8 +255,8 @@ impl Datapath {
     pub fn test_run(&self, ifindex: u32, frame: &[u8]) -> Result<(u32, Vec<u8>), LoadError> {
         let program: &Xdp =
             self.ebpf.program(abi::PROGRAM_XDP).ok_or(LoadError::MissingMap(abi::PROGRAM_XDP))?.try_into()?;
-        // A frame that is left to the tc hook has its mark in front.
-        let mut left = vec![0; abi::MARK_LENGTH + frame.len()];
+        // A frame that is left to the tc hook has its mark in front; one that leaves by a VLAN is longer.
+        let mut left = vec![0; abi::MARK_LENGTH.max(2 * TAG) + frame.len()];
         let result = program.test_run(TestRunOptions {
             data_in: Some(frame),
             data_out: Some(&mut left),
@@ -261,7 +265,8 @@ impl Datapath {
             ..TestRunOptions::new()
         })?;
         left.truncate(usize::try_from(result.data_size_out).unwrap_or(0));
-        let is_marked = left.len() > frame.len() && left.starts_with(&abi::MARK.to_ne_bytes());
+        let is_marked =
+            left.len() == abi::MARK_LENGTH + frame.len() && left.starts_with(&abi::MARK.to_ne_bytes());
         Ok((result.return_value, left.split_off(if is_marked { abi::MARK_LENGTH } else { 0 })))
     }
 

@@ -47,6 +47,7 @@ use nat_common::classify::{is_group, is_martian_destination, is_martian_source};
 use nat_common::flow::is_partial;
 use nat_common::frame::{Frame as _, SliceFrame};
 use nat_common::parse::{Frames, Kind};
+use nat_common::vlan::Tags;
 use nat_common::wire;
 use nat_common::{FlowKey, Parsed, Realm, Reason, parse};
 
@@ -81,6 +82,8 @@ pub struct Interface {
     pub redirects: bool,
     /// Hands up partial checksums.
     pub is_virtual: bool,
+    /// The tags of its VLAN.
+    pub tags: Tags,
     /// The largest MSS that SYNs which come or leave by it may announce.
     pub mss_clamp: Option<u16>,
     /// Its IPv4 addresses, primary first.

@@ -61,10 +61,10 @@ impl NextHops {
             destination: mac.unwrap_or_default(),
             source: interface.mac,
             ifindex: interface.ifindex,
-            port: u32::from(interface.port),
+            port: interface.port,
             mtu: interface.mtu,
             flags: stack | clamp | if mac.is_some() { NextHop::VALID } else { 0 },
-            pad: 0,
+            tags: interface.tags,
         };
         let known = &mut self.hops[usize::from(slot)].2;
         if *known != hop {

@@ -12,6 +12,8 @@ use netlink_packet_route::{
     link::{LinkFlags, LinkHeader, LinkLayerType},
 };
 
+use nat_common::wire::ETHERTYPE_VLAN;
+
 use super::HostEvent;
 
 /// A network interface.
@@ -33,6 +35,10 @@ pub struct Link {
     pub rx_queues: u32,
     /// Whether its frames are Ethernet frames.
     pub ethernet: bool,
+    /// The device it is stacked on, in the same namespace.
+    pub parent: Option<u32>,
+    /// EtherType and number of the VLAN that it is.
+    pub vlan: Option<(u16, u16)>,
 }
 
 /// An IPv4 address of an interface.
@@ -95,9 +101,13 @@ impl Links {
             kind: None,
             rx_queues: 1,
             ethernet: false,
+            parent: None,
+            vlan: None,
         });
         link.up = header.flags.contains(LinkFlags::Up | LinkFlags::LowerUp);
         link.ethernet = header.link_layer_type == LinkLayerType::Ether;
+        // The index of a parent in another namespace says nothing here.
+        let mut elsewhere = false;
         for attribute in NlasIterator::new(payload.get(LINK_HEADER..).unwrap_or_default()) {
             let attribute = attribute?;
             let value = attribute.value();
@@ -105,17 +115,30 @@ impl Links {
                 IFLA_ADDRESS => link.mac = value.try_into().unwrap_or_default(),
                 IFLA_IFNAME => link.name = parse_string(value)?,
                 IFLA_MTU => link.mtu = parse_u32(value)?,
+                IFLA_LINK => link.parent = Some(parse_u32(value)?),
+                IFLA_LINK_NETNSID => elsewhere = true,
                 IFLA_LINKINFO => {
+                    let mut data = None;
                     for info in NlasIterator::new(value) {
                         let info = info?;
-                        if info.kind() == IFLA_INFO_KIND {
-                            link.kind = Some(parse_string(info.value())?);
+                        match info.kind() {
+                            IFLA_INFO_KIND => link.kind = Some(parse_string(info.value())?),
+                            IFLA_INFO_DATA => data = Some(info.value().to_vec()),
+                            _ => {}
                         }
+                    }
+                    if link.kind.as_deref() == Some("vlan")
+                        && let Some(data) = data
+                    {
+                        link.vlan = parse_vlan(&data)?;
                     }
                 }
                 IFLA_NUM_RX_QUEUES => link.rx_queues = parse_u32(value)?,
                 _ => {}
             }
+        }
+        if elsewhere {
+            link.parent = None;
         }
         if known == Some(&link) {
             return Ok(None);
@@ -159,6 +182,20 @@ impl Links {
     }
 }
 
+/// EtherType and number from what a VLAN device says of itself.
+fn parse_vlan(data: &[u8]) -> Result<Option<(u16, u16)>, DecodeError> {
+    let (mut number, mut kind) = (None, ETHERTYPE_VLAN);
+    for attribute in NlasIterator::new(data) {
+        let attribute = attribute?;
+        match (attribute.kind(), attribute.value()) {
+            (IFLA_VLAN_ID, &[a, b]) => number = Some(u16::from_ne_bytes([a, b])),
+            (IFLA_VLAN_PROTOCOL, &[a, b]) => kind = u16::from_be_bytes([a, b]),
+            _ => {}
+        }
+    }
+    Ok(number.map(|number| (kind, number)))
+}
+
 fn same(one: &Address, other: &Address) -> bool {
     one.addr == other.addr && one.prefix == other.prefix
 }
@@ -197,3 +234,48 @@ const IFLA_MTU: u16 = 4;
 const IFLA_LINKINFO: u16 = 18;
 const IFLA_NUM_RX_QUEUES: u16 = 32;
 const IFLA_INFO_KIND: u16 = 1;
+const IFLA_INFO_DATA: u16 = 2;
+const IFLA_LINK: u16 = 5;
+const IFLA_LINK_NETNSID: u16 = 37;
+const IFLA_VLAN_ID: u16 = 1;
+const IFLA_VLAN_PROTOCOL: u16 = 5;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
+        let length = u16::try_from(4 + value.len()).expect("short");
+        let mut bytes = [&length.to_ne_bytes()[..], &kind.to_ne_bytes(), value].concat();
+        bytes.resize(bytes.len().next_multiple_of(4), 0);
+        bytes
+    }
+
+    /// As `ip link add link eth0 name eth0.5 type vlan id 5` has it, and with `proto 802.1ad`.
+    #[test]
+    fn a_vlan_says_its_number_and_its_parent() {
+        for (protocol, kind) in [([0x81, 0], 0x8100), ([0x88, 0xa8], 0x88a8)] {
+            let data =
+                [attribute(IFLA_VLAN_PROTOCOL, &protocol), attribute(IFLA_VLAN_ID, &5u16.to_ne_bytes())];
+            let info = [attribute(IFLA_INFO_KIND, b"vlan\0"), attribute(IFLA_INFO_DATA, &data.concat())];
+            let mut header = [0; LINK_HEADER];
+            header[2] = 1;
+            header[4] = 7;
+            let message = [
+                &header[..],
+                &attribute(IFLA_IFNAME, b"eth0.5\0"),
+                &attribute(IFLA_LINK, &2u32.to_ne_bytes()),
+                &attribute(IFLA_LINKINFO, &info.concat()),
+            ]
+            .concat();
+            let mut links = Links::default();
+            links.link_changed(&message).expect("a message");
+            let link = links.link(7).expect("the link");
+            assert_eq!((link.parent, link.vlan), (Some(2), Some((kind, 5))));
+            // A parent in another namespace.
+            let message = [message, attribute(IFLA_LINK_NETNSID, &[0; 4])].concat();
+            links.link_changed(&message).expect("a message");
+            assert_eq!(links.link(7).expect("the link").parent, None);
+        }
+    }
+}

@@ -2,5 +2,7 @@
 //! interface, on one memory. Rings and frames here, judgement in [`crate::gateway`].
 
 mod port;
+mod tags;
 
 pub use self::port::{Frames, Port, PortError, receive_ring};
+pub use self::tags::{are_hidden, retag};

@@ -25,8 +25,8 @@ pub fn receive_ring(queues: u32) -> u32 {
     (BURST / queues.max(1).next_power_of_two()).max(RING)
 }
 
-/// Frames beyond those that are lent to receive into: two transmit rings full.
-const IN_HAND: u32 = 2 * RING;
+/// Room in front of a frame for the tags of the VLAN that it leaves by.
+const HEAD_ROOM: u32 = 8;
 
 /// What one transmit kick sends in copy mode (`TX_BATCH_SIZE` in net/xdp/xsk.c).
 const KICK: usize = 32;
@@ -66,12 +66,17 @@ pub struct Frames {
 impl Frames {
     /// Memory for sockets whose receive rings have so many entries in all.
     pub fn new(receive: u32, jumbo: bool) -> Result<Self, PortError> {
-        // What is lent to receive into, and what is in hand or on its way out meanwhile.
-        let frames = receive.max(RING) + IN_HAND;
+        // What is lent to receive into, and as much to hold and to send.
+        let frames = receive.max(RING) * 2;
         let build = || {
             let frame_size = if jumbo { FrameSize::FourK } else { FrameSize::TwoK };
-            let config =
-                UmemCfgBuilder { frame_size, frame_count: frames, ..UmemCfgBuilder::default() }.build();
+            let config = UmemCfgBuilder {
+                frame_size,
+                frame_count: frames,
+                head_room: HEAD_ROOM,
+                ..UmemCfgBuilder::default()
+            }
+            .build();
             Umem::map(config.map_err(|error| io::Error::other(format!("{error:?}")))?)
         };
         Ok(Self { umem: build().map_err(|source| PortError::Memory { frames, source })? })

@@ -185,6 +185,7 @@ impl Simulation {
             port: 0,
             redirects: true,
             is_virtual: false,
+            tags: nat_common::vlan::Tags::NONE,
             mss_clamp: None,
             addresses: vec![address],
             networks: vec![ipnet::Ipv4Net::new_assert(address, 24)],
