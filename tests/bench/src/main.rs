@@ -19,7 +19,7 @@ use std::{
     path::PathBuf,
     process::ExitCode,
     sync::{Arc, atomic::AtomicBool},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, bail};
@@ -119,6 +119,7 @@ fn settings(arguments: &Arguments) -> anyhow::Result<Settings> {
 fn measure(figure: &Figure, settings: &Settings, lanes: &mut Option<Stage>) -> anyhow::Result<FigureReport> {
     let command =
         format!("cargo xtask bench --only {}{}", figure.name, if settings.quick { " --quick" } else { "" });
+    let start = Instant::now();
     let mut report = FigureReport::new(figure.name, figure.what, command);
     match figure.measure {
         Measure::Lanes(measure) => measure(settings, stage(settings, lanes)?, &mut report),
@@ -129,6 +130,7 @@ fn measure(figure: &Figure, settings: &Settings, lanes: &mut Option<Stage>) -> a
         }
     }
     .with_context(|| figure.name)?;
+    eprintln!("{}: {:.1} s", figure.name, start.elapsed().as_secs_f32());
     Ok(report)
 }
 

@@ -33,7 +33,11 @@ fn hops(settings: &Settings, stage: &mut Stage) -> anyhow::Result<Chart<'static>
         eprintln!("plot: hops with {flows} flows");
         let mut report = FigureReport::new("plot", "", String::new());
         let rounds = settings.rounds.min(3);
-        for (name, hops) in hop::hops(settings, stage, &mut report, hop::pattern_of(flows), rounds)? {
+        let measured = hop::hops(settings, stage, &mut report, hop::pattern_of(flows), rounds)?;
+        for (name, reason) in report.absences() {
+            eprintln!("plot: {name} is not measured with {flows} flows: {reason}");
+        }
+        for (name, hops) in measured {
             if name != FLOOR {
                 lines.entry(name).or_default().push((f64::from(flows), Spread::of(&hops).median));
             }
@@ -43,7 +47,7 @@ fn hops(settings: &Settings, stage: &mut Stage) -> anyhow::Result<Chart<'static>
         title: "Nanoseconds a hop: established flows in random order",
         horizontal: "flows",
         vertical: "ns",
-        lines: lines.into_iter().collect(),
+        lines: in_order(lines),
     })
 }
 
@@ -71,8 +75,13 @@ fn new_flows(settings: &Settings, stage: &mut Stage) -> anyhow::Result<Chart<'st
         title: "New flows a second: delivered of those offered, generator on the same CPU",
         horizontal: "offered a second",
         vertical: "delivered a second",
-        lines: lines.into_iter().collect(),
+        lines: in_order(lines),
     })
+}
+
+/// natgw first: a line's colour is by its place.
+fn in_order(mut lines: BTreeMap<&'static str, Vec<(f64, f64)>>) -> Vec<(&'static str, Vec<(f64, f64)>)> {
+    ["natgw", "nft", "bare"].into_iter().filter_map(|name| lines.remove_entry(name)).collect()
 }
 
 /// Writes a picture, and prints what it shows.

@@ -124,6 +124,11 @@ impl FigureReport {
         self.absent.insert(contender, reason);
     }
 
+    /// The contenders that could not take part, and why.
+    pub(crate) fn absences(&self) -> impl Iterator<Item = (&'static str, &str)> {
+        self.absent.iter().map(|(name, reason)| (*name, reason.as_str()))
+    }
+
     /// Something one has to know to read it.
     pub(crate) fn note(&mut self, note: impl Into<String>) {
         let note = note.into();

@@ -45,6 +45,11 @@ impl Settings {
         Ok(())
     }
 
+    /// A second CPU, if there is one.
+    pub(crate) fn other_cpu(&self) -> Option<usize> {
+        (0..self.cpus).find(|cpu| *cpu != self.cpu)
+    }
+
     /// Numbers the rounds, tells how far they are, and ends them if someone wants that.
     pub(crate) fn rounds(&self, figure: &'static str) -> impl Iterator<Item = anyhow::Result<u32>> {
         (1..=self.rounds).map(move |round| {

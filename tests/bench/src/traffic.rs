@@ -108,7 +108,12 @@ impl Generator {
         while start.elapsed() < time {
             let due = Duration::from_secs_f64(rounded(sample.frames + u64::from(self.batch)) / rate);
             if let Some(early) = due.checked_sub(start.elapsed()) {
-                thread::sleep(early.min(time));
+                // A sleep takes longer than that; the CPU is left to others all the same.
+                if early < SHORTEST_SLEEP {
+                    thread::yield_now();
+                } else {
+                    thread::sleep(early.min(time));
+                }
                 continue;
             }
             let late = start.elapsed().saturating_sub(due).as_secs_f64();
@@ -190,6 +195,8 @@ fn whole(batches: f64) -> u32 {
 const BLAST: u32 = 1 << 17;
 /// Batches that are made up for at a time, when the generator is late.
 const MOST_BATCHES: u32 = 63;
+/// What a timer is too coarse for.
+const SHORTEST_SLEEP: Duration = Duration::from_micros(60);
 /// How long nothing may arrive until what is missing counts as lost. Others may want the CPU, too.
 const PATIENCE: Duration = Duration::from_millis(100);
 /// Helpings in a row of which nothing arrives, until the gateway is given up.

@@ -15,13 +15,11 @@ const PATTERN: Pattern = Pattern { kind: RANDOM, flows: 1 << 16, endpoint_bits: 
 
 /// One gateway: a nanosecond of which CPU it is does not matter, a frame costs the sum of all.
 pub(crate) fn measure(settings: &Settings, report: &mut FigureReport) -> anyhow::Result<()> {
-    let others = (0..settings.cpus).filter(|cpu| *cpu != settings.cpu);
-    let mut cpus: Vec<_> = others.take(1).collect();
-    cpus.push(settings.cpu);
-    if cpus.len() < 2 {
+    let Some(other) = settings.other_cpu() else {
         report.absent("natgw", "this machine has one CPU".to_owned());
         return Ok(());
-    }
+    };
+    let cpus = [other, settings.cpu];
     let mut stage = Stage::new(settings, &cpus)?;
     let taking_part = stage.prepare_all(&Setup::of(PATTERN.flows.into()), report)?;
     for number in &taking_part {

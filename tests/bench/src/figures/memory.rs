@@ -21,6 +21,7 @@ pub(crate) fn measure(
     stage: &mut Stage,
     report: &mut FigureReport,
 ) -> anyhow::Result<()> {
+    let rounds = if settings.quick { 1 } else { settings.rounds };
     if let Some((number, _)) = stage.natgw() {
         for (quantity, sessions, endpoint_bits, own_mapping) in SIZES {
             let first = quantity == SIZES[0].0;
@@ -35,7 +36,7 @@ pub(crate) fn measure(
                 ..Pattern::PLAIN
             };
             let setup = Setup { shared_ports: own_mapping, needs_nat: true, ..Setup::of(sessions.into()) };
-            let rounds = if first { settings.rounds } else { 1 };
+            let rounds = if first { rounds } else { 1 };
             measure_one(settings, stage, report, (number, quantity, rounds), (pattern, setup))?;
         }
     }
@@ -46,7 +47,7 @@ pub(crate) fn measure(
         let sessions = 1 << (sessions - sessions / 8).ilog2();
         let pattern = Pattern { kind: IN_TURN, flows: sessions, endpoint_bits: 14, ..Pattern::PLAIN };
         let setup = Setup { needs_nat: true, ..Setup::of(sessions.into()) };
-        measure_one(settings, stage, report, (number, "bytes_each", settings.rounds), (pattern, setup))?;
+        measure_one(settings, stage, report, (number, "bytes_each", rounds), (pattern, setup))?;
         report.note(format!("nft: {sessions} sessions, by what the kernel's unreclaimable memory grew"));
     }
     report.note(
@@ -68,7 +69,8 @@ fn measure_one(
     (pattern, setup): (Pattern, Setup),
 ) -> anyhow::Result<()> {
     let name = stage.name(number);
-    let (mut whole, mut grown) = (Vec::new(), Vec::new());
+    let each = |bytes: u64| quotient(bytes, pattern.flows.into());
+    let (mut whole, mut grown, mut kernel) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..rounds {
         settings.check_interrupt()?;
         if let Readiness::Absent(reason) = stage.prepare(number, &setup)? {
@@ -78,12 +80,18 @@ fn measure_one(
         let before = stage.gateways[number].1.memory()?;
         stage.open(number, pattern, report)?;
         let after = stage.gateways[number].1.memory()?;
-        whole.push(quotient(after, pattern.flows.into()));
-        grown.push(quotient(after.saturating_sub(before), pattern.flows.into()));
+        whole.push(each(after.all()));
+        kernel.push(each(after.kernel));
+        grown.push(each(after.all().saturating_sub(before.all())));
     }
-    report.measure(name, quantity, if name == "natgw" { &whole } else { &grown });
-    if name == "natgw" && quantity == SIZES[0].0 {
+    if name != "natgw" {
+        report.measure(name, quantity, &grown);
+        return Ok(());
+    }
+    report.measure(name, quantity, &whole);
+    if quantity == SIZES[0].0 {
         report.measure(name, "1m_growth_bytes_each", &grown);
+        report.measure(name, "1m_kernel_bytes_each", &kernel);
     }
     Ok(())
 }

@@ -11,11 +11,26 @@ use aya::maps::{ArrayOfMaps, Map, MapData, MapInfo};
 
 use crate::machine::field;
 
+/// Bytes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Memory {
+    /// The daemon's own.
+    pub(crate) daemon: u64,
+    /// The kernel's for it.
+    pub(crate) kernel: u64,
+}
+
+impl Memory {
+    pub(crate) fn all(self) -> u64 {
+        self.daemon + self.kernel
+    }
+}
+
 /// A process's anonymous and shared memory, and what the kernel has allocated for all eBPF maps it holds, those within
 /// maps included. Maps that it has mapped are counted once, as the kernel's.
-pub(super) fn of_process(process: u32) -> anyhow::Result<u64> {
+pub(super) fn of_process(process: u32) -> anyhow::Result<Memory> {
     let status = format!("/proc/{process}/status");
-    let own = (field(&status, "RssAnon")? + field(&status, "RssShmem")?) * 1024;
+    let daemon = (field(&status, "RssAnon")? + field(&status, "RssShmem")?) * 1024;
     let mut maps = BTreeSet::new();
     let folder = format!("/proc/{process}/fdinfo");
     for entry in fs::read_dir(&folder).with_context(|| format!("list {folder}"))? {
@@ -37,7 +52,8 @@ pub(super) fn of_process(process: u32) -> anyhow::Result<u64> {
         }
     }
     maps.extend(within);
-    maps.iter().try_fold(own, |sum, map| Ok(sum + allocated(*map)?))
+    let kernel = maps.iter().try_fold(0, |sum, map| anyhow::Ok(sum + allocated(*map)?))?;
+    Ok(Memory { daemon, kernel })
 }
 
 /// The bytes the kernel has allocated for a map.
@@ -47,6 +63,6 @@ fn allocated(map: u32) -> anyhow::Result<u64> {
 }
 
 /// All the kernel's own objects that it cannot give back, of the whole machine.
-pub(super) fn of_kernel() -> anyhow::Result<u64> {
-    Ok(field("/proc/meminfo", "SUnreclaim")? * 1024)
+pub(super) fn of_kernel() -> anyhow::Result<Memory> {
+    Ok(Memory { daemon: 0, kernel: field("/proc/meminfo", "SUnreclaim")? * 1024 })
 }

@@ -9,6 +9,7 @@ use anyhow::bail;
 use aya::programs::ProgramInfo;
 
 pub(crate) use self::{
+    memory::Memory,
     natgw::Natgw,
     nftables::{Nftables, most_flows},
 };
@@ -69,7 +70,7 @@ pub(crate) trait Gateway {
     fn program(&self, lane: &Lane, generator: &mut Generator) -> anyhow::Result<Option<ProgramInfo>>;
 
     /// The bytes it takes just now; what they are counted by is the gateway's own affair.
-    fn memory(&self) -> anyhow::Result<u64> {
+    fn memory(&self) -> anyhow::Result<Memory> {
         bail!("it has no memory of flows")
     }
 

@@ -19,7 +19,10 @@ use rustix::{
 };
 use serde_json::Value;
 
-use super::{Gateway, Readiness, Setup, memory};
+use super::{
+    Gateway, Readiness, Setup,
+    memory::{self, Memory},
+};
 use crate::{
     generator::Generator,
     namespace::run,
@@ -209,7 +212,7 @@ impl Gateway for Natgw {
         1 << 10
     }
 
-    fn memory(&self) -> anyhow::Result<u64> {
+    fn memory(&self) -> anyhow::Result<Memory> {
         memory::of_process(self.process.as_ref().context("natgw does not run")?.id())
     }
 

@@ -5,7 +5,10 @@ use std::{fs, process::Command};
 use anyhow::Context as _;
 use aya::programs::ProgramInfo;
 
-use super::{Gateway, Readiness, Setup, memory};
+use super::{
+    Gateway, Readiness, Setup,
+    memory::{self, Memory},
+};
 use crate::{generator::Generator, topology::Lane};
 
 /// nftables masquerade.
@@ -56,7 +59,7 @@ impl Gateway for Nftables {
     }
 
     /// Conntrack's objects and their extensions are the kernel's unreclaimable memory, and so is what others have.
-    fn memory(&self) -> anyhow::Result<u64> {
+    fn memory(&self) -> anyhow::Result<Memory> {
         memory::of_kernel()
     }
 
