@@ -64,6 +64,10 @@ pub fn natgw_xdp(ctx: XdpContext) -> u32 {
     if vlan::is_tagged(&PacketFrame::of_xdp(&ctx)) {
         // In a VLAN that is no interface of ours: its own device's, or nobody's (behaviour L2X-02).
         ifindex = vlan::enter(ctx.ctx);
+        if ifindex == 0 {
+            count(Reason::Passed);
+            return xdp_action::XDP_PASS;
+        }
     }
     let Some(interface) = maps::interface(ifindex) else { return xdp_action::XDP_PASS };
     let verdict = if is_injected(interface) { Verdict::Injected } else { judge(&ctx, interface) };

@@ -12,3 +12,4 @@ mod link;
 mod malformed;
 mod rules;
 mod translated;
+mod vlans;

@@ -14,7 +14,7 @@ use std::{
 
 use nat_common::{
     FlowKey, FlowValue, Realm, Reason,
-    abi::{INTERFACE_SLOTS, Interface, LocalAddress, QUEUES},
+    abi::{INTERFACE_SLOTS, Interface, LocalAddress, QUEUES, VlanKey},
     flow::{Query, Rewrite},
     next_hop::NextHop,
     vlan::Tags,
@@ -40,6 +40,9 @@ pub const PUBLISHED_MAC: Mac = [0x02, 0, 0, 0, 1, 17];
 pub const WAN_MAC: Mac = [0x02, 0, 0, 0, 2, 1];
 /// See [`WAN_MAC`].
 pub const ROUTER_MAC: Mac = [0x02, 0, 0, 0, 2, 254];
+
+/// Index of the first VLAN's interface.
+const VLANS: u32 = 4000;
 
 /// Largest packet behind [`Hop::Small`].
 pub const SMALL: u16 = 576;
@@ -202,6 +205,41 @@ impl Stage {
         self.publish(&format!("{RULES}\n[unmatched]\noutside = \"drop\"\n"));
         let done = work(self);
         self.publish(RULES);
+        done
+    }
+
+    /// Calls `work` while VLAN 5 of `lan`, and 7 within 100, are interfaces, and the router is in the VLAN of `uplink`.
+    pub fn with_vlans<T>(&mut self, uplink: Tags, work: impl FnOnce(&mut Self) -> T) -> T {
+        let device = self.ifindexes[usize::from(Link::Lan.index())];
+        let router = Hop::Router as u32;
+        for (ifindex, tags) in [
+            (VLANS, Tags::of_vlans((0x8100, 5), None)),
+            (VLANS + 1, Tags::of_vlans((0x88a8, 100), Some((0x8100, 7)))),
+        ] {
+            let interface = Interface {
+                ifindex,
+                first_socket: 0,
+                queues: 1,
+                flags: Interface::VLAN,
+                mac: LAN_MAC,
+                port: Link::Lan.index(),
+                mtu: 1500,
+                device,
+                tags,
+            };
+            let key = VlanKey { tags, device, pad: 0 };
+            self.datapath.interfaces.set(ifindex, &interface, 0).expect("write an interface");
+            self.datapath.vlans.insert(&key, &ifindex, 0).expect("write a VLAN");
+        }
+        let untagged = self.hops[&router];
+        let tagged = NextHop { tags: uplink, ..untagged };
+        self.datapath.hops.set(router, &tagged, 0).expect("write a next hop");
+        let done = work(self);
+        self.datapath.hops.set(router, &untagged, 0).expect("write a next hop");
+        let keys: Vec<VlanKey> = self.datapath.vlans.keys().filter_map(Result::ok).collect();
+        for key in keys {
+            self.datapath.vlans.remove(&key).expect("remove a VLAN");
+        }
         done
     }
 
