@@ -14,4 +14,5 @@ pub mod doctor;
 pub mod gateway;
 mod hash;
 pub mod host;
+pub mod metrics;
 pub mod slowpath;

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use natgw::api::{
-    ApiError, Counted, Deleted, Direction, Handler, PoolRow, Reloaded, Reply, Request, Row, RuleRow, Server,
-    ServerRow, ServiceRow, SessionRow,
+    ApiError, Counted, Deleted, Direction, Handler, Metrics, PoolRow, Reloaded, Reply, Request, Row, RuleRow,
+    Server, ServerRow, ServiceRow, SessionRow,
 };
 use serde_json::{Value, json};
 
@@ -108,6 +108,7 @@ impl Handler for Made {
                 Ok(json!(row))
             }
             Request::ServiceRemove { .. } => Err(ApiError::new("no such server", "there are: none")),
+            Request::Metrics => Ok(json!(Metrics { text: "natgw_sessions 3\n".to_owned() })),
             Request::Status => Err(ApiError::new("report: not today", "come back tomorrow")),
         }
     }
@@ -234,6 +235,7 @@ fn tables() {
         "ID  KIND  NAME    SOURCE       DESTINATION  PROTOCOL  OUT  TO          PACKETS  SESSIONS  OPTIONS\n \
          1  snat  office  10.1.1.0/24  any          any       -    masquerade        0         0  hairpin=true\n"
     );
+    assert_eq!(daemon.stdout("metrics"), "natgw_sessions 3\n");
 }
 
 #[test]

@@ -40,6 +40,7 @@ mod rtr;
 mod rtr_mtu;
 mod stn;
 
+mod metrics;
 mod ops;
 
 mod s000;

@@ -12,6 +12,7 @@ pub mod host;
 pub mod invariants;
 pub mod lab;
 pub mod packet;
+pub mod prometheus;
 pub mod router;
 pub mod wire;
 
@@ -20,4 +21,5 @@ pub use gateway::Gateway;
 pub use host::Host;
 pub use lab::Lab;
 pub use packet::Packet;
+pub use prometheus::Metrics;
 pub use wire::Tap;

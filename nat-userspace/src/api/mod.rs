@@ -18,8 +18,8 @@ mod tests;
 pub use self::client::{Client, ClientError};
 pub use self::filter::{EndpointFilter, SessionFilter};
 pub use self::protocol::{
-    ApiError, Counted, Deleted, Direction, DropRow, InterfaceStatus, PacketTotals, PoolRow, Reloaded,
-    Request, Row, RuleCounts, RuleRow, ServerRow, ServiceRow, SessionRow, StatusReport, VERSION,
+    ApiError, Counted, Deleted, Direction, DropRow, InterfaceStatus, Metrics, PacketTotals, PoolRow,
+    Reloaded, Request, Row, RuleCounts, RuleRow, ServerRow, ServiceRow, SessionRow, StatusReport, VERSION,
 };
 pub use self::rules::rule_rows;
 pub use self::server::{Handler, Reply, Server, ServerError};

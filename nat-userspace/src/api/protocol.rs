@@ -87,6 +87,8 @@ pub enum Request {
         /// The server's endpoint.
         server: SocketAddrV4,
     },
+    /// Done is a [`Metrics`].
+    Metrics,
     /// Reads the configuration file anew; done is a [`Reloaded`].
     Reload,
 }
@@ -173,6 +175,13 @@ pub struct Counted {
 pub struct Deleted {
     /// That many.
     pub deleted: u64,
+}
+
+/// Counters for Prometheus.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+pub struct Metrics {
+    /// In its text format, version 0.0.4.
+    pub text: String,
 }
 
 /// What a reload did.

@@ -5,6 +5,7 @@
 mod check;
 mod doctor;
 mod generate;
+mod metrics;
 mod output;
 mod pool;
 mod reload;
@@ -75,6 +76,10 @@ enum Verb {
     /// Virtual servers and their health
     #[command(subcommand)]
     Service(service::Service),
+    /// Print counters in Prometheus' text format
+    ///
+    /// The same that is served at /metrics of the address in `[metrics] listen`, if one is given.
+    Metrics,
     /// Find what is wrong with the host or the set-up
     ///
     /// Each finding says what it was seen by, what it does to packets, and the command that mends it. With HOST, an
@@ -119,6 +124,7 @@ pub fn main() -> ExitCode {
         Verb::Pool(pool) => pool.carry_out(&daemon),
         Verb::Rule(rule) => rule.carry_out(&daemon),
         Verb::Service(service) => service.carry_out(&daemon),
+        Verb::Metrics => metrics::carry_out(&daemon),
         Verb::Doctor(doctor) => doctor.carry_out(&daemon),
         Verb::Completions(completions) => completions.carry_out(),
         Verb::Man => generate::man(),

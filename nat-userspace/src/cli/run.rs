@@ -10,6 +10,7 @@ use super::{ConfigFile, Failure, output};
 use crate::api::ServerError;
 use crate::config::Config;
 use crate::daemon::{self, RunOptions};
+use crate::metrics::ResponderError;
 
 #[derive(Args, Debug)]
 pub(super) struct Run {
@@ -32,7 +33,9 @@ impl Run {
             .init();
         let options = RunOptions { keep: self.keep, config_path: self.file.config, socket };
         daemon::run(options, config).map_err(|error| {
-            let hint = error.downcast_ref::<ServerError>().map(|error| error.hint().to_owned());
+            let control = error.downcast_ref::<ServerError>().map(ServerError::hint);
+            let metrics = error.downcast_ref::<ResponderError>().map(ResponderError::hint);
+            let hint = control.or(metrics).map(str::to_owned);
             Failure::Said { message: format!("{error:#}"), hint }
         })
     }

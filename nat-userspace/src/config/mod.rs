@@ -21,7 +21,7 @@ mod timeouts;
 mod validate;
 mod words;
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use ipnet::Ipv4Net;
@@ -70,6 +70,8 @@ pub struct Config {
     pub unmatched_forged: Unmatched,
     /// Where the daemon is reached and what it leaves in the file system.
     pub control: Control,
+    /// Where counters are served.
+    pub metrics: Metrics,
     /// What is allowed but hardly wanted, one sentence each, for `check` and `run` to show.
     pub warnings: Vec<String>,
 }
@@ -244,6 +246,13 @@ impl Default for Limits {
     fn default() -> Self {
         Self { sessions: 1_048_576, sessions_per_source: 0, new_per_second_per_source: 0 }
     }
+}
+
+/// Counters for Prometheus.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Metrics {
+    /// Where `/metrics` is served by HTTP; nowhere if none.
+    pub listen: Option<SocketAddr>,
 }
 
 /// Where the daemon is reached and where it pins its maps and links. Both paths are absolute.

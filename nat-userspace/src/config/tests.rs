@@ -341,7 +341,16 @@ fn other_sections() {
     refused(&format!("[control]\nsocket = \"/{}\"\n", "x".repeat(107)), 2, "more than 107", "shorter");
     refused("[log]\nsessions = \"json\"\n", 2, "no session log", "none");
     let metrics = valid("[metrics]\nlisten = \"127.0.0.1:9477\"\n");
-    assert!(metrics.warnings[0].contains("nothing listens on 127.0.0.1:9477"), "{:?}", metrics.warnings);
+    assert_eq!(metrics.metrics.listen, Some("127.0.0.1:9477".parse().unwrap()));
+    assert_eq!(valid("[metrics]\nlisten = \"\"\n").metrics.listen, None);
+    for bad in ["127.0.0.1", "9477", "localhost:9477", "127.0.0.1:0"] {
+        refused(
+            &format!("[metrics]\nlisten = \"{bad}\"\n"),
+            2,
+            "not an address with a port",
+            "127.0.0.1:9477",
+        );
+    }
     assert!(valid("[log]\nsessions = \"none\"\n[metrics]\nlisten = \"\"\n").warnings.is_empty());
 }
 

@@ -1,13 +1,14 @@
 //! From the shape of the file to a [`Config`]: all but the rules.
 
 use std::collections::HashSet;
+use std::net::SocketAddr;
 use std::ops::{Range, RangeInclusive};
 use std::path::PathBuf;
 
 use serde_spanned::Spanned;
 
 use super::error::{Fault, Problem, Problems};
-use super::{AttachMode, Config, Control, InterfaceConfig, Limits, Side, Unmatched, VlanConfig};
+use super::{AttachMode, Config, Control, InterfaceConfig, Limits, Metrics, Side, Unmatched, VlanConfig};
 use super::{conflicts, file, rules, timeouts};
 
 /// Judges a whole configuration.
@@ -39,7 +40,8 @@ pub(super) fn config(text: &str) -> Result<Config, Vec<Problem>> {
         },
         control: control(&raw.control, &mut problems),
         interfaces,
-        warnings: warnings.into_iter().chain(not_served(&raw)).collect(),
+        metrics: metrics(&raw.metrics, &mut problems),
+        warnings,
     };
     let found = problems.into_found();
     if found.is_empty() { Ok(config) } else { Err(found) }
@@ -59,12 +61,21 @@ fn refuse_what_is_not_there(raw: &file::File, problems: &mut Problems<'_>) {
     }
 }
 
-/// What is configured and harmless, but not there in this version.
-fn not_served(raw: &file::File) -> Option<String> {
-    let listen = raw.metrics.listen.as_ref().map(Spanned::get_ref).filter(|word| !word.is_empty())?;
-    Some(format!(
-        "this version serves no metrics, nothing listens on {listen}; `natgw status --json` has the counters"
-    ))
+/// Where the metrics are served.
+fn metrics(raw: &file::Metrics, problems: &mut Problems<'_>) -> Metrics {
+    let listen = raw.listen.as_ref().filter(|word| !word.get_ref().is_empty()).and_then(|word| {
+        let address = word.get_ref().parse().ok().filter(|address: &SocketAddr| address.port() != 0);
+        problems.check(
+            &word.span(),
+            address.ok_or_else(|| {
+                Fault::new(
+                    format!("`{}` is not an address with a port", word.get_ref()),
+                    "such as \"127.0.0.1:9477\" or \"[::1]:9477\"; \"\" serves no metrics",
+                )
+            }),
+        )
+    });
+    Metrics { listen }
 }
 
 fn interfaces(raw: &[Spanned<file::Interface>], problems: &mut Problems<'_>) -> Vec<InterfaceConfig> {

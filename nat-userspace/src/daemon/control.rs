@@ -14,7 +14,9 @@ use serde_json::Value;
 use super::report;
 use super::services::{self, Change};
 use super::worker::Worker;
-use crate::api::{ApiError, Counted, Deleted, Handler, Reply, Request, Row, SessionFilter, SessionRow};
+use crate::api::{
+    ApiError, Counted, Deleted, Handler, Metrics, Reply, Request, Row, SessionFilter, SessionRow,
+};
 use crate::config::ServerConfig;
 
 /// Session slots looked at in one piece.
@@ -126,6 +128,11 @@ impl Post {
         Ok(value(&self.ask(move |worker| services::change(worker, &service, &change))??))
     }
 
+    /// Gathers the metrics on the worker's thread, and writes them on this.
+    pub fn metrics(&self) -> Result<String, ApiError> {
+        Ok(self.ask(|worker| report::metrics(worker))?.text())
+    }
+
     fn delete(&self, filter: &SessionFilter) -> Result<Value, ApiError> {
         let mut deleted = 0;
         self.each_session(filter, |rows| {
@@ -155,6 +162,7 @@ fn gone(error: std::io::Error) -> ApiError {
 impl Handler for Post {
     fn handle(&self, request: Request, reply: &mut dyn Reply) -> Result<Value, ApiError> {
         match request {
+            Request::Metrics => Ok(value(&Metrics { text: self.metrics()? })),
             Request::Status => Ok(value(&self.ask(|worker| report::status(worker))?)),
             Request::SessionList { filter } => {
                 let mut sessions = 0;

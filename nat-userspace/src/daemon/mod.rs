@@ -28,6 +28,7 @@ use crate::config::Config;
 use crate::datapath::Datapath;
 use crate::gateway::{Gateway, Random};
 use crate::host::Host;
+use crate::metrics::Responder;
 use crate::slowpath::{Frames, receive_ring};
 
 /// What the command line says about a run.
@@ -49,6 +50,7 @@ pub fn run(options: RunOptions, config: Config) -> anyhow::Result<()> {
     preflight::privileges()?;
     let host = Host::open().context("read the host's interfaces and addresses")?;
     preflight::interfaces(&host, &config)?;
+    let metrics = config.metrics.listen.map(Responder::bind).transpose()?;
     let (mailbox, post) = Mailbox::new().context("listen for signals")?;
     let datapath = Datapath::load(&config.control.bpffs, config.limits.sessions)?;
     let taken_over = datapath.taken_over;
@@ -78,6 +80,12 @@ pub fn run(options: RunOptions, config: Config) -> anyhow::Result<()> {
         worker.stop(taken_over);
         return Err(error.context("take the interfaces into service"));
     }
+    let responder = metrics.map(|bound| {
+        let post = post.clone();
+        let source = move || post.metrics().map_err(|error| error.message);
+        Responder::serve(bound, Arc::new(source)).context("serve metrics")
+    });
+    let responder = responder.transpose()?;
     let server = Server::bind(&socket, Arc::new(post))?;
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
@@ -93,7 +101,7 @@ pub fn run(options: RunOptions, config: Config) -> anyhow::Result<()> {
         None => Ok(()),
     };
     notify("STOPPING=1");
-    drop(server);
+    drop((server, responder));
     served
 }
 

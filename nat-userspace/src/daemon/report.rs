@@ -7,9 +7,10 @@ use crate::api::{
     Direction, DropRow, InterfaceStatus, PacketTotals, PoolRow, RuleCounts, RuleRow, SessionRow,
     StatusReport, rule_rows,
 };
-use crate::config::{Side, protocol_name};
+use crate::config::{Config, Side, protocol_name};
 use crate::datapath::Attached;
 use crate::gateway::{Condition, Notice, SessionView};
+use crate::metrics::Snapshot;
 
 /// A session as a row.
 pub fn session_row(view: SessionView) -> SessionRow {
@@ -45,21 +46,15 @@ pub fn status(worker: &Worker) -> StatusReport {
         })
         .filter(|row| row.packets > 0)
         .collect();
-    let config = &worker.config;
     StatusReport {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         pid: std::process::id(),
         uptime: worker.started.elapsed().as_secs(),
         interfaces: interfaces(worker),
-        rules: RuleCounts {
-            snat: config.snat.len() as u64,
-            r#static: config.statics.len() as u64,
-            forward: config.forwards.len() as u64,
-            service: config.services.len() as u64,
-        },
+        rules: rule_counts(&worker.config),
         sessions: u64::from(worker.gateway.session_count()),
         sessions_limit: u64::from(worker.gateway.session_limit()),
-        waiting: worker.gateway.waiting() as u64,
+        waiting: (worker.gateway.held() + worker.gateway.waiting_fragments()) as u64,
         mappings: worker.gateway.mapping_count() as u64,
         pools: pools(worker),
         packets: PacketTotals {
@@ -70,6 +65,49 @@ pub fn status(worker: &Worker) -> StatusReport {
         },
         drops,
         warnings: worker.warnings(),
+    }
+}
+
+/// `natgw metrics`, yet to be written. Nothing here takes longer the more sessions there are.
+pub fn metrics(worker: &Worker) -> Snapshot {
+    let gateway = &worker.gateway;
+    let counts = |drops: bool| {
+        let reasons = Reason::ALL.iter().filter(move |reason| reason.is_drop() == drops);
+        reasons
+            .filter(|reason| **reason != Reason::EventLost)
+            .map(|&reason| (reason.name(), worker.count(reason)))
+    };
+    let opened = gateway.opened();
+    let rules = rule_rows(&worker.config).into_iter();
+    Snapshot {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        uptime: worker.started.elapsed().as_secs_f64(),
+        verdicts: counts(false).collect(),
+        drops: counts(true).collect(),
+        sessions: [gateway.session_count(), gateway.session_limit()].map(u64::from),
+        mappings: gateway.mapping_count() as u64,
+        opened: rules
+            .map(|rule| {
+                let count = opened.get(&rule.name).copied().unwrap_or(0);
+                (rule.name, count)
+            })
+            .collect(),
+        rules: rule_counts(&worker.config),
+        pools: pools(worker),
+        interfaces: interfaces(worker),
+        held: gateway.held() as u64,
+        fragments: gateway.waiting_fragments() as u64,
+        lost_frames: worker.lost_frames(),
+        lost_reports: worker.count(Reason::EventLost),
+    }
+}
+
+fn rule_counts(config: &Config) -> RuleCounts {
+    RuleCounts {
+        snat: config.snat.len() as u64,
+        r#static: config.statics.len() as u64,
+        forward: config.forwards.len() as u64,
+        service: config.services.len() as u64,
     }
 }
 

@@ -537,6 +537,7 @@ impl Worker {
         let waiting = [
             ("limits", config.limits != self.config.limits),
             ("control", config.control != self.config.control),
+            ("metrics", config.metrics != self.config.metrics),
         ];
         let mut warnings: Vec<String> = waiting
             .iter()
@@ -545,8 +546,12 @@ impl Worker {
             .collect();
         let now = Instant::now();
         let reloaded = self.gateway.reload(&mut self.kernel, now, &config);
-        self.config =
-            Config { limits: self.config.limits.clone(), control: self.config.control.clone(), ..config };
+        self.config = Config {
+            limits: self.config.limits.clone(),
+            control: self.config.control.clone(),
+            metrics: self.config.metrics,
+            ..config
+        };
         self.checks.follow(&self.config.services);
         let published = self.publish_rules();
         let announcements = self.claims.make(&mut self.kernel, &self.gateway, &self.config);
@@ -595,10 +600,15 @@ impl Worker {
         let own = match reason {
             Reason::DropTransmit => self.transmit_failures,
             // Counted as punted, and lost on the way.
-            Reason::DropNoDaemon => self.ports.iter().map(Port::lost).sum(),
+            Reason::DropNoDaemon => self.lost_frames(),
             _ => 0,
         };
         kernel + own + self.gateway.counts().get(reason)
+    }
+
+    /// Frames that found no room in the daemon's rings.
+    pub fn lost_frames(&self) -> u64 {
+        self.ports.iter().map(Port::lost).sum()
     }
 
     /// Ends: with `keep` the fast path stays, without it nothing is left.

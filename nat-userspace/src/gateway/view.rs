@@ -82,9 +82,14 @@ impl Gateway {
         self.mappings.count()
     }
 
-    /// Frames and fragments that wait.
-    pub fn waiting(&self) -> usize {
-        self.holds.count() + self.datagrams.waiting()
+    /// Frames that wait for a neighbour.
+    pub fn held(&self) -> usize {
+        self.holds.count()
+    }
+
+    /// Fragments that wait for their first.
+    pub fn waiting_fragments(&self) -> usize {
+        self.datagrams.waiting()
     }
 
     /// The session in a slot. Flows that are plain routing are not shown.
@@ -160,6 +165,15 @@ impl Gateway {
             Some((position, server, world.activity(slot)))
         });
         self.services.view(now, live)
+    }
+
+    /// Sessions opened since the start, by rules of a name.
+    pub fn opened(&self) -> HashMap<String, u64> {
+        let mut opened = HashMap::default();
+        for (origin, count) in &self.opened {
+            *opened.entry(self.rules.name(*origin)).or_default() += count;
+        }
+        opened
     }
 
     /// Every external address in use, and its ports.

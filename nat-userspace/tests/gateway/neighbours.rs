@@ -25,7 +25,7 @@ fn rtr_21_packets_wait_for_a_neighbour_in_order() {
         assert_eq!(simulation.handle(LAN, flow(id)).0, Outcome::Held);
     }
     assert!(simulation.world.asked.contains(&ROUTER));
-    assert_eq!((simulation.gateway.waiting(), simulation.gateway.session_count()), (300, 3));
+    assert_eq!((simulation.gateway.held(), simulation.gateway.session_count()), (300, 3));
     simulation.answers(WAN, ROUTER);
     let released = std::mem::take(&mut simulation.gateway.released);
     let ids = released.iter().map(|released| Packet::of(&released.frame).id);
@@ -34,7 +34,7 @@ fn rtr_21_packets_wait_for_a_neighbour_in_order() {
         assert!(matches!(released.outcome, Outcome::Send { ifindex: WAN, .. }));
         assert_eq!(released.ingress, LAN);
     }
-    assert_eq!(simulation.gateway.waiting(), 0);
+    assert_eq!(simulation.gateway.held(), 0);
 }
 
 #[test]
@@ -44,7 +44,7 @@ fn packets_that_wait_are_bounded() {
     let held = (0..10_000).filter(|_| simulation.handle(LAN, flow).0 == Outcome::Held).count();
     assert_eq!(held, 4096);
     assert_eq!(simulation.gateway.counts().get(Reason::DropHoldFull), 10_000 - 4096);
-    assert_eq!(simulation.gateway.waiting(), held);
+    assert_eq!(simulation.gateway.held(), held);
 }
 
 /// behaviour RTR-15: after ARP's patience the sender is told, and the session is over.
