@@ -77,7 +77,7 @@ impl Report {
 
     /// Whether some figure says nothing because frames were lost or came wrong.
     pub(crate) fn is_void(&self) -> bool {
-        self.figures.iter().any(|figure| !figure.faults.is_empty())
+        self.figures.iter().any(FigureReport::is_void)
     }
 }
 
@@ -135,6 +135,11 @@ impl FigureReport {
         if !self.notes.contains(&note) {
             self.notes.push(note);
         }
+    }
+
+    /// Whether it says nothing because frames were lost or came wrong.
+    pub(crate) fn is_void(&self) -> bool {
+        !self.faults.is_empty()
     }
 
     /// Something that makes it void.

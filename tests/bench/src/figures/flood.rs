@@ -4,7 +4,7 @@ use anyhow::Context as _;
 use nat_bench_ebpf::FLOOD;
 
 use crate::{
-    gateways::{Readiness, Setup},
+    gateways::{Readiness, Setup, most_flows},
     generator::Pattern,
     machine::pin,
     report::{Bound, FigureReport, quotient},
@@ -36,6 +36,12 @@ pub(crate) fn measure(
         // Answered, as established flows are; conntrack gives up others first.
         stage.open(number, Pattern { reflected: true, ..pattern }, report)?;
         flood(settings, stage, report, number, pattern)?;
+    }
+    if report.median("nft", "offered_per_second").is_some() {
+        report.note(format!(
+            "nft: conntrack is full with {} flows, and drops new ones from there on",
+            most_flows()?
+        ));
     }
     let natgw = |quantity| report.median("natgw", quantity);
     let (lost, evicted) = (natgw("established_lost_percent"), natgw("evicted"));

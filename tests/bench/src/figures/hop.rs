@@ -132,13 +132,17 @@ pub(crate) fn hops(
         }
     }
     for (name, (sent, delivered)) in frames {
-        let delivered = quotient(delivered, sent) * 100.0;
-        report.measure(name, "delivered_percent", &[delivered]);
-        if delivered < LEAST_DELIVERED {
-            report.fault(format!("{name}: {delivered:.2} % delivered"));
-        }
+        check_delivered(report, name, quotient(delivered, sent) * 100.0);
     }
     Ok(hops)
+}
+
+/// A hop that loses more than a little says nothing about what a hop costs.
+fn check_delivered(report: &mut FigureReport, name: &'static str, delivered: f64) {
+    report.measure(name, "delivered_percent", &[delivered]);
+    if delivered < LEAST_DELIVERED {
+        report.fault(format!("{name}: {delivered:.2} % delivered"));
+    }
 }
 
 /// Nanoseconds a run of each lane's XDP program, in a pass of its own: the kernel's clock costs.
@@ -178,5 +182,18 @@ fn program_time(
 
 const HOP: &str = "hop_ns";
 const PROGRAM: &str = "program_ns";
-/// A hop that loses more says nothing about what a hop costs.
 const LEAST_DELIVERED: f64 = 99.0;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hop_that_loses_frames_is_void() {
+        let mut report = FigureReport::new("hop", "", String::new());
+        check_delivered(&mut report, "natgw", 99.0);
+        assert!(!report.is_void());
+        check_delivered(&mut report, "nft", 98.9);
+        assert!(report.is_void() && report.to_string().contains("VOID: nft: 98.90 % delivered"));
+    }
+}

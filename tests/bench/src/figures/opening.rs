@@ -7,6 +7,7 @@ use crate::{
     generator::Pattern,
     report::{Bound, FigureReport, quotient},
     stage::{FLOOR, Settings, Stage, nanoseconds_each},
+    traffic::Sample,
 };
 
 /// Every flow has an inside endpoint of its own, to 16,384 a remote.
@@ -36,9 +37,7 @@ pub(crate) fn measure(
             }
             stage.aim(number, NEW)?;
             let sample = stage.generator.feed(NEW.flows.into(), stage.helping(number))?;
-            // A frame that opened no flow is not a flow's: its time is shared by those that did.
-            let share = quotient(sample.frames, sample.delivered.max(1));
-            costs.push((nanoseconds_each(&sample) - floor) * share);
+            costs.push(flow_cost(&sample, floor));
         }
     }
     report.measure(FLOOR, "frame_ns", &floors);
@@ -52,4 +51,23 @@ pub(crate) fn measure(
     Ok(())
 }
 
+/// Nanoseconds a flow. A frame that opened none is not a flow's: its time is shared by those that did.
+fn flow_cost(sample: &Sample, floor: f64) -> f64 {
+    (nanoseconds_each(sample) - floor) * quotient(sample.frames, sample.delivered.max(1))
+}
+
 const RATE: &str = "flows_per_second";
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn time_spent_on_flows_that_did_not_open_is_billed_to_those_that_did() {
+        let sample =
+            Sample { frames: 1000, delivered: 500, busy: Duration::from_micros(1100), ..Sample::default() };
+        assert!((flow_cost(&sample, 100.0) - 2000.0).abs() < 1e-9);
+    }
+}
