@@ -136,6 +136,10 @@ pub enum Action {
     Translate = 1,
     /// Judged once: plain routing, the stack's.
     Bypass = 2,
+    /// Send on as it is, to the next hop: a virtual server's, by direct routing. `destination` names the server.
+    Direct = 3,
+    /// Send on as it is, inside a packet from `source` to `destination` (RFC 2003).
+    Tunnel = 4,
 }
 
 const _: () = assert!(size_of::<FlowKey>() == 16);
@@ -185,6 +189,19 @@ impl FlowValue {
             next_hop,
             action: Action::Translate as u8,
             pad: 0,
+        }
+    }
+
+    /// The entry that sends packets on as they are; `ends` are those of the tunnel, or the server's.
+    pub fn relay(action: Action, ends: &Rewrite, next_hop: u16) -> Self {
+        Self {
+            source: ends.source,
+            destination: ends.destination,
+            source_port: ends.source_port,
+            destination_port: ends.destination_port,
+            next_hop,
+            action: action as u8,
+            ..Self::default()
         }
     }
 

@@ -20,6 +20,7 @@ pub mod reason;
 pub mod table;
 pub mod tcp;
 pub mod translate;
+pub mod tunnel;
 pub mod vlan;
 pub mod wire;
 

@@ -16,6 +16,8 @@ pub enum Reason {
     Punted = 3,
     /// Translated on the tc hook: the way out takes no redirected frame, or the checksum is partial.
     TranslatedByStack = 4,
+    /// Sent on as it was to a server of a virtual server: by direct routing, or inside another packet.
+    Relayed = 5,
     /// Not a packet's end: the event ring was full, and the daemon has to look at every TCP session.
     EventLost = 15,
     /// The daemon was not there or its ring was full.
@@ -76,6 +78,8 @@ pub enum Reason {
     DropOwnClash = 43,
     /// A virtual server has no server that takes new connections.
     DropNoServer = 44,
+    /// A server sent back what a virtual server had led to it.
+    DropLoop = 45,
 }
 
 /// Slots in the counter map; reasons stay below.
@@ -107,6 +111,7 @@ reasons! {
     Passed, "passed", "for the gateway itself or plain routing: handed to its stack untouched";
     Punted, "punted", "handed to the daemon for a decision";
     TranslatedByStack, "translated_by_stack", "translated on the tc hook";
+    Relayed, "relayed", "sent on as it was to a server, by direct routing or in a tunnel";
     EventLost, "event_lost", "a TCP session changed, and the daemon was not told in time";
     DropNoDaemon, "no_daemon", "needed the daemon, which is not running or overloaded";
     DropTruncated, "truncated", "the frame ends before its headers do";
@@ -137,6 +142,7 @@ reasons! {
     DropTable, "table", "the kernel's flow table refused the entry";
     DropOwnClash, "own_clash", "the gateway's own packet, from a port that a client has to the same remote";
     DropNoServer, "no_server", "no server of the virtual server is up and takes new connections: see `natgw service list`";
+    DropLoop, "loop", "sent back by a server that does not have the virtual server's address: see method in [[service]]";
 }
 
 impl Reason {

@@ -70,6 +70,20 @@ pub const fn state(original: u8, reply: u8) -> State {
     }
 }
 
+/// The state that follows where only the opener is seen: its ACK or data say that it was answered, its FIN that it has
+/// nothing to send. What it still acknowledges then keeps the session.
+pub const fn state_of_opener(original: u8) -> State {
+    if original & Seen::RST != 0 {
+        State::Reset
+    } else if original & Seen::FIN != 0 {
+        State::Closing
+    } else if original & Seen::DATA != 0 {
+        State::Established
+    } else {
+        State::Opening
+    }
+}
+
 /// The bits that a segment's flags set.
 #[inline(always)]
 pub const fn seen(flags: u8) -> u8 {
@@ -194,6 +208,23 @@ mod tests {
         assert_eq!(play(&[(0, SYN)]), State::Opening);
         assert_eq!(play(&[(0, SYN), (1, SYN | ACK)]), State::Opening);
         assert_eq!(play(&[(0, SYN), (1, SYN | ACK), (0, ACK)]), State::Established);
+    }
+
+    /// behaviour LBS-15: answers go another way.
+    #[test]
+    fn the_opener_alone() {
+        let state = |flags: &[u8]| {
+            let mut line = Activity::default();
+            for &flags in flags {
+                note_activity(&mut line, 0, flags, 0, 0);
+            }
+            state_of_opener(line.directions[0].seen)
+        };
+        assert_eq!(state(&[SYN]), State::Opening);
+        assert_eq!(state(&[SYN, ACK]), State::Established);
+        assert_eq!(state(&[SYN, ACK, FIN | ACK]), State::Closing);
+        assert_eq!(state(&[SYN, RST]), State::Reset);
+        assert_eq!(state(&[SYN, ACK, FIN | ACK, SYN]), State::Opening);
     }
 
     /// behaviour TCP-03: simultaneous open.

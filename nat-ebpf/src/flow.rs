@@ -19,7 +19,7 @@ use crate::{
     fits,
     frame::PacketFrame,
     maps::{self, Flow},
-    vlan,
+    relay, vlan,
 };
 
 /// Translates the packet and sends it on, or says who must.
@@ -36,9 +36,12 @@ pub fn forward(
     flow: &Flow,
 ) -> Verdict {
     let value = flow.value();
-    if value.action == Action::Bypass as u8 {
-        note(transport, parsed, flow);
-        return Verdict::Pass;
+    if value.action != Action::Translate as u8 {
+        if value.action == Action::Bypass as u8 {
+            note(transport, parsed, flow);
+            return Verdict::Pass;
+        }
+        return relay::forward(ctx, interface, frame, transport, parsed, flow);
     }
     let Some(hop) = maps::next_hop(u32::from(value.next_hop)) else { return Verdict::Punt };
     if interface.flags & Interface::GENERIC != 0 && u32::from(parsed.total_length) > interface.mtu {
@@ -82,6 +85,12 @@ pub fn send(
     {
         return Verdict::Drop(Reason::DropTruncated);
     }
+    redirect(ctx, interface, hop, reason)
+}
+
+/// Tags, and out as it is; counted under `reason`.
+#[inline(always)]
+pub fn redirect(ctx: &XdpContext, interface: &Interface, hop: &NextHop, reason: Reason) -> Verdict {
     if !hop.tags.is_empty() && vlan::push(ctx.ctx, vlan::leaving(interface, hop.tags).0) == 0 {
         return Verdict::Drop(Reason::DropTransmit);
     }

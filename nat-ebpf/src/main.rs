@@ -19,6 +19,7 @@ mod flow;
 mod frame;
 mod maps;
 mod miss;
+mod relay;
 mod skb;
 mod sockets;
 mod stateless;

@@ -19,7 +19,7 @@ use nat_common::{
     wire,
 };
 
-use crate::{count::count, fits, flow, frame::PacketFrame, is_for, is_ipv4, maps, stateless, vlan};
+use crate::{count::count, fits, flow, frame::PacketFrame, is_for, is_ipv4, maps, relay, stateless, vlan};
 
 /// Enough linear bytes for Ethernet, IPv4 without options and TCP.
 const HEADERS: u32 = 14 + 20 + 20;
@@ -50,15 +50,20 @@ pub fn translate(ctx: &TcContext, interface: &Interface, realm: u16) -> Option<i
             return None;
         }
         let hop = maps::next_hop(u32::from(value.next_hop))?;
-        if hop.flags & NextHop::VALID == 0 || parsed.ttl <= 1 {
+        let is_relay = value.action != Action::Translate as u8;
+        if hop.flags & NextHop::VALID == 0 || (parsed.ttl <= 1 && !is_relay) {
             return None;
         }
-        if too_big(ctx, &parsed, hop.mtu) {
+        if too_big(ctx, &parsed, hop.mtu.saturating_sub(relay::overhead(value))) {
             count(Reason::DropTooBig);
             return Some(TC_ACT_SHOT);
         }
         flow::note(&frame.skip(parsed.transport), &parsed, &found);
-        return rewrite(ctx, interface, &parsed, value, hop);
+        return if is_relay {
+            relay::by_stack(ctx, interface, &parsed, value, hop)
+        } else {
+            rewrite(ctx, interface, &parsed, value, hop)
+        };
     }
     let (value, hop) = one_to_one(ctx, interface, &parsed, realm)?;
     rewrite(ctx, interface, &parsed, &value, &hop)
@@ -151,15 +156,23 @@ fn rewrite(
         check(bpf_l3_csum_replace(skb, network + 10, 0, u64::from(header.fold()), 0))?;
         check(store(skb, network + 12, &addresses))?;
         check(store(skb, network + 8, &parsed.ttl.wrapping_sub(1)))?;
-        check(store(skb, 0, &[hop.destination, hop.source]))?;
-        let mut device = hop.ifindex;
-        if (interface.flags & Interface::VLAN != 0) | !hop.tags.is_empty() {
-            device = maps::interface(hop.ifindex)?.device;
-            vlan::leave_skb(skb, interface, hop.tags)?;
-        }
-        count(Reason::TranslatedByStack);
-        Some(bpf_redirect(device, 0) as i32)
     }
+    send(skb, interface, hop, Reason::TranslatedByStack)
+}
+
+/// MACs, tags, and out; counted under `reason`.
+#[inline(always)]
+pub fn send(skb: *mut __sk_buff, interface: &Interface, hop: &NextHop, reason: Reason) -> Option<i32> {
+    // SAFETY: the skb is valid; the source buffer is as long as said.
+    unsafe { check(store(skb, 0, &[hop.destination, hop.source]))? };
+    let mut device = hop.ifindex;
+    if (interface.flags & Interface::VLAN != 0) | !hop.tags.is_empty() {
+        device = maps::interface(hop.ifindex)?.device;
+        vlan::leave_skb(skb, interface, hop.tags)?;
+    }
+    count(reason);
+    // SAFETY: the helper has no preconditions.
+    Some(unsafe { bpf_redirect(device, 0) } as i32)
 }
 
 /// Brings the transport checksum after. What the pseudo-header changed is told apart, because a

@@ -262,6 +262,12 @@ impl Lab {
         }
     }
 
+    /// Turns GRO on at the far ends of the gateway's `lan` and `wan`: frames may then be redirected to them.
+    pub fn gro_on(&self) {
+        self.isp.gro_on();
+        Host { interface: "gw".to_owned(), ..enter(&self.switch) }.gro_on();
+    }
+
     /// Keeps every client's and server's kernel from answering, for tests that craft both ends' packets.
     pub fn mute_all(&self) {
         for host in self.clients().into_iter().chain(self.servers()).chain(&self.d) {

@@ -119,11 +119,6 @@ impl Judge<'_, '_> {
                 Some((host, port))
             });
         let method = choose(raw.method.as_ref(), &Method::WORDS, self.problems);
-        if let Some(place) = raw.method.as_ref().filter(|_| method != Method::Nat) {
-            let fault =
-                Fault::new(format!("this version has no method `{}` yet", method.name()), "method = \"nat\"");
-            self.problems.add(&place.span(), fault);
-        }
         let scheduler = choose(raw.scheduler.as_ref(), &Scheduler::WORDS, self.problems);
         let persistence = match &raw.persistence {
             None => Some(Duration::ZERO),

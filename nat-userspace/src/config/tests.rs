@@ -92,8 +92,9 @@ fn examples_are_valid() {
     assert_eq!(forwards[1].internal_ports, PortRange { first: 7000, last: 7009 });
     assert!(forwards[2].masquerade_source);
     let services = load("services.toml").services;
-    assert_eq!(services.iter().map(|rule| rule.servers.len()).collect::<Vec<_>>(), [3, 2]);
+    assert_eq!(services.iter().map(|rule| rule.servers.len()).collect::<Vec<_>>(), [3, 2, 2, 2]);
     assert_eq!((services[0].check.kind, services[1].check.kind), (CheckKind::Http, CheckKind::Ping));
+    assert_eq!((services[2].method, services[3].method), (Method::DirectRouting, Method::Tunnel));
     for entry in std::fs::read_dir(&folder).expect("examples") {
         let path = entry.expect("entry").path();
         if path.extension().is_some_and(|extension| extension == "toml") {
@@ -301,7 +302,7 @@ fn services() {
     wrong("check = { kind = \"http\", path = \"x\" }", "not the path of a URL", "/health");
     wrong("check = { kind = \"http\", status = 42 }", "42 is not from 100 to 599", "200");
     wrong("checks = {}", "unknown key `checks`", "`check`");
-    refused(&service("method = \"tunnel\"", "10.1.1.21:80"), 3, "no method `tunnel`", "nat");
+    refused(&service("method = \"tunnel\"", "10.1.1.21:8080"), 5, "the port stays", "10.1.1.21:80");
     refused(&service("", "10.1.1.21:80-81"), 5, "2 ports", "one");
     refused(&service("", "web.example"), 5, "not an IPv4 address", "10.1.1.7");
     let twice = format!("{}[[service.server]]\naddress = \"10.1.1.21\"\n", service("", "10.1.1.21:80"));

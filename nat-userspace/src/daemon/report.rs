@@ -58,7 +58,7 @@ pub fn status(worker: &Worker) -> StatusReport {
         mappings: worker.gateway.mapping_count() as u64,
         pools: pools(worker),
         packets: PacketTotals {
-            translated: sum(&[Reason::Translated, Reason::TranslatedByStack]),
+            translated: sum(&[Reason::Translated, Reason::TranslatedByStack, Reason::Relayed]),
             passed: worker.count(Reason::Passed),
             punted: worker.count(Reason::Punted),
             dropped: drops.iter().map(|row| row.packets).sum(),

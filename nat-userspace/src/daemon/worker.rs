@@ -19,10 +19,10 @@ use super::kernel::Kernel;
 use super::vlans::{Place, place};
 use super::{RunOptions, preflight, report};
 use crate::api::{ApiError, Reloaded};
-use crate::config::{Config, ServiceRule};
+use crate::config::{Config, Method, ServiceRule};
 use crate::datapath::publish_rules;
 use crate::gateway::{Emission, Gateway, Outcome, World as _};
-use crate::host::{HostEvent, Link, NeighbourState};
+use crate::host::{HostEvent, Link, NeighbourState, RouteQuery};
 use crate::slowpath::{Frames, Port, retag};
 
 /// How often neighbours of live flows are confirmed: below the kernel's own 60 s until it forgets
@@ -51,6 +51,8 @@ pub struct Worker {
     pub claims: Claims,
     /// Who looks after the servers of services.
     checks: Checks,
+    /// Warnings about servers that direct routing cannot reach.
+    far_servers: Vec<String>,
     /// Frames of the daemon's own making and counting: beyond the core's counts.
     pub transmit_failures: u64,
     // Sockets before the memory they use: dropped in this order.
@@ -85,6 +87,7 @@ impl Worker {
             kernel,
             claims: Claims::default(),
             checks,
+            far_servers: Vec::new(),
             transmit_failures: 0,
             ports: Vec::new(),
             frames,
@@ -123,6 +126,10 @@ impl Worker {
         }
         self.transmit(announcements);
         self.checks.follow(&self.config.services);
+        self.find_far_servers();
+        for warning in &self.far_servers {
+            tracing::warn!("{warning}");
+        }
         Ok(())
     }
 
@@ -505,7 +512,27 @@ impl Worker {
         let mut warnings = self.config.warnings.clone();
         warnings.extend(preflight::warnings(&self.kernel.host, &self.config));
         warnings.extend(self.hidden_services());
+        warnings.extend(self.far_servers.iter().cloned());
         warnings
+    }
+
+    /// Looks for servers that direct routing cannot reach: a router on the way sends what is for a service's address
+    /// back to the gateway.
+    fn find_far_servers(&mut self) {
+        let direct = self.config.services.iter().filter(|rule| rule.method == Method::DirectRouting);
+        let servers: Vec<(String, SocketAddrV4)> = direct
+            .flat_map(|rule| rule.servers.iter().map(|server| (rule.name.clone(), server.address)))
+            .collect();
+        self.far_servers = servers
+            .into_iter()
+            .filter_map(|(service, server)| {
+                let query = RouteQuery { source: *server.ip(), destination: *server.ip(), ingress: 0 };
+                let router = self.kernel.host.route(query).ok()?.gateway?;
+                Some(format!(
+                    "[[service]] {service}: {server} is behind the router {router}, direct routing reaches servers on the gateway's own links: use method = \"tunnel\" or \"nat\""
+                ))
+            })
+            .collect();
     }
 
     /// Services of the gateway that a forward or virtual server goes before (behaviour PFW-11).
@@ -568,6 +595,8 @@ impl Worker {
         warnings.extend(self.config.warnings.iter().cloned());
         self.kernel.read_bound();
         warnings.extend(self.hidden_services());
+        self.find_far_servers();
+        warnings.extend(self.far_servers.iter().cloned());
         Ok(Reloaded { kept: u64::from(reloaded.kept), ended: u64::from(reloaded.ended), warnings })
     }
 
@@ -580,6 +609,7 @@ impl Worker {
         };
         let others = servers(&services) != servers(&self.config.services);
         self.config.services = services;
+        self.find_far_servers();
         if others {
             self.publish_rules().map_err(|error| {
                 ApiError::new(format!("hand the servers to the fast path: {error:#}"), "reload, or restart")

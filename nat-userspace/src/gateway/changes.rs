@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use nat_common::{Direction, Realm};
 
-use super::sessions::{NO_MAPPING, Origin};
+use super::sessions::{Carriage, NO_MAPPING, Origin};
 use super::world::{RouteKind, RouteQuery, World};
 use super::{Gateway, Interface, address, network, next_hops};
 use crate::config::{Config, ServiceRule};
@@ -64,7 +64,9 @@ impl Gateway {
             .iter()
             .filter(|(_, session)| {
                 session.origin != Origin::Bypass
-                    && (session.reply.destination == own || session.original.destination == own)
+                    && (session.reply.destination == own
+                        || session.original.destination == own
+                        || (session.carriage == Carriage::Tunnelled && session.rewrite.source == own))
             })
             .map(|(slot, _)| slot)
             .collect();
@@ -334,7 +336,9 @@ impl Gateway {
                     self.interfaces.values().any(|own| own.name == name && own.addresses.contains(&wanted))
                 };
                 let (position, rule) = self.rules.service(&session.original, is_address_of)?;
-                rule.servers.iter().any(|one| one.address == server).then_some(Origin::Service(position))
+                let is_there = rule.servers.iter().any(|one| one.address == server);
+                (is_there && Carriage::of(rule.method) == session.carriage)
+                    .then_some(Origin::Service(position))
             }
             Origin::Static(_) => self
                 .rules

@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 
 use nat_common::{Realm, Reason, next_hop::NextHop};
 
+use super::relay::Relay;
+
 /// What the fragments of one datagram share (RFC 791), and the side they come from.
 pub(super) type Key = (u32, u32, u8, u16, Realm);
 
@@ -23,6 +25,8 @@ const WAITING_PER_SOURCE: usize = 1024;
 pub(super) enum Verdict {
     /// It went this way, with these ends and this identification.
     Send { hop: NextHop, source: u32, destination: u32, id: u16 },
+    /// It went to a server as it was.
+    Relay(Relay),
     /// It was the gateway's own.
     ToStack,
     /// It was dropped.

@@ -12,6 +12,7 @@ use nat_common::wire::{self, Ipv4};
 use nat_common::{Direction, Parsed, Realm, Reason, translate};
 
 use super::known::header;
+use super::relay::is_sent_back;
 use super::world::World;
 use super::{Gateway, Interface, Outcome, address};
 
@@ -81,6 +82,24 @@ impl Gateway {
         let Some(session) = self.sessions.get(slot) else { return nobodys };
         if session.origin == super::Origin::Bypass {
             return Outcome::ToStack;
+        }
+        // An error about what a server has sent past the gateway: it is the server's, as it is.
+        if session.carriage.is_relay() && direction == Direction::Original {
+            let session = session.clone();
+            let hop_index = session.next_hops[direction as usize];
+            let overhead = session.carriage.overhead();
+            if parsed.key.destination != opposite.destination {
+                return nobodys;
+            }
+            return match self.passable_with(world, now, ingress, frame, parsed, hop_index, overhead) {
+                Ok(hop) => match session.relay(hop) {
+                    Some(relay) if !is_sent_back(ingress, frame, &relay) => {
+                        self.relay(frame, parsed, &relay, None)
+                    }
+                    _ => Outcome::Drop(Reason::DropLoop),
+                },
+                Err(outcome) => outcome,
+            };
         }
         if parsed.ttl <= 1 {
             return Outcome::Drop(Reason::DropTtl);

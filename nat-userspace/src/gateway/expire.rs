@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use nat_common::abi::SessionEvent;
 use nat_common::activity::Activity;
-use nat_common::tcp::{self, State};
+use nat_common::tcp::State;
 use nat_common::{Direction, FlowKey, Reason, wire};
 
 use super::hold::Held;
@@ -77,20 +77,17 @@ impl Gateway {
         if (session.reply_refreshes || self.timeouts.inbound_refresh) && reply.packets > 0 {
             idle = idle.min(world.since(reply.last_seen));
         }
-        self.timeout(&session.original, line).saturating_sub(idle)
+        self.timeout(&session.original, session.tcp_state(line)).saturating_sub(idle)
     }
 
-    /// The lifetime of an idle session in its present state.
-    fn timeout(&self, original: &FlowKey, line: &Activity) -> Duration {
+    /// The lifetime of an idle session in this state, if it is of TCP.
+    fn timeout(&self, original: &FlowKey, state: State) -> Duration {
         match original.protocol {
-            wire::TCP => {
-                let [original, reply] = &line.directions;
-                match tcp::state(original.seen, reply.seen) {
-                    State::Opening => self.timeouts.tcp_opening,
-                    State::Established => self.timeouts.tcp_established,
-                    State::Closing | State::Reset => self.timeouts.tcp_closing,
-                }
-            }
+            wire::TCP => match state {
+                State::Opening => self.timeouts.tcp_opening,
+                State::Established => self.timeouts.tcp_established,
+                State::Closing | State::Reset => self.timeouts.tcp_closing,
+            },
             wire::ICMP => self.timeouts.icmp,
             wire::UDP => {
                 let port = u16::from_be(original.destination_port);
@@ -102,7 +99,7 @@ impl Gateway {
 
     /// The lifetime of a session that is just being opened.
     pub(super) fn first_timeout(&self, original: &FlowKey) -> Duration {
-        self.timeout(original, &Activity::default())
+        self.timeout(original, State::Opening)
     }
 
     /// The fast path saw a FIN, an RST or a new SYN: the session's timer may be shorter now.
@@ -217,7 +214,10 @@ impl Gateway {
     /// Ends sessions whose first packets could not be delivered and that nothing answered.
     pub fn end_unreachable(&mut self, world: &mut dyn World, now: Instant) {
         for slot in std::mem::take(&mut self.unreachable) {
-            if world.activity(slot).directions[1].packets == 0 {
+            let [original, reply] = world.activity(slot).directions;
+            // Of a server's answers that go past the gateway nothing is seen.
+            let is_relay = self.sessions.get(slot).is_some_and(|session| session.carriage.is_relay());
+            if reply.packets == 0 && !(is_relay && original.packets > 0) {
                 self.end(world, now, slot);
             }
         }

@@ -8,10 +8,11 @@ use nat_common::flow::Query;
 use nat_common::frame::{Frame as _, SliceFrame};
 use nat_common::parse::Kind;
 use nat_common::wire::{self, Ethernet, Icmp, Ipv4, Tcp, Udp};
-use nat_common::{Parsed, Realm, Reason, next_hop::NextHop, translate};
+use nat_common::{Direction, FlowKey, Parsed, Realm, Reason, next_hop::NextHop, translate, tunnel};
 
 use super::datagrams::{Key, Verdict};
 use super::known::header;
+use super::relay::Relay;
 use super::world::World;
 use super::{Gateway, Interface, Outcome, Released, address, cut};
 
@@ -81,16 +82,21 @@ impl Gateway {
         let digest = self.datagrams.digest(frame.get(parsed.transport..).unwrap_or_default());
         let sent_before = self.datagrams.sent_before(&key, digest);
         let emitted = self.emissions.len();
-        let outcome = match whole(frame, parsed) {
+        let whole = whole(frame, parsed);
+        let outcome = match whole {
             Ok(whole) => self.packet_or_own(world, now, ingress, frame, &whole),
             Err(_) if world.is_local(address(parsed.key.destination)) => Outcome::ToStack,
             Err(reason) => Outcome::Drop(reason),
         };
+        let relay = whole.ok().and_then(|whole| self.relay_of(&whole.key));
         let verdict = match outcome {
             // Waits for its neighbour, and will come here again.
             Outcome::Held => return outcome,
             Outcome::ToStack => Verdict::ToStack,
             Outcome::Drop(reason) => Verdict::Drop(reason),
+            Outcome::Cut | Outcome::Send { .. } if relay.is_some() => {
+                relay.map_or(Verdict::Drop(Reason::DropTable), Verdict::Relay)
+            }
             Outcome::Cut | Outcome::Send { .. } => {
                 match self.number(frame, parsed, outcome, emitted, ip.source, sent_before) {
                     Some(verdict) => verdict,
@@ -239,10 +245,28 @@ impl Gateway {
         Some(Verdict::Send { hop, source: ip.source, destination: ip.destination, id: ip.id })
     }
 
+    /// Where the packets of a flow are relayed to, if they are.
+    fn relay_of(&self, key: &FlowKey) -> Option<Relay> {
+        let (slot, direction) = self.sessions.find(key)?;
+        let session = self.sessions.get(slot).filter(|_| direction == Direction::Original)?;
+        session.relay(*self.next_hops.get(session.next_hops[direction as usize]))
+    }
+
+    /// Sends a later fragment on as it is.
+    fn relay_fragment(&mut self, frame: &mut [u8], parsed: &Parsed, relay: &Relay) -> Outcome {
+        let overhead = if relay.tunnel.is_some() { tunnel::OVERHEAD } else { 0 };
+        let fits = u32::from(parsed.total_length) + u32::from(overhead) <= relay.hop.mtu;
+        if !fits && !cut::may_be_cut(frame, parsed.network) {
+            return Outcome::Drop(Reason::DropTooBig);
+        }
+        self.relay(frame, parsed, relay, None)
+    }
+
     /// Sends a later fragment after its first.
     fn follow(&mut self, frame: &mut [u8], parsed: &Parsed, verdict: Verdict) -> Outcome {
         let (hop, source, destination, id) = match verdict {
             Verdict::Send { hop, source, destination, id } => (hop, source, destination, id),
+            Verdict::Relay(relay) => return self.relay_fragment(frame, parsed, &relay),
             Verdict::ToStack => return Outcome::ToStack,
             Verdict::Drop(reason) => return Outcome::Drop(reason),
         };

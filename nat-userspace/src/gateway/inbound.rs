@@ -11,7 +11,7 @@ use nat_common::{FlowKey, Parsed, Realm, Reason, tcp, wire};
 use super::icmp::Error;
 use super::mappings::{Mapping, MappingKey};
 use super::open::{FORWARDS, Opened, Refusal, has_ports};
-use super::sessions::{NO_MAPPING, Origin, Session};
+use super::sessions::{Carriage, NO_MAPPING, Origin, Session};
 use super::world::{RouteKind, RouteQuery, World};
 use super::{Gateway, Interface, address, network};
 use crate::config::{Filtering, ForwardAddress, ForwardRule, Mapping as Behaviour, PortRange};
@@ -24,6 +24,7 @@ struct Target {
     origin: Origin,
     /// A forward that hides the remote behind the gateway's inside address.
     hides_remote: bool,
+    carriage: Carriage,
 }
 
 impl Gateway {
@@ -63,7 +64,8 @@ impl Gateway {
         if key.protocol == wire::TCP && !tcp::opens(parsed.tcp_flags) {
             return Err(Refusal::Silent(Reason::DropNoSession));
         }
-        if parsed.ttl <= 1 {
+        // What is relayed has arrived: the server is the service's address.
+        if parsed.ttl <= 1 && !target.carriage.is_relay() {
             return Err(Refusal::Told(Reason::DropTtl, Error::TtlExceeded));
         }
         let query =
@@ -76,6 +78,10 @@ impl Gateway {
             // A forward to the gateway itself: its own stack would answer from another address.
             return Err(Refusal::Silent(Reason::DropNoRoute));
         }
+        if target.carriage == Carriage::Direct && route.gateway.is_some() {
+            // A router on the way would send it back to this address: see the warning.
+            return Err(Refusal::Told(Reason::DropNoRoute, Error::HostUnreachable));
+        }
         self.admit(&target, now)?;
         let rewrite = self
             .inbound_rewrite(world, now, ingress, &egress, key, &target)
@@ -87,9 +93,13 @@ impl Gateway {
         let session = Session {
             original: *key,
             rewrite,
-            reply: Session::reply_key(key, &rewrite, egress.realm()),
+            reply: match target.carriage {
+                Carriage::Translated => Session::reply_key(key, &rewrite, egress.realm()),
+                Carriage::Direct | Carriage::Tunnelled => key.reversed(egress.realm()),
+            },
             mapping: target.mapping,
             next_hops,
+            carriage: target.carriage,
             armed: 0,
             opened: 0,
             origin: target.origin,
@@ -128,6 +138,7 @@ impl Gateway {
                     mapping: slot,
                     origin: Origin::Inbound(mapping.rule),
                     hides_remote: false,
+                    carriage: Carriage::Translated,
                 }));
             }
             kept_out = Some(Reason::DropFiltered);
@@ -151,6 +162,7 @@ impl Gateway {
             mapping,
             origin: Origin::Forward(position),
             hides_remote: rule.masquerade_source,
+            carriage: Carriage::Translated,
         }))
     }
 
@@ -174,6 +186,15 @@ impl Gateway {
         };
         if key.protocol == wire::ICMP {
             rewrite.source_port = 0;
+        }
+        if target.carriage == Carriage::Tunnelled {
+            let Some(own) = egress.addresses.first() else {
+                return Err(Refusal::Silent(Reason::DropNoAddress));
+            };
+            rewrite.source = network(*own);
+        }
+        if target.carriage.is_relay() {
+            return Ok(rewrite);
         }
         let is_service = matches!(target.origin, Origin::Service(_));
         let hairpin = if ingress.realm() == Realm::Inside { self.rules.hairpin(key) } else { None };
@@ -254,11 +275,13 @@ impl Gateway {
         let Some(server) = self.services.choose(position, client, now) else {
             return Err(Refusal::Told(Reason::DropNoServer, Error::HostUnreachable));
         };
+        let method = self.rules.services.get(usize::from(position)).map(|rule| rule.method);
         Ok(Target {
             inside: (network(*server.ip()), server.port().to_be()),
             mapping: NO_MAPPING,
             origin: Origin::Service(position),
             hides_remote: false,
+            carriage: method.map_or(Carriage::Translated, Carriage::of),
         })
     }
 

@@ -32,6 +32,10 @@ impl Gateway {
             note(world, frame, parsed, slot, direction);
             return Outcome::ToStack;
         }
+        if session.carriage.is_relay() && direction == Direction::Original {
+            let session = session.clone();
+            return self.relay_known(world, now, ingress, frame, parsed, slot, &session);
+        }
         let value = session.value(direction);
         match self.prepare(world, now, ingress, frame, parsed, value.next_hop, slot, direction) {
             Ok(hop) => {
@@ -81,6 +85,21 @@ impl Gateway {
         parsed: &Parsed,
         next_hop: u16,
     ) -> Result<NextHop, Outcome> {
+        self.passable_with(world, now, ingress, frame, parsed, next_hop, 0)
+    }
+
+    /// The same for a packet that becomes `overhead` bytes longer.
+    #[expect(clippy::too_many_arguments, reason = "a frame and everything known of it")]
+    pub(super) fn passable_with(
+        &mut self,
+        world: &mut dyn World,
+        now: Instant,
+        ingress: &Interface,
+        frame: &[u8],
+        parsed: &Parsed,
+        next_hop: u16,
+        overhead: u32,
+    ) -> Result<NextHop, Outcome> {
         let mut hop = *self.next_hops.get(next_hop);
         if hop.flags & NextHop::VALID == 0 {
             let Some(neighbour) = self.next_hops.neighbour(next_hop) else {
@@ -100,8 +119,9 @@ impl Gateway {
             }
             hop = *self.next_hops.get(next_hop);
         }
-        if u32::from(parsed.total_length) > hop.mtu && !may_be_cut(frame, parsed.network) {
-            return Err(self.too_big(now, ingress, frame, parsed, &hop));
+        let room = hop.mtu.saturating_sub(overhead);
+        if u32::from(parsed.total_length) > room && !may_be_cut(frame, parsed.network) {
+            return Err(self.too_big(now, ingress, frame, parsed, room));
         }
         Ok(hop)
     }
@@ -147,15 +167,15 @@ impl Gateway {
         ingress: &Interface,
         frame: &[u8],
         parsed: &Parsed,
-        hop: &NextHop,
+        mtu: u32,
     ) -> Outcome {
-        let mtu = u16::try_from(hop.mtu).unwrap_or(u16::MAX);
+        let mtu = u16::try_from(mtu).unwrap_or(u16::MAX);
         self.answer(now, ingress, frame, parsed, Error::TooBig { mtu }, Reason::DropTooBig)
     }
 
     /// Looks for the way of a direction whose next hop is not known (a reply whose inside host
     /// had no route when the session was opened), and writes it into the flow.
-    fn find_way(&mut self, world: &mut dyn World, slot: u32, direction: Direction) -> u16 {
+    pub(super) fn find_way(&mut self, world: &mut dyn World, slot: u32, direction: Direction) -> u16 {
         self.renew_way(world, slot, direction);
         self.sessions.get(slot).map_or(next_hops::UNKNOWN, |session| session.next_hops[direction as usize])
     }

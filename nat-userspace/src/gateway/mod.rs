@@ -27,6 +27,7 @@ mod notices;
 mod open;
 mod ports;
 mod random;
+mod relay;
 mod reset;
 mod restore;
 mod rules;

@@ -9,7 +9,7 @@ use super::externals::Wish;
 use super::icmp::Error;
 use super::mappings::{Mapping, MappingKey};
 use super::notices::Condition;
-use super::sessions::{NO_MAPPING, Origin, Session};
+use super::sessions::{Carriage, NO_MAPPING, Origin, Session};
 use super::world::{Route, RouteError, RouteKind, RouteQuery, World};
 use super::{Gateway, Interface, Outcome, address, network, next_hops};
 use crate::config::{Mapping as Behaviour, SnatRule, SnatTarget};
@@ -144,6 +144,7 @@ impl Gateway {
             reply,
             mapping,
             next_hops: [out, back],
+            carriage: Carriage::Translated,
             armed: 0,
             opened: 0,
             origin: Origin::Snat(position),
@@ -304,7 +305,8 @@ impl Gateway {
         now: Instant,
         mut session: Session,
     ) -> Option<(u32, Direction)> {
-        let (mapping, remote, original) = (session.mapping, session_remote(&session), session.original);
+        let (mapping, remote) = (session.mapping, session_remote(&session));
+        let timeout = self.first_timeout(&session.original);
         let origin = session.origin;
         let opened = now.saturating_duration_since(self.started).as_millis();
         session.opened = u64::try_from(opened).unwrap_or(u64::MAX);
@@ -314,7 +316,7 @@ impl Gateway {
         }
         *self.opened.entry(origin).or_default() += 1;
         world.set_activity(slot, &nat_common::activity::Activity::default());
-        let armed = self.wheel.arm(slot, now + self.first_timeout(&original));
+        let armed = self.wheel.arm(slot, now + timeout);
         let session = self.sessions.get_mut(slot)?;
         session.armed = armed;
         let (entries, origin) = (session.entries(), session.origin.encode());
@@ -337,6 +339,7 @@ impl Gateway {
             reply: key.reversed(back),
             mapping: NO_MAPPING,
             next_hops: [next_hops::UNKNOWN; 2],
+            carriage: Carriage::Translated,
             armed: 0,
             opened: 0,
             origin: Origin::Bypass,

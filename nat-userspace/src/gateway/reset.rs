@@ -27,11 +27,12 @@ impl Gateway {
             return;
         }
         let line = world.activity(slot);
-        let [original, reply] = &line.directions;
-        if tcp::state(original.seen, reply.seen) != State::Established {
+        if session.tcp_state(&line) != State::Established {
             return;
         }
-        for direction in [Direction::Original, Direction::Reply] {
+        // What a server has acknowledged past the gateway is not known, so nothing would be believed by it.
+        let is_relay = session.carriage.is_relay();
+        for direction in Direction::BOTH.into_iter().skip(usize::from(is_relay)) {
             let hop = self.next_hops.get(session.next_hops[direction as usize]);
             if hop.flags & NextHop::VALID != 0 {
                 let frame = reset(&session.rewritten(direction), &line, direction, hop);

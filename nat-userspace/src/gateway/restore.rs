@@ -5,12 +5,12 @@ use crate::hash::HashSet;
 use std::time::Instant;
 
 use nat_common::Realm;
-use nat_common::flow::Query;
+use nat_common::flow::{Action, Query};
 
 use super::externals::Wish;
 use super::mappings::{Mapping, MappingKey};
 use super::open::{FORWARDS, has_ports, session_remote};
-use super::sessions::{NO_MAPPING, Origin, Session};
+use super::sessions::{Carriage, NO_MAPPING, Origin, Session};
 use super::world::World;
 use super::{Gateway, address, next_hops};
 use crate::config::{Mapping as Behaviour, SnatTarget};
@@ -74,7 +74,17 @@ impl Gateway {
         let origin = Origin::decode(origin).filter(|origin| *origin != Origin::Bypass)?;
         let rewrite = value.rewrite();
         let realm = if reply.realm == Realm::Inside as u16 { Realm::Inside } else { Realm::Outside };
-        if Session::reply_key(&original, &rewrite, realm) != reply {
+        let carriage = match value.action {
+            direct if direct == Action::Direct as u8 => Carriage::Direct,
+            tunnel if tunnel == Action::Tunnel as u8 => Carriage::Tunnelled,
+            _ => Carriage::Translated,
+        };
+        let answers = if carriage.is_relay() {
+            original.reversed(realm)
+        } else {
+            Session::reply_key(&original, &rewrite, realm)
+        };
+        if answers != reply {
             return None;
         }
         let session = Session {
@@ -83,6 +93,7 @@ impl Gateway {
             reply,
             mapping: NO_MAPPING,
             next_hops: [next_hops::UNKNOWN; 2],
+            carriage,
             armed: 0,
             opened: 0,
             origin,
@@ -102,7 +113,10 @@ impl Gateway {
             Origin::Static(_) | Origin::Service(_) | Origin::Bypass => NO_MAPPING,
         };
         // The source of a hairpinned session has a mapping of its own.
-        let hairpin = if original.realm != Realm::Inside as u16 || matches!(origin, Origin::Snat(_)) {
+        let hairpin = if original.realm != Realm::Inside as u16
+            || matches!(origin, Origin::Snat(_))
+            || carriage.is_relay()
+        {
             None
         } else if let Origin::Service(_) = origin {
             // Without a rule that hides it, a service's client has the gateway's inside address, or its own.

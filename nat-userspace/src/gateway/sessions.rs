@@ -1,9 +1,11 @@
 //! Sessions: who talks to whom, and through which external endpoint.
 
 use hashbrown::HashTable;
-use nat_common::flow::Rewrite;
-use nat_common::{Direction, FlowKey, FlowValue, Realm};
+use nat_common::activity::Activity;
+use nat_common::flow::{Action, Rewrite};
+use nat_common::{Direction, FlowKey, FlowValue, Realm, tcp, tunnel};
 
+use crate::config::Method;
 use crate::datapath::capacity;
 
 /// No mapping: the session of a forward.
@@ -14,7 +16,7 @@ pub const NO_MAPPING: u32 = u32::MAX;
 pub struct Session {
     /// Its first packet's key.
     pub original: FlowKey,
-    /// What its first packet became.
+    /// What its first packet became. Where it was relayed: from the tunnel's end or itself, to the server.
     pub rewrite: Rewrite,
     /// The key of packets that come back.
     pub reply: FlowKey,
@@ -28,8 +30,43 @@ pub struct Session {
     pub opened: u64,
     /// What opened it.
     pub origin: Origin,
+    /// How packets of its original direction travel on.
+    pub carriage: Carriage,
     /// Whether packets of the reply direction keep it alive.
     pub reply_refreshes: bool,
+}
+
+/// How packets of a session's original direction travel on. Those of the reply direction are translated, if they come
+/// by at all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Carriage {
+    /// With other addresses or ports.
+    Translated,
+    /// As they are, to the server.
+    Direct,
+    /// As they are, inside packets to the server.
+    Tunnelled,
+}
+
+impl Carriage {
+    /// What a service's method asks for.
+    pub fn of(method: Method) -> Self {
+        match method {
+            Method::Nat => Self::Translated,
+            Method::DirectRouting => Self::Direct,
+            Method::Tunnel => Self::Tunnelled,
+        }
+    }
+
+    /// Whether answers go past the gateway.
+    pub fn is_relay(self) -> bool {
+        self != Self::Translated
+    }
+
+    /// How much longer packets become.
+    pub fn overhead(self) -> u32 {
+        if self == Self::Tunnelled { tunnel::OVERHEAD.into() } else { 0 }
+    }
 }
 
 /// What let a session be opened.
@@ -85,7 +122,24 @@ impl Session {
             return FlowValue::bypass();
         }
         let hop = self.next_hops[direction as usize];
+        let action = match (direction, self.carriage) {
+            (Direction::Reply, _) | (_, Carriage::Translated) => Action::Translate,
+            (_, Carriage::Direct) => Action::Direct,
+            (_, Carriage::Tunnelled) => Action::Tunnel,
+        };
+        if action != Action::Translate {
+            return FlowValue::relay(action, &self.rewrite, hop);
+        }
         FlowValue::translate(self.key(direction), &self.rewritten(direction), hop)
+    }
+
+    /// The state of a TCP session.
+    pub fn tcp_state(&self, line: &Activity) -> tcp::State {
+        let [original, reply] = &line.directions;
+        if self.carriage.is_relay() && reply.packets == 0 {
+            return tcp::state_of_opener(original.seen);
+        }
+        tcp::state(original.seen, reply.seen)
     }
 
     /// Both entries.

@@ -10,7 +10,7 @@ use nat_common::{FlowValue, Parsed, Realm, Reason, next_hop::NextHop};
 
 use super::icmp::Error;
 use super::known::finish;
-use super::sessions::{NO_MAPPING, Origin, Session};
+use super::sessions::{Carriage, NO_MAPPING, Origin, Session};
 use super::world::{RouteKind, RouteQuery, World};
 use super::{Gateway, Interface, Outcome, address, network};
 use crate::config::Side;
@@ -155,6 +155,7 @@ impl Gateway {
             reply: Session::reply_key(&key, &rewrite, egress.realm()),
             mapping: NO_MAPPING,
             next_hops,
+            carriage: Carriage::Translated,
             armed: 0,
             opened: 0,
             origin: Origin::Static(position),

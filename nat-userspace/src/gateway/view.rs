@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::Instant;
 
 use crate::hash::HashMap;
-use nat_common::{Direction, tcp, wire};
+use nat_common::{Direction, wire};
 
 use super::sessions::{Origin, Session};
 use super::world::World;
@@ -121,7 +121,11 @@ impl Gateway {
         Some(SessionView {
             slot,
             protocol: key.protocol,
-            inside: endpoint(key.source, inside_port),
+            // A server that packets are relayed to is known by its own address, not by the one it answers from.
+            inside: match session.server() {
+                Some((_, server)) => server,
+                None => endpoint(key.source, inside_port),
+            },
             outside: endpoint(rewritten.source, outside_port),
             remote: endpoint(rewritten.destination, remote_port),
             remote_inside: endpoint(key.destination, remote_inside_port),
@@ -204,10 +208,5 @@ fn endpoint(host: u32, port: u16) -> SocketAddrV4 {
 }
 
 fn state(session: &Session, line: &nat_common::activity::Activity) -> &'static str {
-    if session.original.protocol == wire::TCP {
-        let [original, reply] = &line.directions;
-        tcp::state(original.seen, reply.seen).name()
-    } else {
-        "active"
-    }
+    if session.original.protocol == wire::TCP { session.tcp_state(line).name() } else { "active" }
 }
