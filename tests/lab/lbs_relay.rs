@@ -87,7 +87,7 @@ fn conversation() -> Vec<Packet> {
 }
 
 #[test]
-fn lbs_15_and_s003_06_to_07_relayed_packets_stay_as_they_are() {
+fn lbs_15_and_16_and_s003_06_to_07_relayed_packets_stay_as_they_are() {
     for redirects in [false, true] {
         let stage = stage(Lab::builder(), redirects, DIRECT, "192.168.1.10:80");
         for packet in conversation() {

@@ -15,6 +15,7 @@ mod prt;
 mod flt;
 mod hpn;
 mod lbs;
+mod lbs_real;
 mod lbs_relay;
 mod loc;
 mod pfw;

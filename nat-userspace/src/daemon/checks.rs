@@ -175,10 +175,11 @@ fn ask_http(check: &Check, server: SocketAddrV4) -> io::Result<()> {
     let mut stream = TcpStream::connect_timeout(&SocketAddr::from(server), check.timeout)?;
     stream.set_write_timeout(Some(left()?))?;
     let path = &check.path;
-    write!(
-        stream,
+    // In one piece: a server may answer the first it sees, and close.
+    let request = format!(
         "GET {path} HTTP/1.1\r\nHost: {server}\r\nUser-Agent: natgw\r\nAccept: */*\r\nConnection: close\r\n\r\n"
-    )?;
+    );
+    stream.write_all(request.as_bytes())?;
     let mut answer = Vec::new();
     let mut piece = [0; STATUS_LINE];
     while !answer.contains(&b'\n') && answer.len() < STATUS_LINE {

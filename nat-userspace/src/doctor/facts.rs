@@ -10,7 +10,8 @@ use serde::de::IgnoredAny;
 use serde_json::Value;
 
 use crate::api::{
-    Client, ClientError, EndpointFilter, PoolRow, Request, RuleRow, SessionFilter, SessionRow, StatusReport,
+    Client, ClientError, EndpointFilter, PoolRow, Request, RuleRow, ServiceRow, SessionFilter, SessionRow,
+    StatusReport,
 };
 use crate::host::{Host, RouteQuery};
 
@@ -42,6 +43,10 @@ pub struct Facts {
     pub pools: Vec<PoolRow>,
     /// Its sessions: those of `host`, or all.
     pub sessions: Vec<SessionRow>,
+    /// Its virtual servers.
+    pub services: Vec<ServiceRow>,
+    /// Where the inside networks find the gateway.
+    pub inside_addresses: Vec<Ipv4Addr>,
     /// Whom the question is about.
     pub host: Option<Ipv4Addr>,
     /// Where that host is.
@@ -102,6 +107,9 @@ impl Facts {
         };
         let _: Value = ask(socket, &Request::RuleList, |row| facts.rules.push(row))?;
         let _: Value = ask(socket, &Request::PoolList, |row| facts.pools.push(row))?;
+        let _: Value = ask(socket, &Request::ServiceList, |row| facts.services.push(row))?;
+        let inside = status.interfaces.iter().filter(|interface| interface.side == "inside");
+        facts.inside_addresses = inside.flat_map(|interface| interface.addresses.iter().copied()).collect();
         let inside = host.map(|address| EndpointFilter { net: address.into(), port: None });
         let filter = SessionFilter { inside, ..SessionFilter::default() };
         let _: Value = ask(socket, &Request::SessionList { filter }, |row| {

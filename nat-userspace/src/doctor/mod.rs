@@ -7,6 +7,7 @@ mod drops;
 mod facts;
 mod firewall;
 mod kernel;
+mod services;
 mod traffic;
 
 pub use self::facts::{Facts, InterfaceFacts, NatChain, SharedStation, Station};
@@ -44,7 +45,8 @@ pub struct Finding {
 
 /// Everything that is to be said of the facts, the worst first.
 pub fn examine(facts: &Facts) -> Vec<Finding> {
-    let families = [kernel::findings, firewall::findings, drops::findings, traffic::findings];
+    let families =
+        [kernel::findings, firewall::findings, drops::findings, services::findings, traffic::findings];
     let mut findings: Vec<Finding> = families.iter().flat_map(|family| family(facts)).collect();
     findings.sort_by_key(|finding| finding.severity);
     findings
