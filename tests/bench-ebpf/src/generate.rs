@@ -66,7 +66,7 @@ fn next_flow(plan: &Plan, progress: &mut Progress) -> u32 {
         ZIPF => rank(progress) & plan.flow_mask,
         FLOOD => {
             let turn = count % FLOOD_TURN;
-            if turn % ESTABLISHED_EVERY == 0 {
+            if turn.is_multiple_of(ESTABLISHED_EVERY) {
                 progress.established += 1;
                 progress.established as u32 & plan.flow_mask
             } else if turn == 1 {

@@ -45,9 +45,11 @@ pub fn sink(ctx: XdpContext) -> u32 {
         return xdp_action::XDP_DROP;
     }
     turn_around(plan, frame);
+    #[expect(clippy::cast_sign_loss, reason = "an action, which is no error and small")]
     // Not XDP_TX: a veth wakes its peer after that only if the peer has a program of its own (veth_xdp_flush).
     // SAFETY: the helper has no preconditions; the interface is the one the frame came by.
-    unsafe { bpf_redirect(ctx.ingress_ifindex() as u32, 0) as u32 }
+    let action = unsafe { bpf_redirect(ctx.ingress_ifindex() as u32, 0) } as u32;
+    action
 }
 
 /// The client's end of a lane.
