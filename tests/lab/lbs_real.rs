@@ -174,6 +174,9 @@ fn lbs_17_a_dead_server_is_left_out_and_comes_back() {
     assert!(counts.values().all(|count| *count == 15), "{counts:?}");
     assert_eq!(number(&stage, dead, "connections"), opened);
     assert_eq!(number(&stage, dead, "falls"), 1);
+    let metrics = stage.gateway.text(&["metrics"]);
+    let up = |server: &str, up: u8| format!("natgw_server_up{{service=\"web\",server=\"{server}\"}} {up}\n");
+    assert!(metrics.contains(&up(dead, 0)) && metrics.contains(&up(SERVERS[0], 1)), "{metrics}");
     webs[1] = Some(Web::start(hosts[1], dead));
     stage.gateway.wait_until("it is back", Duration::from_secs(6), |_| state(dead) == "up");
     let again: Vec<String> = (0..3).map(|_| ask(&connect().expect("all live")).expect("an answer")).collect();

@@ -94,6 +94,7 @@ pub fn metrics(worker: &Worker) -> Snapshot {
             .collect(),
         rules: rule_counts(&worker.config),
         pools: pools(worker),
+        services: gateway.service_counts(std::time::Instant::now()),
         interfaces: interfaces(worker),
         held: gateway.held() as u64,
         fragments: gateway.waiting_fragments() as u64,

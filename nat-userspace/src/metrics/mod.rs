@@ -6,8 +6,9 @@ mod server;
 mod text;
 
 pub use self::server::{Responder, ResponderError};
-use self::text::Text;
+use self::text::{Family, Text};
 use crate::api::{InterfaceStatus, PoolRow, RuleCounts};
+use crate::gateway::{ServerView, ServiceView};
 
 /// What the metrics are made of. Cheap to gather however many sessions there are.
 #[derive(Clone, Debug, Default)]
@@ -30,6 +31,8 @@ pub struct Snapshot {
     pub rules: RuleCounts,
     /// Ports of each external address.
     pub pools: Vec<PoolRow>,
+    /// Virtual servers; of packets and bytes those of sessions that are over.
+    pub services: Vec<ServiceView>,
     /// The configured interfaces.
     pub interfaces: Vec<InterfaceStatus>,
     /// Frames that wait for a neighbour.
@@ -49,6 +52,7 @@ impl Snapshot {
         self.daemon(&mut text);
         self.packets(&mut text);
         self.state(&mut text);
+        self.servers(&mut text);
         text.finish()
     }
 
@@ -125,6 +129,26 @@ impl Snapshot {
                 ports.count(&labels, count);
             }
         }
+    }
+
+    fn servers(&self, text: &mut Text) {
+        let each = |family: &mut Family<'_>, value: fn(&ServerView) -> u64| {
+            for view in &self.services {
+                for server in &view.servers {
+                    let address = server.address.to_string();
+                    family.count(&[("service", &view.rule.name), ("server", &address)], value(server));
+                }
+            }
+        };
+        let mut up = text.gauge("natgw_server_up", "Whether a virtual server's checks find a server well.");
+        each(&mut up, |server| u64::from(server.is_up));
+        let mut active = text.gauge("natgw_server_connections", "Connections that a server has.");
+        each(&mut active, |server| u64::from(server.active));
+        let mut opened = text.counter("natgw_server_opened_total", "Connections that a server was given.");
+        each(&mut opened, |server| server.opened);
+        let mut falls =
+            text.counter("natgw_server_falls_total", "How often a server's checks found it down.");
+        each(&mut falls, |server| server.falls);
     }
 }
 
