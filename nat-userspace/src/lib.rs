@@ -11,6 +11,7 @@ pub mod config;
 pub mod daemon;
 pub mod datapath;
 pub mod doctor;
+pub mod eventlog;
 pub mod gateway;
 mod hash;
 pub mod host;

@@ -1,8 +1,9 @@
 //! Ports by arithmetic (RFC 7422).
 
-use std::{collections::HashSet, time::Duration};
+use std::{collections::HashSet, fs, time::Duration};
 
 use nat_tests::{Packet, gateway};
+use serde_json::Value;
 
 use crate::stage::{Stage, source};
 
@@ -114,4 +115,86 @@ fn det_06_more_sessions_than_a_subscriber_may_have_are_refused() {
     assert_eq!(sent_by_a(&stage, &packet(1000)), None);
     stage.a.expect("ICMP 3/13", |seen| seen.icmp().is_some_and(|icmp| (icmp.kind, icmp.code) == (3, 13)));
     assert!(sent_by_a(&stage, &packet(0)).is_some(), "those that are there go on");
+}
+
+/// Sends datagrams as a, some at a time; where the server saw those that passed come from.
+fn sent_many(stage: &Stage, packets: &[Packet]) -> Vec<String> {
+    let mut mapped = Vec::new();
+    for some in packets.chunks(64) {
+        for packet in some {
+            stage.a.send(packet);
+        }
+        for _ in some {
+            let seen = stage.s1.recv_matching(Duration::from_millis(700), |seen| seen.udp().is_some());
+            mapped.extend(seen.map(|seen| source(&seen.decoded)));
+        }
+        for tap in [&stage.a, &stage.wan, &stage.s1] {
+            tap.clear();
+        }
+    }
+    mapped
+}
+
+#[test]
+fn det_03_and_log_06_blocks_beyond_a_subscribers_own_cost_one_record_each() {
+    let log = std::env::temp_dir().join(format!("natgw-test-blocks-{}.json", std::process::id()));
+    let more = format!(
+        "[timeouts]\nquarantine = \"0s\"\n[log]\nsessions = \"json\"\nfile = \"{}\"\nevents = [\"blocks\"]\n",
+        log.display()
+    );
+    let subscribers = "subscribers = \"192.168.1.1-192.168.1.14\", dynamic = 2, block = 100, most = 5032";
+    let mut stage = deterministic("192.0.2.1", subscribers, &more);
+    let records = || -> Vec<Value> {
+        let text = fs::read_to_string(&log).unwrap_or_default();
+        text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
+    };
+    let range = |record: &Value| -> (u64, u64) {
+        (record["ports"][0].as_u64().expect("first"), record["ports"][1].as_u64().expect("last"))
+    };
+    let flow = |number: u16| stage.udp(&format!("192.168.1.2:{}", 10_000 + number), SERVER);
+    let packets: Vec<Packet> = (0..5032).map(flow).collect();
+    let mapped = sent_many(&stage, &packets);
+    let ports: HashSet<u64> = mapped
+        .iter()
+        .map(|mapped| mapped.strip_prefix("192.0.2.1:").expect("the address").parse().expect("a port"))
+        .collect();
+    assert_eq!(ports.len(), 5032, "each has a port of its own");
+    stage.gateway.wait_until("the blocks are recorded", Duration::from_secs(5), |_| records().len() >= 10);
+    let taken = records();
+    assert_eq!(taken.len(), 10, "{taken:#?}");
+    let blocks: HashSet<(u64, u64)> = taken.iter().map(range).collect();
+    assert_eq!(blocks.len(), 10);
+    for (record, (first, last)) in taken.iter().zip(taken.iter().map(range)) {
+        assert_eq!((record["event"].as_str(), record["nat_event"].as_u64()), (Some("block_taken"), Some(16)));
+        assert_eq!(
+            (record["inside"].as_str(), record["outside"].as_str()),
+            (Some("192.168.1.2"), Some("192.0.2.1"))
+        );
+        assert!(first >= 57_472 && last == first + 99 && last <= 65_535, "{record}");
+    }
+    let own = ports.iter().filter(|port| (5056..=9087).contains(*port)).count();
+    let beyond = ports.iter().filter(|port| blocks.iter().any(|(first, last)| (first..=last).contains(port)));
+    assert_eq!((own, beyond.count()), (4032, 1000), "his own first, all the others of his blocks");
+    // The most that he may have: refused and told. Another subscriber has his.
+    stage.a.clear();
+    assert_eq!(sent_by_a(&stage, &flow(6000)), None);
+    stage.a.expect("ICMP 3/13", |seen| seen.icmp().is_some_and(|icmp| (icmp.kind, icmp.code) == (3, 13)));
+    assert!(sent_by_a(&stage, &stage.udp("192.168.1.3:10000", SERVER)).is_some());
+    // Killed and started again, the blocks are still his.
+    stage.gateway.kill();
+    stage.gateway.restart();
+    assert_eq!(sent_by_a(&stage, &packets[5031]), Some(mapped[5031].clone()));
+    assert_eq!(sent_by_a(&stage, &stage.udp("192.168.1.2:16000", SERVER)), None);
+    stage.gateway.text(&["session", "delete", "--inside", "192.168.1.2"]);
+    stage.gateway.wait_until("they are released", Duration::from_secs(5), |_| records().len() >= 20);
+    let released: Vec<Value> = records().split_off(10);
+    assert_eq!(released.len(), 10, "{released:#?}");
+    assert!(released.iter().all(|record| record["event"] == "block_released" && record["nat_event"] == 17));
+    assert_eq!(released.iter().map(range).collect::<HashSet<_>>(), blocks);
+    let bytes = fs::metadata(&log).expect("the log").len();
+    println!("5032 sessions of one subscriber cost {bytes} bytes of records: {} a block", bytes / 10);
+    assert!(bytes < 20 * 200);
+    let _ = fs::remove_file(&log);
+    // And he may have them anew.
+    assert_eq!(sent_many(&stage, &packets[..64]).len(), 64);
 }

@@ -42,6 +42,7 @@ mod rtr;
 mod rtr_mtu;
 mod stn;
 
+mod log;
 mod metrics;
 mod ops;
 

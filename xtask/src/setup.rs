@@ -22,16 +22,18 @@ const NEEDED: &[&str] = &[
     "iproute2",
     "iputils-ping",
     "nat-traverse",
+    "nfdump",
     "nftables",
     "procps",
     "python3",
     "stun-client",
     "tcpdump",
     "traceroute",
+    "tshark",
 ];
 
 /// Independent judges and tools for looking closer; a distribution may lack one of them.
-const HELPFUL: &[&str] = &["bpftool", "conntrack", "hping3", "nmap", "python3-scapy", "tshark"];
+const HELPFUL: &[&str] = &["bpftool", "conntrack", "hping3", "nmap", "python3-scapy"];
 
 /// See the module.
 pub(crate) fn setup() -> Result {

@@ -16,6 +16,21 @@ pub struct Deterministic {
     pub subscribers: AddressRange,
     /// Shares of an address's ports, each as large as a block, that are nobody's block.
     pub dynamic: u32,
+    /// Ports of a block that a subscriber gets of those shares, once his own are used up; 0: he gets none.
+    pub block: u16,
+    /// The most ports that a subscriber may have, his own included; 0: any number.
+    pub most: u32,
+}
+
+/// Blocks beyond a subscriber's own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Beyond {
+    /// Among these ports.
+    pub within: PortRange,
+    /// So many each.
+    pub size: u16,
+    /// The most ports that a subscriber may have, his own included; 0: any number.
+    pub most: u32,
 }
 
 impl Deterministic {
@@ -45,6 +60,14 @@ impl Deterministic {
         let first = u64::from(ports.first) + number % ratio * size;
         let last = (first + size).checked_sub(1)?;
         Some((external, PortRange { first: u16::try_from(first).ok()?, last: u16::try_from(last).ok()? }))
+    }
+
+    /// Where blocks beyond a subscriber's own are, if there are any.
+    pub fn beyond(self, pool: &AddressPool, ports: PortRange) -> Option<Beyond> {
+        let first = u64::from(ports.first) + self.ratio(pool) * self.block_size(pool, ports);
+        let within = PortRange { first: u16::try_from(first).ok()?, last: ports.last };
+        let fits = self.block > 0 && within.first <= within.last;
+        fits.then_some(Beyond { within, size: self.block, most: self.most })
     }
 
     /// The subscriber who has a port of an external address.
@@ -89,8 +112,9 @@ fn judge(
             "to = [\"203.0.113.2-203.0.113.4\"]",
         ));
     };
-    let deterministic = Deterministic { subscribers, dynamic: raw.dynamic };
-    if deterministic.block_size(pool, ports) == 0 {
+    let deterministic = Deterministic { subscribers, dynamic: raw.dynamic, block: raw.block, most: raw.most };
+    let own = deterministic.block_size(pool, ports);
+    if own == 0 {
         return Err(Fault::new(
             format!(
                 "{} subscribers are more than {} addresses have ports for",
@@ -100,7 +124,26 @@ fn judge(
             "name more addresses in `to`, or fewer subscribers",
         ));
     }
+    let room = deterministic.beyond(pool, ports).map_or(0, |beyond| whole_blocks(&beyond));
+    if raw.block > 0 && room == 0 {
+        return Err(Fault::new(
+            format!("the dynamic shares have no room for a block of {} ports", raw.block),
+            format!("a smaller `block`, or more shares: each has {own} ports"),
+        ));
+    }
+    if raw.most > 0 && u64::from(raw.most) < own {
+        return Err(Fault::new(
+            format!("`most` is {}, and each subscriber has {own} ports of his own", raw.most),
+            "at least as many as that, or 0 for any number",
+        ));
+    }
     Ok(deterministic)
+}
+
+/// How many blocks there are: their first ports are multiples of their size.
+fn whole_blocks(beyond: &Beyond) -> u32 {
+    let size = u32::from(beyond.size.max(1));
+    ((u32::from(beyond.within.last) + 1) / size).saturating_sub(u32::from(beyond.within.first).div_ceil(size))
 }
 
 #[cfg(test)]
@@ -121,7 +164,7 @@ mod tests {
     #[test]
     fn det_01_and_02_the_example_of_the_rfc() {
         let (rule, pool) = (
-            Deterministic { subscribers: range("198.51.100.1-198.51.100.14"), dynamic: 2 },
+            Deterministic { subscribers: range("198.51.100.1-198.51.100.14"), dynamic: 2, block: 0, most: 0 },
             pool("192.0.2.1"),
         );
         assert_eq!(rule.block_size(&pool, PORTS), 4032);
@@ -144,8 +187,10 @@ mod tests {
 
     #[test]
     fn every_port_is_its_owners() {
-        let (rule, pool) =
-            (Deterministic { subscribers: range("10.0.0.0/24"), dynamic: 3 }, pool("192.0.2.1-192.0.2.7"));
+        let (rule, pool) = (
+            Deterministic { subscribers: range("10.0.0.0/24"), dynamic: 3, block: 0, most: 0 },
+            pool("192.0.2.1-192.0.2.7"),
+        );
         for inside in rule.subscribers.iter() {
             let (external, ports) = rule.block(inside, &pool, PORTS).unwrap();
             for port in [ports.first, ports.last] {

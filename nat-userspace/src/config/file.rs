@@ -123,6 +123,10 @@ pub(super) struct Deterministic {
     pub(super) subscribers: String,
     #[serde(default)]
     pub(super) dynamic: u32,
+    #[serde(default)]
+    pub(super) block: u16,
+    #[serde(default)]
+    pub(super) most: u32,
 }
 
 #[derive(Deserialize)]
@@ -230,6 +234,13 @@ pub(super) struct Metrics {
 #[serde(deny_unknown_fields)]
 pub(super) struct Log {
     pub(super) sessions: Option<Spanned<String>>,
+    pub(super) events: Option<Spanned<List>>,
+    #[serde(default)]
+    pub(super) destinations: bool,
+    pub(super) file: Option<Spanned<String>>,
+    pub(super) collector: Option<Spanned<String>>,
+    pub(super) template_refresh: Option<Spanned<Word>>,
+    pub(super) threshold: Option<Spanned<i64>>,
 }
 
 /// Text, or a bare number where a number is natural (a port, a protocol).

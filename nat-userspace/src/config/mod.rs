@@ -11,6 +11,7 @@ mod conflicts;
 mod deterministic;
 mod error;
 mod file;
+mod log;
 mod ports;
 mod rules;
 mod selector;
@@ -27,8 +28,9 @@ use std::path::{Path, PathBuf};
 use ipnet::Ipv4Net;
 
 pub use self::address::{AddressPool, AddressRange, PortRange, show_prefix};
-pub use self::deterministic::Deterministic;
+pub use self::deterministic::{Beyond, Deterministic};
 pub use self::error::{ConfigError, Problem};
+pub use self::log::{EventClass, EventClasses, Log, LogTarget};
 pub use self::ports::{PortSet, Ports};
 pub use self::selector::{ProtocolSet, Selector, protocol_name, protocol_number};
 pub use self::services::{Check, ServerConfig, ServiceRule};
@@ -72,6 +74,8 @@ pub struct Config {
     pub control: Control,
     /// Where counters are served.
     pub metrics: Metrics,
+    /// What is recorded of translations.
+    pub log: Log,
     /// What is allowed but hardly wanted, one sentence each, for `check` and `run` to show.
     pub warnings: Vec<String>,
 }
@@ -160,6 +164,14 @@ impl SnatRule {
     pub fn owner(&self, external: Ipv4Addr, port: u16) -> Option<Ipv4Addr> {
         match &self.to {
             SnatTarget::Pool(pool) => self.deterministic?.owner(external, port, pool, self.ports),
+            _ => None,
+        }
+    }
+
+    /// Where subscribers have blocks of ports beyond their own, if they may have any.
+    pub fn beyond(&self) -> Option<Beyond> {
+        match &self.to {
+            SnatTarget::Pool(pool) => self.deterministic?.beyond(pool, self.ports),
             _ => None,
         }
     }

@@ -340,7 +340,6 @@ fn other_sections() {
     refused("[unmatched]\noutside = \"reject\"\n", 2, "`reject`", "\"pass\", \"drop\"");
     refused("[control]\nsocket = \"natgw.sock\"\n", 2, "not an absolute path", "/run/natgw");
     refused(&format!("[control]\nsocket = \"/{}\"\n", "x".repeat(107)), 2, "more than 107", "shorter");
-    refused("[log]\nsessions = \"json\"\n", 2, "no session log", "none");
     let metrics = valid("[metrics]\nlisten = \"127.0.0.1:9477\"\n");
     assert_eq!(metrics.metrics.listen, Some("127.0.0.1:9477".parse().unwrap()));
     assert_eq!(valid("[metrics]\nlisten = \"\"\n").metrics.listen, None);
@@ -353,6 +352,33 @@ fn other_sections() {
         );
     }
     assert!(valid("[log]\nsessions = \"none\"\n[metrics]\nlisten = \"\"\n").warnings.is_empty());
+}
+
+#[test]
+fn the_log_of_translations() {
+    let log = |lines: &str| format!("[log]\n{lines}\n");
+    let ipfix = valid(&log(
+        "sessions = \"ipfix\"\ncollector = \"192.0.2.9:4739\"\ntemplate_refresh = \"10s\"\nevents = \"blocks\"\nthreshold = 80",
+    ))
+    .log;
+    let collector = "192.0.2.9:4739".parse().unwrap();
+    let refresh = Duration::from_secs(10);
+    assert_eq!(ipfix.target, Some(LogTarget::Ipfix { collector, refresh }));
+    assert!(ipfix.events.contains(EventClass::Blocks) && !ipfix.events.contains(EventClass::Sessions));
+    assert_eq!((ipfix.threshold, ipfix.destinations), (80, false));
+    let json = valid(&log("sessions = \"json\"")).log;
+    assert_eq!(json.target, Some(LogTarget::Json("/var/log/natgw/events.json".into())));
+    assert!(json.events.contains(EventClass::Sessions) && !json.events.contains(EventClass::Mappings));
+    assert_eq!(valid(&log("sessions = \"syslog\"")).log.target, Some(LogTarget::Syslog(None)));
+    assert_eq!(valid("").log.target, None);
+    refused(&log("sessions = \"csv\""), 2, "`csv` is not known here", "\"ipfix\"");
+    refused(&log("sessions = \"ipfix\""), 2, "`collector` is missing", "192.0.2.9:4739");
+    refused(&log("sessions = \"ipfix\"\ncollector = \"192.0.2.9\""), 3, "not an address", "192.0.2.9:4739");
+    refused(&log("sessions = \"json\"\nfile = \"log\""), 3, "not an absolute path", "/var/log/natgw");
+    refused(&log("sessions = \"json\"\ncollector = \"192.0.2.9:1\""), 3, "means nothing", "\"ipfix\"");
+    refused(&log("file = \"/log\""), 2, "`file` means nothing with sessions = \"none\"", "\"json\"");
+    refused(&log("sessions = \"json\"\nevents = [\"session\"]"), 3, "no kind of event", "\"sessions\"");
+    refused(&log("sessions = \"json\"\nthreshold = 101"), 3, "not a percentage", "1 to 100");
 }
 
 proptest! {
@@ -405,6 +431,12 @@ fn addresses_and_blocks_of_a_hosts_own_need_a_pool() {
     refused(&snat("pooling = \"exclusive\""), 3, "there is no pool", "to = [");
     let line = "deterministic = { subscribers = \"10.0.0.0/24\", dynamic = 2 }";
     assert!(valid(&pool(line)).snat[0].deterministic.is_some());
+    let blocks =
+        |more: &str| format!("deterministic = {{ subscribers = \"10.0.0.0/24\", dynamic = 2, {more} }}");
+    let beyond = valid(&pool(&blocks("block = 100, most = 5000"))).snat[0].beyond().unwrap();
+    assert_eq!((beyond.size, beyond.most, beyond.within.last), (100, 5000, 65_535));
+    refused(&pool(&blocks("block = 60000")), 3, "no room for a block of 60000", "smaller `block`");
+    refused(&pool(&blocks("block = 10, most = 3")), 3, "`most` is 3", "at least as many");
     refused(&snat(line), 3, "there is no pool", "to = [");
     refused(
         &pool("deterministic = { subscribers = \"10.0.0.0/8\" }"),

@@ -9,7 +9,7 @@ use serde_spanned::Spanned;
 
 use super::error::{Fault, Problem, Problems};
 use super::{AttachMode, Config, Control, InterfaceConfig, Limits, Metrics, Side, Unmatched, VlanConfig};
-use super::{conflicts, file, rules, timeouts};
+use super::{conflicts, file, log, rules, timeouts};
 
 /// Judges a whole configuration.
 pub(super) fn config(text: &str) -> Result<Config, Vec<Problem>> {
@@ -17,7 +17,6 @@ pub(super) fn config(text: &str) -> Result<Config, Vec<Problem>> {
     let mut problems = Problems::new(text);
     let mut warnings = Vec::new();
 
-    refuse_what_is_not_there(&raw, &mut problems);
     let interfaces = interfaces(&raw.interface, &mut problems);
     let mut judge = rules::Judge::new(&interfaces, &mut problems, &mut warnings);
     let snat = judge.snat(&raw.snat);
@@ -41,41 +40,33 @@ pub(super) fn config(text: &str) -> Result<Config, Vec<Problem>> {
         control: control(&raw.control, &mut problems),
         interfaces,
         metrics: metrics(&raw.metrics, &mut problems),
+        log: log::log(&raw.log, &mut problems),
         warnings,
     };
     let found = problems.into_found();
     if found.is_empty() { Ok(config) } else { Err(found) }
 }
 
-/// Sections whose names are taken but which this version does not carry out: accepting them
-/// would be a promise that nothing keeps.
-fn refuse_what_is_not_there(raw: &file::File, problems: &mut Problems<'_>) {
-    if let Some(sessions) = raw.log.sessions.as_ref().filter(|word| word.get_ref() != "none") {
-        problems.add(
-            &sessions.span(),
-            Fault::new(
-                format!("this version has no session log (`{}`)", sessions.get_ref()),
-                "write sessions = \"none\"; `natgw session list --json` shows the sessions there are",
-            ),
-        );
-    }
-}
-
 /// Where the metrics are served.
 fn metrics(raw: &file::Metrics, problems: &mut Problems<'_>) -> Metrics {
-    let listen = raw.listen.as_ref().filter(|word| !word.get_ref().is_empty()).and_then(|word| {
-        let address = word.get_ref().parse().ok().filter(|address: &SocketAddr| address.port() != 0);
-        problems.check(
-            &word.span(),
-            address.ok_or_else(|| {
-                Fault::new(
-                    format!("`{}` is not an address with a port", word.get_ref()),
-                    "such as \"127.0.0.1:9477\" or \"[::1]:9477\"; \"\" serves no metrics",
-                )
-            }),
+    let listen = raw.listen.as_ref().filter(|word| !word.get_ref().is_empty());
+    Metrics { listen: listen.and_then(|word| endpoint(word, "127.0.0.1:9477", problems)) }
+}
+
+/// An address with a port.
+pub(super) fn endpoint(
+    word: &Spanned<String>,
+    example: &str,
+    problems: &mut Problems<'_>,
+) -> Option<SocketAddr> {
+    let address = word.get_ref().parse().ok().filter(|address: &SocketAddr| address.port() != 0);
+    let fault = || {
+        Fault::new(
+            format!("`{}` is not an address with a port", word.get_ref()),
+            format!("an address and a port such as \"{example}\""),
         )
-    });
-    Metrics { listen }
+    };
+    problems.check(&word.span(), address.ok_or_else(fault))
 }
 
 fn interfaces(raw: &[Spanned<file::Interface>], problems: &mut Problems<'_>) -> Vec<InterfaceConfig> {

@@ -26,6 +26,7 @@ use self::worker::Worker;
 use crate::api::{ApiError, Reloaded, Server};
 use crate::config::Config;
 use crate::datapath::Datapath;
+use crate::eventlog::Writer;
 use crate::gateway::{Gateway, Random};
 use crate::host::Host;
 use crate::metrics::Responder;
@@ -71,7 +72,12 @@ pub fn run(options: RunOptions, config: Config) -> anyhow::Result<()> {
     let socket = options.socket.as_ref().unwrap_or(&config.control.socket).clone();
     let keep = options.keep;
     let checks = Checks::new(post.clone());
+    let log = Writer::start(&config.log).context("start a thread for the event log")?;
     let mut worker = Worker::new(options, config, gateway, kernel, frames, checks);
+    if let Some(log) = log {
+        worker.hub.add(log.queue(), &mut worker.gateway.events);
+        worker.log = Some(log);
+    }
     for warning in worker.warnings() {
         tracing::warn!("{warning}");
     }

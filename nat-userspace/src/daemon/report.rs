@@ -9,6 +9,7 @@ use crate::api::{
 };
 use crate::config::{Config, Side, protocol_name};
 use crate::datapath::Attached;
+use crate::eventlog::Writer;
 use crate::gateway::{Condition, Notice, SessionView};
 use crate::metrics::Snapshot;
 
@@ -100,6 +101,7 @@ pub fn metrics(worker: &Worker) -> Snapshot {
         fragments: gateway.waiting_fragments() as u64,
         lost_frames: worker.lost_frames(),
         lost_reports: worker.count(Reason::EventLost),
+        log: worker.log.as_ref().map(Writer::counts).unwrap_or_default(),
     }
 }
 
@@ -190,6 +192,7 @@ pub fn notice(notice: Notice) {
         }
         Condition::Addresses => "external addresses: the interface has none".to_owned(),
         Condition::Sessions => "sessions: raise limits.sessions".to_owned(),
+        Condition::Fragments => "room for fragments whose first is missing".to_owned(),
         Condition::Source(source) => format!("sessions that {source} may have: see [limits]"),
     };
     match refused {

@@ -21,6 +21,7 @@ use super::{RunOptions, preflight, report};
 use crate::api::{ApiError, Reloaded};
 use crate::config::{Config, Method, ServiceRule};
 use crate::datapath::publish_rules;
+use crate::eventlog::{Hub, Writer};
 use crate::gateway::{Emission, Gateway, Outcome, World as _};
 use crate::host::{HostEvent, Link, NeighbourState, RouteQuery};
 use crate::slowpath::{Frames, Port, retag};
@@ -53,6 +54,10 @@ pub struct Worker {
     checks: Checks,
     /// Warnings about servers that direct routing cannot reach.
     far_servers: Vec<String>,
+    /// Who reads events.
+    pub hub: Hub,
+    /// Records them, if the configuration says so.
+    pub log: Option<Writer>,
     /// Frames of the daemon's own making and counting: beyond the core's counts.
     pub transmit_failures: u64,
     // Sockets before the memory they use: dropped in this order.
@@ -88,6 +93,8 @@ impl Worker {
             claims: Claims::default(),
             checks,
             far_servers: Vec::new(),
+            hub: Hub::default(),
+            log: None,
             transmit_failures: 0,
             ports: Vec::new(),
             frames,
@@ -327,6 +334,7 @@ impl Worker {
         }
         let emissions = std::mem::take(&mut self.gateway.emissions);
         self.transmit(emissions);
+        self.hub.deliver(&mut self.gateway.events);
         for port in &mut self.ports {
             port.flush(&mut self.frames);
         }
@@ -565,6 +573,7 @@ impl Worker {
             ("limits", config.limits != self.config.limits),
             ("control", config.control != self.config.control),
             ("metrics", config.metrics != self.config.metrics),
+            ("log", config.log != self.config.log),
         ];
         let mut warnings: Vec<String> = waiting
             .iter()
@@ -577,6 +586,7 @@ impl Worker {
             limits: self.config.limits.clone(),
             control: self.config.control.clone(),
             metrics: self.config.metrics,
+            log: self.config.log.clone(),
             ..config
         };
         self.checks.follow(&self.config.services);
@@ -641,6 +651,23 @@ impl Worker {
         self.ports.iter().map(Port::lost).sum()
     }
 
+    /// Whoever reads the records later wants to know until when each translation was.
+    fn record_the_end(&mut self) {
+        /// Sessions between two deliveries.
+        const PIECE: u32 = 4096;
+        if self.hub.is_idle() {
+            return;
+        }
+        let now = Instant::now();
+        for slot in 0..self.gateway.session_slots() {
+            self.gateway.record_last(now, slot);
+            if slot % PIECE == 0 {
+                self.hub.deliver(&mut self.gateway.events);
+            }
+        }
+        self.hub.deliver(&mut self.gateway.events);
+    }
+
     /// Ends: with `keep` the fast path stays, without it nothing is left.
     pub fn stop(mut self, keep: bool) {
         for port in &mut self.ports {
@@ -652,6 +679,7 @@ impl Worker {
         for position in 0..self.served.len() {
             self.lose(position);
         }
+        self.record_the_end();
         self.claims.release(&mut self.kernel);
         self.kernel.datapath.remove();
     }

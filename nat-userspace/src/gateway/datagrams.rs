@@ -16,7 +16,8 @@ pub(super) type Key = (u32, u32, u8, u16, Realm);
 /// Datagrams whose first fragment was seen and is remembered.
 const DECIDED: usize = 16_384;
 /// Fragments that wait in all.
-const WAITING: usize = 8192;
+pub(super) const MOST_WAITING: u32 = 8192;
+const WAITING: usize = MOST_WAITING as usize;
 /// Fragments that wait for one source: one flooding host leaves room for others.
 const WAITING_PER_SOURCE: usize = 1024;
 

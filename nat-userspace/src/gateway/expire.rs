@@ -151,6 +151,7 @@ impl Gateway {
     }
 
     pub(super) fn let_go(&mut self, now: Instant, session: &Session) {
+        self.record_end(now, session);
         self.let_go_of_hairpin(now, &session.original);
         if session.mapping != NO_MAPPING
             && let Some(mapping) = self.mappings.release(session.mapping, session_remote(session))
@@ -188,13 +189,19 @@ impl Gateway {
         if *shared {
             self.externals.unshare(key.protocol, *external, port);
         } else {
-            // A port of its host's own block rests for nobody (RFC 6888 REQ-8b).
+            // A port of its host's own block rests for nobody (RFC 6888 REQ-8b), one beyond it for the next.
             let rule = self.rules.snat.get(usize::from(mapping.rule));
-            let rests = mapping.permanent || rule.is_none_or(|rule| rule.deterministic.is_none());
+            let rests = mapping.permanent
+                || rule.is_none_or(|rule| rule.deterministic.is_none())
+                || self.blocks.contains(*external, port);
             let holder = (key.address, key.port);
             self.externals.give_back((key.protocol, *external), port, holder, rests, now);
         }
-        self.externals.end_lease(key.address, *external);
+        self.let_go_of_block(now, *external, port);
+        self.record_unmapping(now, mapping);
+        if self.externals.end_lease(key.address, *external) {
+            self.record_lease(now, mapping.rule, key.address, *external, false);
+        }
     }
 
     /// A neighbour did not answer: the sender of a frame that waited for it is told (RFC 1812

@@ -162,17 +162,30 @@ impl Externals {
         None
     }
 
-    /// One more mapping of a host on an address of its own.
-    pub fn lease(&mut self, inside: u32, pool: u32, external: u32) {
-        self.leases.add(inside, pool, external);
+    /// One more mapping of a host on an address of its own. Whether it is the first.
+    pub fn lease(&mut self, inside: u32, pool: u32, external: u32) -> bool {
+        self.leases.add(inside, pool, external)
+    }
+
+    /// How many addresses of a pool are a host's own.
+    pub fn leased(&self, pool: u32) -> usize {
+        self.leases.taken(pool)
+    }
+
+    /// Ports used, free and resting of an address and protocol.
+    pub fn use_of(&self, address: u32, protocol: u8) -> Option<[u32; 3]> {
+        let table = self.tables.get(&(address, protocol))?;
+        Some([table.used(), table.free(), table.quarantined()])
     }
 
     /// One mapping less. With the last the address is free, and nothing of it rests: the next host
-    /// has its ports as they are.
-    pub fn end_lease(&mut self, inside: u32, external: u32) {
-        if self.leases.remove(inside, external) {
+    /// has its ports as they are. Whether it was the last.
+    pub fn end_lease(&mut self, inside: u32, external: u32) -> bool {
+        let is_over = self.leases.remove(inside, external);
+        if is_over {
             self.tables.retain(|&(address, _), table| address != external || table.used() > 0);
         }
+        is_over
     }
 
     /// Gives a mapping's port back.

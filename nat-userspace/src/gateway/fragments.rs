@@ -12,6 +12,7 @@ use nat_common::{Direction, FlowKey, Parsed, Realm, Reason, next_hop::NextHop, t
 
 use super::datagrams::{Key, Verdict};
 use super::known::header;
+use super::notices::Condition;
 use super::relay::Relay;
 use super::world::World;
 use super::{Gateway, Interface, Outcome, Released, address, cut};
@@ -41,6 +42,7 @@ impl Gateway {
         }
         for _ in 0..self.datagrams.hold(key, now, ingress.ifindex, frame) {
             self.counts.add(Reason::DropHoldFull);
+            self.short_of(now, Condition::Fragments);
         }
         Outcome::Held
     }

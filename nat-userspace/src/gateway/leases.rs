@@ -34,14 +34,20 @@ impl Leases {
         addresses.iter().copied().find(|address| !self.by_address.contains_key(address))
     }
 
-    /// One more mapping of a host on its address.
-    pub fn add(&mut self, inside: u32, pool: u32, address: u32) {
+    /// One more mapping of a host on its address. Whether it is the first.
+    pub fn add(&mut self, inside: u32, pool: u32, address: u32) -> bool {
         let lease = self.by_address.entry(address).or_insert_with(|| {
             self.by_host.insert((inside, pool), address);
             *self.taken.entry(pool).or_default() += 1;
             Lease { inside, pool, mappings: 0 }
         });
         lease.mappings += 1;
+        lease.mappings == 1
+    }
+
+    /// How many addresses of a pool are taken.
+    pub fn taken(&self, pool: u32) -> usize {
+        self.taken.get(&pool).copied().unwrap_or(0)
     }
 
     /// One mapping less. Whether it was the last.

@@ -64,6 +64,16 @@ impl Sources {
         true
     }
 
+    /// The most sessions a source may have; 0 for any number.
+    pub fn sessions_limit(&self) -> u32 {
+        self.sessions_limit
+    }
+
+    /// Sessions that a source has, if there is a limit.
+    pub fn sessions_of(&self, source: u32) -> u32 {
+        self.sessions.get(&source).map_or(0, |(count, _)| *count)
+    }
+
     /// A session of a source is over.
     pub fn close(&mut self, source: u32) {
         if let Some((count, _)) = self.sessions.get_mut(&source) {

@@ -6,10 +6,13 @@
 //! one-to-one, `errors` for ICMP errors, `fragments`. Beside it `expire` (timers, events) and
 //! `changes` (interfaces, addresses, routes, neighbours).
 
+mod allocate;
+mod blocks;
 mod changes;
 mod cut;
 mod datagrams;
 mod errors;
+mod events;
 mod expire;
 mod externals;
 mod fragments;
@@ -27,6 +30,7 @@ mod notices;
 mod open;
 mod ports;
 mod random;
+mod records;
 mod relay;
 mod reset;
 mod restore;
@@ -34,6 +38,7 @@ mod rules;
 mod services;
 mod sessions;
 mod stateless;
+mod thresholds;
 mod view;
 mod wheel;
 mod world;
@@ -53,6 +58,7 @@ use nat_common::wire;
 use nat_common::{FlowKey, Parsed, Realm, Reason, parse};
 
 pub use self::changes::Reloaded;
+pub use self::events::{AddressPair, Binding, Block, Endpoints, Event, Events, Happening, Quota, Threshold};
 pub use self::notices::{Condition, Notice};
 pub use self::random::Random;
 pub use self::rules::{Rules, address, network};
@@ -161,6 +167,7 @@ pub struct Gateway {
     sessions: sessions::SessionTable,
     mappings: mappings::MappingTable,
     externals: externals::Externals,
+    blocks: blocks::Blocks,
     next_hops: next_hops::NextHops,
     holds: hold::Holds,
     datagrams: datagrams::Datagrams,
@@ -182,9 +189,23 @@ pub struct Gateway {
     /// Where frames that were held are told of: the caller sends or injects them.
     pub released: Vec<Released>,
     notices: notices::Notices,
+    thresholds: thresholds::Thresholds,
+    /// What has happened, for those who record it; the caller takes it.
+    pub events: Events,
+    /// What the last refused flow was short of.
+    shortage: Shortage,
     counts: Counts,
     /// Sessions opened since the start, by rule.
     opened: HashMap<Origin, u64>,
+}
+
+/// What there was nothing left of.
+#[derive(Clone, Copy, Debug, Default)]
+struct Shortage {
+    /// The external address without ports, network byte order.
+    external: u32,
+    /// The position of the rule.
+    rule: u16,
 }
 
 /// A frame that waited and is now finished.
@@ -211,6 +232,7 @@ impl Gateway {
             sessions: sessions::SessionTable::new(config.limits.sessions),
             mappings: mappings::MappingTable::default(),
             externals: externals::Externals::new(config.timeouts.quarantine, random.split()),
+            blocks: blocks::Blocks::default(),
             next_hops: next_hops::NextHops::new(),
             holds: hold::Holds::default(),
             datagrams: datagrams::Datagrams::new(config.timeouts.fragment),
@@ -229,6 +251,9 @@ impl Gateway {
             emissions: Vec::new(),
             released: Vec::new(),
             notices: notices::Notices::default(),
+            thresholds: thresholds::Thresholds::new(config.log.threshold),
+            events: Events::default(),
+            shortage: Shortage::default(),
             counts: Counts::default(),
             opened: HashMap::default(),
         }

@@ -23,6 +23,8 @@ pub enum Condition {
     Sessions,
     /// A source is at its limit.
     Source(Ipv4Addr),
+    /// More fragments wait for their first than may.
+    Fragments,
 }
 
 impl Condition {
@@ -56,14 +58,18 @@ pub struct Notices {
 }
 
 impl Notices {
-    /// A packet was refused.
-    pub fn refused(&mut self, condition: Condition, now: Instant) {
+    /// A packet was refused. Whether it is the first.
+    pub fn refused(&mut self, condition: Condition, now: Instant) -> bool {
         if let Some((last, packets)) = self.holding.get_mut(&condition) {
             (*last, *packets) = (now, *packets + 1);
-        } else if self.holding.len() < MOST {
-            self.holding.insert(condition, (now, 1));
-            self.untold.push(Notice::Begun(condition));
+            return false;
         }
+        if self.holding.len() >= MOST {
+            return false;
+        }
+        self.holding.insert(condition, (now, 1));
+        self.untold.push(Notice::Begun(condition));
+        true
     }
 
     /// Ends what is over. Returns when there is something to look at again.

@@ -5,13 +5,13 @@ use std::time::Instant;
 use nat_common::flow::{Query, Rewrite};
 use nat_common::{Direction, FlowKey, Parsed, Realm, Reason, tcp, wire};
 
-use super::externals::Wish;
+use super::allocate::Claim;
 use super::icmp::Error;
 use super::mappings::{Mapping, MappingKey};
 use super::notices::Condition;
 use super::sessions::{Carriage, NO_MAPPING, Origin, Session};
 use super::world::{Route, RouteError, RouteKind, RouteQuery, World};
-use super::{Gateway, Interface, Outcome, address, network, next_hops};
+use super::{Gateway, Interface, Outcome, Shortage, address, network, next_hops};
 use crate::config::{Mapping as Behaviour, SnatRule, SnatTarget};
 
 /// Why a packet opens nothing.
@@ -219,6 +219,7 @@ impl Gateway {
             _ => addresses.contains(&external),
         };
         let Some(&first) = addresses.first() else {
+            self.shortage = Shortage { external: 0, rule: position };
             return Err(Refusal::Told(Reason::DropNoAddress, Error::AdministrativelyProhibited));
         };
         let pool = if addresses.len() == 1 { first } else { u32::from(position) };
@@ -251,51 +252,35 @@ impl Gateway {
             });
             return Ok((slot, external, external_port));
         }
-        let is_shared = rule.mapping == Behaviour::EndpointDependent;
         world.read_bound();
-        let candidates = match rule.deterministic {
+        let candidates: Vec<u32> = match rule.deterministic {
             None => self.externals.candidates(key.source, pool, addresses, &belongs, rule.pooling),
             Some(_) => rule.block(address(key.source)).iter().map(|(own, _)| network(*own)).collect(),
         };
-        for external in candidates {
-            let wish = Wish {
-                protocol: key.protocol,
-                address: external,
-                port: u16::from_be(inside_port),
-                ports: self.rules.ports_of(position, rule, address(key.source), external),
-                holder: inside,
-            };
-            let port = if !has_ports(key.protocol) {
-                Some(0)
-            } else if is_shared {
-                let sessions = &self.sessions;
-                let realm = egress.realm();
-                self.externals.share(&wish, &mut |port| {
-                    !world.is_bound(key.protocol, external, port.to_be())
-                        && sessions.find(&shared_reply(key, external, port, realm)).is_none()
-                })
-            } else {
-                self.externals
-                    .take(&wish, now, &mut |port| !world.is_bound(key.protocol, external, port.to_be()))
-            };
-            if let Some(port) = port {
-                let external_port = port.to_be();
-                let slot = self.mappings.insert(Mapping {
-                    key: mapping_key,
-                    external,
-                    external_port,
-                    sessions: 0,
-                    rule: position,
-                    permanent: false,
-                    shared: is_shared || !has_ports(key.protocol),
-                });
-                if self.rules.is_exclusive(position, external) {
-                    self.externals.lease(key.source, pool, external);
-                }
-                return Ok((slot, external, external_port));
-            }
+        let claim = Claim { key, inside, rule, position, realm: egress.realm() };
+        let found = candidates
+            .iter()
+            .find_map(|&external| Some((external, self.port_on(world, now, &claim, external)?)));
+        let Some((external, port)) = found else {
+            self.shortage =
+                Shortage { external: candidates.first().copied().unwrap_or(first), rule: position };
+            return Err(Refusal::Told(Reason::DropPortsExhausted, Error::AdministrativelyProhibited));
+        };
+        let mapping = Mapping {
+            key: mapping_key,
+            external,
+            external_port: port.to_be(),
+            sessions: 0,
+            rule: position,
+            permanent: false,
+            shared: rule.mapping == Behaviour::EndpointDependent || !has_ports(key.protocol),
+        };
+        let slot = self.mappings.insert(mapping);
+        if self.rules.is_exclusive(position, external) && self.externals.lease(key.source, pool, external) {
+            self.record_lease(now, position, key.source, external, true);
         }
-        Err(Refusal::Told(Reason::DropPortsExhausted, Error::AdministrativelyProhibited))
+        self.record_mapping(now, &mapping);
+        Ok((slot, external, mapping.external_port))
     }
 
     /// Puts a session and its entries in, and arms its timer.
@@ -322,6 +307,7 @@ impl Gateway {
         let (entries, origin) = (session.entries(), session.origin.encode());
         world.open(slot, &entries, origin);
         self.count_service(now, slot);
+        self.record_session(now, slot);
         Some((slot, Direction::Original))
     }
 
@@ -366,7 +352,7 @@ impl Gateway {
         if let Refusal::Silent(reason) | Refusal::Told(reason, _) = refusal
             && let Some(condition) = Condition::of(reason, parsed.key.protocol, address(parsed.key.source))
         {
-            self.notices.refused(condition, now);
+            self.short_of(now, condition);
         }
         match refusal {
             Refusal::Stack => Outcome::ToStack,
@@ -400,7 +386,7 @@ pub(super) fn session_remote(session: &Session) -> u32 {
 }
 
 /// The reply key a session from `key` would have behind an external endpoint.
-fn shared_reply(key: &FlowKey, external: u32, port: u16, realm: Realm) -> FlowKey {
+pub(super) fn shared_reply(key: &FlowKey, external: u32, port: u16, realm: Realm) -> FlowKey {
     let rewrite = Rewrite {
         source: external,
         destination: key.destination,

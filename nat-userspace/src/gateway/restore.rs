@@ -2,6 +2,7 @@
 //! the kernel's table, and goes on with their ports, mappings and timers.
 
 use crate::hash::HashSet;
+use std::sync::Arc;
 use std::time::Instant;
 
 use nat_common::Realm;
@@ -12,7 +13,7 @@ use super::mappings::{Mapping, MappingKey};
 use super::open::{FORWARDS, has_ports, session_remote};
 use super::sessions::{Carriage, NO_MAPPING, Origin, Session};
 use super::world::World;
-use super::{Gateway, address, next_hops};
+use super::{Gateway, next_hops};
 use crate::config::{Mapping as Behaviour, SnatTarget};
 use crate::datapath::Found;
 
@@ -154,7 +155,7 @@ impl Gateway {
 
     /// The mapping of a session's source under a rule: found, or made with the port it has.
     fn restore_mapping(&mut self, session: &Session, position: u16) -> Option<u32> {
-        let rule = self.rules.snat.get(usize::from(position))?;
+        let rule = &Arc::clone(self.rules.snat.get(usize::from(position))?);
         let (key, rewrite) = (&session.original, &session.rewrite);
         let is_reply = key.query == Query::Reply as u8;
         let (inside_port, external_port) = if is_reply {
@@ -187,7 +188,13 @@ impl Gateway {
             protocol: key.protocol,
             address: rewrite.source,
             port: u16::from_be(external_port),
-            ports: self.rules.ports_of(position, rule, address(key.source), rewrite.source),
+            ports: self.restored_ports(
+                position,
+                rule,
+                key.source,
+                rewrite.source,
+                u16::from_be(external_port),
+            ),
             holder: inside,
         };
         if !tracked {
@@ -200,6 +207,7 @@ impl Gateway {
                 self.externals.pair(key.source, pool, rewrite.source);
             }
         }
+        self.blocks.hold(rewrite.source, wish.port);
         let mapping = Mapping {
             key: mapping_key,
             external: rewrite.source,
@@ -215,7 +223,7 @@ impl Gateway {
     /// The mapping an inbound session came by: made if the sessions its host opened are gone.
     fn restore_inbound(&mut self, session: &Session) -> Option<u32> {
         let Origin::Inbound(position) = session.origin else { return None };
-        let rule = self.rules.snat.get(usize::from(position))?;
+        let rule = &Arc::clone(self.rules.snat.get(usize::from(position))?);
         let (key, rewrite) = (&session.original, &session.rewrite);
         if self.mappings.find_external(key.protocol, key.destination, key.destination_port).is_some() {
             return None;
@@ -230,7 +238,13 @@ impl Gateway {
             protocol: key.protocol,
             address: key.destination,
             port: u16::from_be(key.destination_port),
-            ports: self.rules.ports_of(position, rule, address(inside.0), key.destination),
+            ports: self.restored_ports(
+                position,
+                rule,
+                inside.0,
+                key.destination,
+                u16::from_be(key.destination_port),
+            ),
             holder: inside,
         };
         if !self.externals.adopt(&wish, false) {
@@ -239,6 +253,7 @@ impl Gateway {
         if is_exclusive {
             self.externals.lease(inside.0, pool, key.destination);
         }
+        self.blocks.hold(key.destination, wish.port);
         Some(self.mappings.insert(Mapping {
             key: MappingKey::new(rule.mapping, key.protocol, inside, (key.source, key.source_port), pool),
             external: key.destination,

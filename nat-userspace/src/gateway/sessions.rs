@@ -3,8 +3,10 @@
 use hashbrown::HashTable;
 use nat_common::activity::Activity;
 use nat_common::flow::{Action, Rewrite};
-use nat_common::{Direction, FlowKey, FlowValue, Realm, tcp, tunnel};
+use nat_common::{Direction, FlowKey, FlowValue, Realm, tcp, tunnel, wire};
 
+use super::events::Endpoints;
+use super::view::endpoint;
 use crate::config::Method;
 use crate::datapath::capacity;
 
@@ -114,6 +116,35 @@ impl Session {
         let Rewrite { destination, destination_port, .. } = self.rewrite;
         let host = super::address(destination);
         Some((position, std::net::SocketAddrV4::new(host, u16::from_be(destination_port))))
+    }
+
+    /// Whether the inside host opened it.
+    pub fn is_outbound(&self) -> bool {
+        matches!(self.origin, Origin::Snat(_))
+    }
+
+    /// Its ends as the inside host has them: its packets are the original direction of a session it opened, the
+    /// reply direction of one opened to it. For ICMP the identifier stands in the port's place.
+    pub fn endpoints(&self) -> Endpoints {
+        let from_inside = if self.is_outbound() { Direction::Original } else { Direction::Reply };
+        let (key, rewritten) = (self.key(from_inside), self.rewritten(from_inside));
+        let icmp = key.protocol == wire::ICMP;
+        let inside_port = if icmp { key.source_port | key.destination_port } else { key.source_port };
+        let outside_port =
+            if icmp { rewritten.source_port | rewritten.destination_port } else { rewritten.source_port };
+        let remote_port = if icmp { outside_port } else { rewritten.destination_port };
+        let remote_inside_port = if icmp { inside_port } else { key.destination_port };
+        Endpoints {
+            protocol: key.protocol,
+            // A server that packets are relayed to is known by its own address, not by the one it answers from.
+            inside: match self.server() {
+                Some((_, server)) => server,
+                None => endpoint(key.source, inside_port),
+            },
+            outside: endpoint(rewritten.source, outside_port),
+            remote: endpoint(rewritten.destination, remote_port),
+            remote_inside: endpoint(key.destination, remote_inside_port),
+        }
     }
 
     /// The table entry of a direction.

@@ -6,6 +6,7 @@ use std::time::Instant;
 use crate::hash::HashMap;
 use nat_common::{Direction, wire};
 
+use super::events::Endpoints;
 use super::sessions::{Origin, Session};
 use super::world::World;
 use super::{Gateway, address};
@@ -99,36 +100,23 @@ impl Gateway {
             return None;
         }
         let line = world.activity(slot);
-        let outbound = matches!(session.origin, Origin::Snat(_));
-        // Endpoints as the inside host has them: its packets are the original direction of a
-        // session it opened, the reply direction of one opened to it.
+        let outbound = session.is_outbound();
         let (from_inside, to_inside) = if outbound {
             (Direction::Original, Direction::Reply)
         } else {
             (Direction::Reply, Direction::Original)
         };
         let [sent, received] = [&line.directions[from_inside as usize], &line.directions[to_inside as usize]];
-        let key = session.key(from_inside);
-        let rewritten = session.rewritten(from_inside);
-        let icmp = key.protocol == wire::ICMP;
-        let inside_port = if icmp { key.source_port | key.destination_port } else { key.source_port };
-        let outside_port =
-            if icmp { rewritten.source_port | rewritten.destination_port } else { rewritten.source_port };
-        let remote_port = if icmp { outside_port } else { rewritten.destination_port };
-        let remote_inside_port = if icmp { inside_port } else { key.destination_port };
+        let Endpoints { protocol, inside, outside, remote, remote_inside } = session.endpoints();
         let age = now.saturating_duration_since(self.started).as_millis();
         let age = u64::try_from(age).unwrap_or(u64::MAX).saturating_sub(session.opened) / 1000;
         Some(SessionView {
             slot,
-            protocol: key.protocol,
-            // A server that packets are relayed to is known by its own address, not by the one it answers from.
-            inside: match session.server() {
-                Some((_, server)) => server,
-                None => endpoint(key.source, inside_port),
-            },
-            outside: endpoint(rewritten.source, outside_port),
-            remote: endpoint(rewritten.destination, remote_port),
-            remote_inside: endpoint(key.destination, remote_inside_port),
+            protocol,
+            inside,
+            outside,
+            remote,
+            remote_inside,
             outbound,
             state: state(session, &line),
             expires_in: self.time_left(world, session, &line).as_secs(),
@@ -209,7 +197,8 @@ impl Gateway {
     }
 }
 
-fn endpoint(host: u32, port: u16) -> SocketAddrV4 {
+/// An endpoint of what is in network byte order.
+pub(super) fn endpoint(host: u32, port: u16) -> SocketAddrV4 {
     SocketAddrV4::new(address(host), u16::from_be(port))
 }
 

@@ -43,6 +43,8 @@ pub struct Snapshot {
     pub lost_frames: u64,
     /// Reports of TCP sessions that the daemon was not told in time.
     pub lost_reports: u64,
+    /// Records of the event log that were written, their bytes, and records that were lost.
+    pub log: [u64; 3],
 }
 
 impl Snapshot {
@@ -53,6 +55,7 @@ impl Snapshot {
         self.packets(&mut text);
         self.state(&mut text);
         self.servers(&mut text);
+        self.log(&mut text);
         text.finish()
     }
 
@@ -105,6 +108,19 @@ impl Snapshot {
         text.gauge("natgw_held_frames", "Frames that wait for a neighbour to answer.").count(&[], self.held);
         text.gauge("natgw_waiting_fragments", "Fragments that wait for their datagram's first.")
             .count(&[], self.fragments);
+    }
+
+    fn log(&self, text: &mut Text) {
+        let [records, bytes, lost] = self.log;
+        text.counter("natgw_log_records_total", "Records of the event log that were handed over.")
+            .count(&[], records);
+        text.counter("natgw_log_bytes_total", "Bytes of the event log that were handed over.")
+            .count(&[], bytes);
+        text.counter(
+            "natgw_log_lost_records_total",
+            "Records of the event log that were lost: their reader is slow or gone.",
+        )
+        .count(&[], lost);
     }
 
     fn state(&self, text: &mut Text) {
