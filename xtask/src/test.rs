@@ -73,6 +73,12 @@ pub(crate) fn test(arguments: &[&str]) -> Result {
         for tier in tiers {
             count(step(tier.name(), || tier.run(filter, &mut printed)));
         }
+        // A whole run can say that every row has its proof.
+        if own.is_empty() && filter.is_empty() {
+            count(step("rows of docs/behaviour.md", || {
+                behaviour::judge(&["judge"], &printed).map(|()| Tally::default())
+            }));
+        }
     }
     // Nothing can be said of the rest without it.
     count(ready.map(|()| Tally::default()));
