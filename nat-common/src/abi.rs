@@ -202,6 +202,23 @@ pub struct SessionEvent {
     pub pad: [u8; 2],
 }
 
+/// Bytes of a packet that [`TooBigEvent`] carries: Ethernet, the longest IPv4 header, and the eight bytes behind it that
+/// an ICMP error quotes at least (RFC 792).
+pub const HEAD: usize = 14 + 60 + 8 + 2;
+
+/// Pushed by the tc program when a merged packet's segments do not fit the way out and may not be cut: its sender is to
+/// be told (RFC 1191).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TooBigEvent {
+    /// The interface it came in by.
+    pub ifindex: u32,
+    /// What fits the way out.
+    pub mtu: u32,
+    /// How it begins, as it came.
+    pub head: [u8; HEAD],
+}
+
 const _: () = assert!(size_of::<Interface>() == 40);
 const _: () = assert!(size_of::<VlanKey>() == 16);
 const _: () = assert!(size_of::<LocalAddress>() == 8);
@@ -211,6 +228,7 @@ const _: () = assert!(size_of::<StaticKey>() == 8);
 const _: () = assert!(size_of::<StaticValue>() == 8);
 const _: () = assert!(size_of::<Settings>() == 8 + 16 + 6 * 32);
 const _: () = assert!(size_of::<SessionEvent>() == 8);
+const _: () = assert!(size_of::<TooBigEvent>() == 8 + HEAD);
 
 #[cfg(feature = "user")]
 mod user {
@@ -236,6 +254,7 @@ mod user {
         super::StaticValue,
         super::Settings,
         super::SessionEvent,
+        super::TooBigEvent,
         crate::classify::RuleSet,
         crate::flow::FlowKey,
         crate::flow::FlowValue,

@@ -19,7 +19,7 @@ use crate::{
     fits,
     frame::PacketFrame,
     maps::{self, Flow},
-    relay, vlan,
+    relay, stateless, vlan,
 };
 
 /// Translates the packet and sends it on, or says who must.
@@ -44,9 +44,7 @@ pub fn forward(
         return relay::forward(ctx, interface, frame, transport, parsed, flow);
     }
     let Some(hop) = maps::next_hop(u32::from(value.next_hop)) else { return Verdict::Punt };
-    if interface.flags & Interface::GENERIC != 0 && u32::from(parsed.total_length) > interface.mtu {
-        // Segments that an offload will cut apart: the stack keeps them together and knows their
-        // size, a redirect from here would not take them.
+    if stateless::is_merged(interface, parsed) {
         return Verdict::Stack;
     }
     if hop.flags & NextHop::VALID == 0 || !fits(parsed, hop.mtu) || clamped(interface, hop, parsed) {

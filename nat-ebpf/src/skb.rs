@@ -3,14 +3,20 @@
 
 use aya_ebpf::{
     EbpfContext as _,
-    bindings::TC_ACT_SHOT,
-    bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR},
-    helpers::generated::{bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_redirect, bpf_skb_store_bytes},
+    bindings::{
+        __sk_buff, BPF_F_ADJ_ROOM_FIXED_GSO, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR,
+        bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,
+    },
+    bindings::{TC_ACT_OK, TC_ACT_SHOT},
+    helpers::generated::{
+        bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_redirect, bpf_skb_adjust_room, bpf_skb_load_bytes,
+        bpf_skb_store_bytes,
+    },
     programs::TcContext,
 };
 use nat_common::{
     FlowKey, FlowValue, Parsed, Realm, Reason,
-    abi::Interface,
+    abi::{HEAD, Interface, TooBigEvent},
     checksum::Sum,
     flow::{Action, Query, Rewrite},
     frame::Frame,
@@ -19,7 +25,7 @@ use nat_common::{
     wire,
 };
 
-use crate::{count::count, fits, flow, frame::PacketFrame, is_for, is_ipv4, maps, relay, stateless, vlan};
+use crate::{count::count, flow, frame::PacketFrame, is_for, is_ipv4, maps, relay, stateless, vlan};
 
 /// Enough linear bytes for Ethernet, IPv4 without options and TCP.
 const HEADERS: u32 = 14 + 20 + 20;
@@ -54,18 +60,27 @@ pub fn translate(ctx: &TcContext, interface: &Interface, realm: u16) -> Option<i
         if hop.flags & NextHop::VALID == 0 || (parsed.ttl <= 1 && !is_relay) {
             return None;
         }
-        if too_big(ctx, &parsed, hop.mtu.saturating_sub(relay::overhead(value))) {
-            count(Reason::DropTooBig);
+        let room = hop.mtu.saturating_sub(relay::overhead(value));
+        let excess = excess(ctx, &frame, &parsed, room);
+        if excess > 0 && !make_fit(ctx, interface, &frame, &parsed, room, excess) {
             return Some(TC_ACT_SHOT);
         }
-        flow::note(&frame.skip(parsed.transport), &parsed, &found);
+        // Making it fit has moved the packet.
+        flow::note(&PacketFrame::of_tc(ctx).skip(parsed.transport), &parsed, &found);
         return if is_relay {
             relay::by_stack(ctx, interface, &parsed, value, hop)
         } else {
             rewrite(ctx, interface, &parsed, value, hop)
         };
     }
-    let (value, hop) = one_to_one(ctx, interface, &parsed, realm)?;
+    let (value, hop) = match one_to_one(ctx, interface, &parsed, realm) {
+        Ok(found) => found,
+        Err(action) => return action,
+    };
+    let excess = excess(ctx, &frame, &parsed, hop.mtu);
+    if excess > 0 && !make_fit(ctx, interface, &frame, &parsed, hop.mtu, excess) {
+        return Some(TC_ACT_SHOT);
+    }
     rewrite(ctx, interface, &parsed, &value, &hop)
 }
 
@@ -85,33 +100,109 @@ pub fn answer_is_taken(ctx: &TcContext, realm: u16) -> bool {
     maps::flow(&parsed.key.reversed(realm)).is_some_and(|flow| flow.value().action == Action::Translate as u8)
 }
 
-/// Whether what will be on the wire exceeds the MTU of the way out: the segments of a merged
+/// How far what will be on the wire exceeds the MTU of the way out: the segments of a merged
 /// packet, else the packet. XDP has sent what is too big and whole to the daemon.
 #[inline(always)]
-fn too_big(ctx: &TcContext, parsed: &Parsed, mtu: u32) -> bool {
-    /// IPv4 and TCP without options: with options a segment carries less, so this never errs
-    /// against one that fits.
-    const HEADERS: u32 = 20 + 20;
-    // SAFETY: a tc program is always given a valid context.
-    let segment = unsafe { (*ctx.as_ptr().cast::<__sk_buff>()).gso_size };
-    if segment == 0 { u32::from(parsed.total_length) > mtu } else { segment + HEADERS > mtu }
+fn excess(ctx: &TcContext, frame: &PacketFrame, parsed: &Parsed, mtu: u32) -> u32 {
+    let segment = segment(ctx);
+    let length = match segment {
+        0 => u32::from(parsed.total_length),
+        _ => (parsed.transport - parsed.network) as u32 + transport_header(frame, parsed) + segment,
+    };
+    length.saturating_sub(mtu)
 }
 
-/// The translation of a packet that a one-to-one rule covers.
+/// What each segment of a merged packet carries; 0 for a packet that is one.
+#[inline(always)]
+fn segment(ctx: &TcContext) -> u32 {
+    // SAFETY: a tc program is always given a valid context.
+    unsafe { (*ctx.as_ptr().cast::<__sk_buff>()).gso_size }
+}
+
+/// Length of the header that each segment repeats.
+#[inline(always)]
+fn transport_header(frame: &PacketFrame, parsed: &Parsed) -> u32 {
+    match frame.skip(parsed.transport).at::<wire::Tcp>(0) {
+        // SAFETY: `at` answered for the whole header.
+        Some(tcp) if parsed.key.protocol == wire::TCP => unsafe { u32::from((*tcp).data_offset >> 4) * 4 },
+        _ => size_of::<wire::Udp>() as u32,
+    }
+}
+
+/// Makes the segments of a merged packet smaller if they may be, or has its sender told that they are too big. Whether
+/// the packet can go on.
+#[inline(always)]
+fn make_fit(
+    ctx: &TcContext,
+    interface: &Interface,
+    frame: &PacketFrame,
+    parsed: &Parsed,
+    mtu: u32,
+    excess: u32,
+) -> bool {
+    let may_not_be_cut = frame.at::<wire::Ipv4>(parsed.network).is_none_or(|ip| {
+        // SAFETY: `at` answered for the whole header.
+        unsafe { u16::from_be((*ip).fragment) & wire::DONT_FRAGMENT != 0 }
+    });
+    let segment = segment(ctx);
+    if !may_not_be_cut && parsed.key.protocol == wire::TCP && segment > excess && shrink(ctx, excess) {
+        return true;
+    }
+    if may_not_be_cut && segment != 0 {
+        tell(ctx, interface, mtu);
+    }
+    count(Reason::DropTooBig);
+    false
+}
+
+/// Takes so much off each segment of a merged TCP packet. The helper does that where it makes room for another header;
+/// the room is given back at once, the smaller segments stay.
+#[inline(always)]
+fn shrink(ctx: &TcContext, excess: u32) -> bool {
+    /// The most that the helper makes room for.
+    const MOST: u32 = 0xfff;
+    if excess > MOST {
+        return false;
+    }
+    let skb: *mut __sk_buff = ctx.as_ptr().cast();
+    #[expect(clippy::cast_possible_wrap, reason = "at most 4095")]
+    let room = excess as i32;
+    // SAFETY: the skb is valid; every pointer into it is made anew afterwards.
+    unsafe {
+        bpf_skb_adjust_room(skb, room, BPF_ADJ_ROOM_MAC, 0) == 0
+            && bpf_skb_adjust_room(skb, -room, BPF_ADJ_ROOM_MAC, u64::from(BPF_F_ADJ_ROOM_FIXED_GSO)) == 0
+    }
+}
+
+/// Has the daemon tell the sender what fits.
+#[inline(always)]
+fn tell(ctx: &TcContext, interface: &Interface, mtu: u32) {
+    let mut event = TooBigEvent { ifindex: interface.ifindex, mtu, head: [0; HEAD] };
+    // SAFETY: the skb is valid, the buffer as long as said.
+    let loaded =
+        unsafe { bpf_skb_load_bytes(ctx.as_ptr().cast(), 0, event.head.as_mut_ptr().cast(), HEAD as u32) };
+    // A full ring means that enough senders are being told.
+    if loaded == 0 {
+        let _ = maps::EVENTS.output(&event, 0);
+    }
+}
+
+/// The translation of a packet that a one-to-one rule covers; else what [`translate`] returns.
 #[inline(always)]
 fn one_to_one(
     ctx: &TcContext,
     interface: &Interface,
     parsed: &Parsed,
     realm: u16,
-) -> Option<(FlowValue, NextHop)> {
-    let settings = maps::settings()?;
+) -> Result<(FlowValue, NextHop), Option<i32>> {
+    let settings = maps::settings().ok_or(None)?;
     let key: &FlowKey = &parsed.key;
     let inbound = realm == Realm::Outside as u16;
     let mapping =
-        maps::one_to_one(settings.generation, inbound, if inbound { key.destination } else { key.source })?;
+        maps::one_to_one(settings.generation, inbound, if inbound { key.destination } else { key.source })
+            .ok_or(None)?;
     if parsed.kind == Kind::IcmpOther || (!inbound && maps::local(key.destination).is_some()) {
-        return None;
+        return Err(None);
     }
     let rewrite = if inbound {
         Rewrite { destination: stateless::counterpart(mapping, key.destination), ..stateless::same(key) }
@@ -120,11 +211,16 @@ fn one_to_one(
     };
     let source = if inbound { rewrite.source } else { key.source };
     let (hop, outside) =
-        stateless::route(ctx.as_ptr(), interface, parsed, source, rewrite.destination).ok()?;
-    if !fits(parsed, hop.mtu) || outside == inbound {
-        return None;
+        stateless::route(ctx.as_ptr(), interface, parsed, segment(ctx) != 0, source, rewrite.destination)
+            .map_err(|()| None)?;
+    if !inbound && !outside {
+        // XDP could not ask where a merged packet goes: from one inside network to another.
+        return Err(Some(TC_ACT_OK));
     }
-    Some((FlowValue::translate(key, &rewrite, 0), hop))
+    if parsed.ttl <= 1 || outside == inbound {
+        return Err(None);
+    }
+    Ok((FlowValue::translate(key, &rewrite, 0), hop))
 }
 
 /// Writes the packet through the helpers that keep the skb's checksum state, and redirects it.

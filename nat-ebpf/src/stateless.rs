@@ -39,7 +39,11 @@ pub fn inbound(
         return Verdict::Punt;
     }
     let rewrite = Rewrite { destination: counterpart(mapping, parsed.key.destination), ..same(&parsed.key) };
-    let Ok((hop, _)) = route(ctx.ctx.cast(), interface, parsed, rewrite.source, rewrite.destination) else {
+    if is_merged(interface, parsed) && parsed.ttl > 1 {
+        return Verdict::Stack;
+    }
+    let Ok((hop, _)) = route(ctx.ctx.cast(), interface, parsed, false, rewrite.source, rewrite.destination)
+    else {
         return Verdict::Punt;
     };
     send(ctx, interface, frame, transport, parsed, &rewrite, &hop)
@@ -60,8 +64,11 @@ pub fn outbound(
         return Verdict::Punt;
     }
     let rewrite = Rewrite { source: counterpart(mapping, parsed.key.source), ..same(&parsed.key) };
+    if is_merged(interface, parsed) && parsed.ttl > 1 {
+        return Verdict::Stack;
+    }
     let Ok((hop, outside)) =
-        route(ctx.ctx.cast(), interface, parsed, parsed.key.source, parsed.key.destination)
+        route(ctx.ctx.cast(), interface, parsed, false, parsed.key.source, parsed.key.destination)
     else {
         return Verdict::Punt;
     };
@@ -69,6 +76,13 @@ pub fn outbound(
         return Verdict::Pass;
     }
     send(ctx, interface, frame, transport, parsed, &rewrite, &hop)
+}
+
+/// Whether these are segments that an offload will cut apart: the stack keeps them together and knows
+/// their size, a redirect from XDP would not take them.
+#[inline(always)]
+pub fn is_merged(interface: &Interface, parsed: &Parsed) -> bool {
+    interface.flags & Interface::GENERIC != 0 && u32::from(parsed.total_length) > interface.mtu
 }
 
 /// The other side's address with the same host bits.
@@ -95,6 +109,7 @@ pub fn route(
     context: *mut c_void,
     interface: &Interface,
     parsed: &Parsed,
+    merged: bool,
     source: u32,
     destination: u32,
 ) -> Result<(NextHop, bool), ()> {
@@ -102,7 +117,8 @@ pub fn route(
     let mut fib: Fib = unsafe { core::mem::zeroed() };
     fib.family = AF_INET;
     fib.l4_protocol = parsed.key.protocol;
-    fib.__bindgen_anon_1.tot_len = parsed.total_length;
+    // What is merged is judged by its segments, on the tc hook.
+    fib.__bindgen_anon_1.tot_len = if merged { 0 } else { parsed.total_length };
     fib.ifindex = interface.ifindex;
     fib.__bindgen_anon_3.ipv4_src = source;
     fib.__bindgen_anon_4.ipv4_dst = destination;
@@ -121,7 +137,7 @@ pub fn route(
         source: macs.smac,
         ifindex: egress.ifindex,
         port: egress.port,
-        mtu: u32::from(u16::MAX),
+        mtu: if merged { egress.mtu } else { u32::from(u16::MAX) },
         flags: NextHop::VALID | stack | (egress.flags as u16 & NextHop::CLAMP),
         tags: egress.tags,
     };

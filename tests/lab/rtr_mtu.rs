@@ -112,3 +112,53 @@ fn mtu_steps_and_bulk_through_each() {
     let cut = stage.s1.incoming(|seen| is_fragment(seen) && seen.tcp().is_some());
     assert!(!cut.is_empty(), "without discovery, segments are cut");
 }
+
+#[test]
+fn rtr_11_merged_packets() {
+    let one_to_one = "[[static]]\nexternal = \"203.0.113.2\"\ninternal = \"192.168.1.10\"\n";
+    let generic = gateway::STANDARD.replace("name = ", "mode = \"generic\"\nname = ");
+    let generic = generic.replace("mode = \"generic\"\nname = \"office\"", "name = \"office\"");
+    for rules in ["", one_to_one] {
+        // One-to-one asks the kernel's routes, which answer where it forwards.
+        let stage = Stage::build(Lab::builder().forwarding(), &format!("{generic}{rules}"));
+        // What offloads leave undone is in no quote's checksum.
+        stage.expect_bad_packets();
+        for host in [&stage.lab.a, &stage.lab.s1] {
+            host.nft("delete table ip mute");
+        }
+        let merged = |seen: &Decoded| seen.tcp().is_some() && seen.ip().total_length > 1500;
+        stage.transfer_from(40_010, 2 << 20);
+        assert!(!stage.wan.incoming(merged).is_empty(), "segments travel together");
+        assert!(stage.a.incoming(|seen| is_icmp(seen, 3, 4)).is_empty(), "all segments fit");
+        for (host, interface) in [(&stage.lab.gateway, "wan"), (&stage.lab.isp, "gw")] {
+            host.ip(&format!("link set {interface} mtu 1280"));
+        }
+        stage.wan.clear();
+        for (discovery_off, port) in [("0", 40_011), ("1", 40_012)] {
+            stage.lab.a.sysctl("ipv4.ip_no_pmtu_disc", discovery_off);
+            stage.lab.a.ip("route flush cache");
+            stage.a.clear();
+            stage.transfer_from(port, 2 << 20);
+            let told = stage.a.incoming(|seen| is_icmp(seen, 3, 4));
+            if discovery_off == "1" {
+                assert!(told.is_empty(), "segments that may be cut are made to fit");
+                continue;
+            }
+            let error = told.first().expect("segments that may not be cut are told of");
+            let quoted = error.icmp().unwrap().quoted.clone().unwrap();
+            assert_eq!(
+                (error.ip().source.to_string(), error.icmp().unwrap().seq),
+                ("192.168.1.1".into(), 1280)
+            );
+            assert_eq!(quoted.source().to_string(), format!("192.168.1.10:{port}"));
+        }
+        // However they travel, what is on the wire fits it.
+        let segment = |seen: &Decoded| seen.tcp().map_or(0, |tcp| tcp.payload.len());
+        let whole = stage.wan.incoming(|seen| seen.tcp().is_some() && seen.ip().total_length <= 1500);
+        assert!(
+            whole.iter().all(|seen| seen.ip().total_length <= 1280),
+            "{:?}",
+            whole.iter().map(segment).max()
+        );
+    }
+}

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
 use nat_common::Reason;
-use nat_common::abi::SessionEvent;
+use nat_common::abi::{SessionEvent, TooBigEvent};
 use nat_common::vlan::Tags;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use xdp::Packet;
@@ -404,7 +404,11 @@ impl Worker {
     fn read_session_events(&mut self, now: Instant) {
         let mut events = Vec::new();
         while let Some(event) = self.kernel.datapath.events.next() {
+            // Their sizes tell them apart.
             events.extend(bytemuck::try_pod_read_unaligned::<SessionEvent>(&event));
+            if let Ok(too_big) = bytemuck::try_pod_read_unaligned::<TooBigEvent>(&event) {
+                self.gateway.merged_too_big(now, &too_big);
+            }
         }
         for event in &events {
             self.gateway.session_event(&mut self.kernel, now, event);

@@ -2,10 +2,13 @@
 
 use std::time::Instant;
 
+use nat_common::abi::TooBigEvent;
 use nat_common::checksum::Sum;
 use nat_common::classify::{is_group, is_martian_source};
-use nat_common::parse::Kind;
-use nat_common::{Parsed, Reason, wire};
+use nat_common::frame::{Frame as _, SliceFrame};
+use nat_common::parse::{ETHERNET, Kind};
+use nat_common::vlan::Tags;
+use nat_common::{FlowKey, Parsed, Reason, wire};
 
 use super::{Emission, Gateway, Interface, Outcome, network};
 
@@ -62,6 +65,42 @@ impl Gateway {
             self.emissions.push(Emission { ifindex: ingress.ifindex, frame });
         }
         Outcome::Drop(reason)
+    }
+}
+
+impl Gateway {
+    /// Tells the sender of a merged packet, which the tc program has dropped and counted, what fits.
+    pub fn merged_too_big(&mut self, now: Instant, event: &TooBigEvent) {
+        let Some(ingress) = self.interfaces.get(&event.ifindex).cloned() else { return };
+        let mut head = event.head.to_vec();
+        let Some(ip) = SliceFrame::new(&mut head).and_then(|view| {
+            // SAFETY: `at` answers for the whole header, which is copied.
+            view.at::<wire::Ipv4>(ETHERNET).map(|header| unsafe { *header })
+        }) else {
+            return;
+        };
+        // The quote is what there is of it: its header, and the ports behind.
+        let quoted = ETHERNET + ip.header_length() + 8;
+        let parsed = Parsed {
+            network: ETHERNET,
+            transport: ETHERNET + ip.header_length(),
+            tags: Tags::NONE,
+            total_length: u16::try_from(quoted - ETHERNET).unwrap_or(0),
+            ttl: ip.ttl,
+            kind: Kind::Ported,
+            tcp_flags: 0,
+            key: FlowKey {
+                source: ip.source,
+                destination: ip.destination,
+                source_port: 0,
+                destination_port: 0,
+                protocol: ip.protocol,
+                query: 0,
+                realm: ingress.realm() as u16,
+            },
+        };
+        let mtu = u16::try_from(event.mtu).unwrap_or(u16::MAX);
+        self.answer(now, &ingress, &head, &parsed, Error::TooBig { mtu }, Reason::DropTooBig);
     }
 }
 
