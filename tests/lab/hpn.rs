@@ -108,6 +108,7 @@ fn hpn_11_what_nobody_mapped_does_not_go_outside() {
     let stage = Stage::standard();
     stage.a.send(&stage.udp("192.168.1.10:40000", "203.0.113.1:33333"));
     stage.wan.expect_silence();
+    stage.carries_the_next();
 }
 
 #[test]

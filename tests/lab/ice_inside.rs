@@ -48,6 +48,7 @@ fn ice_16_errors_from_the_inside_about_nothing_known_go_nowhere() {
     let never_came = Packet::udp(SERVER, CLIENT).payload("never came").ip();
     stage.a.send(&Packet::icmp_error("192.168.1.10", "198.51.100.1", 3, 3, &never_came));
     stage.s1.expect_silence();
+    stage.carries_the_next();
 }
 
 #[test]

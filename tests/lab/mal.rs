@@ -222,6 +222,7 @@ fn mal_07_addresses_that_are_nobodys() {
     }
     stage.wan.expect_silence();
     assert_eq!(stage.session_count(), 0);
+    stage.carries_the_next();
 }
 
 /// Chance that a failed run can be repeated with: xorshift.

@@ -87,6 +87,7 @@ fn rtr_17_source_routes_are_refused() {
     }
     stage.s1.expect_none("a source-routed packet", |seen| seen.udp().is_some());
     stage.s2.expect_none("a source-routed packet", |seen| seen.udp().is_some());
+    stage.carries_the_next();
 }
 
 #[test]

@@ -219,6 +219,11 @@ impl Stage {
         assert!(received == sent, "{} of {length} bytes arrived as they were sent", received.len());
     }
 
+    /// The control of a case about what must not happen: a new flow passes, so that there is a gateway at all.
+    pub(crate) fn carries_the_next(&self) {
+        self.crosses(&self.udp("192.168.1.12:9", "198.51.100.2:9"));
+    }
+
     /// No IP packet reaches a client for a while.
     pub(crate) fn lan_is_silent(&self) {
         for tap in [&self.a, &self.b, &self.c] {

@@ -107,6 +107,7 @@ fn tcp_06_the_gateways_own_listener_answers() {
     stage.s1.send(&stage.syn("198.51.100.1:9", "203.0.113.1:8022"));
     stage.s1.expect("SYN-ACK", |seen| seen.tcp().is_some_and(|tcp| tcp.flags == SYN | ACK));
     drop(listener);
+    stage.carries_the_next();
 }
 
 #[test]
