@@ -28,6 +28,9 @@ pub fn receive_ring(queues: u32) -> u32 {
 /// Room in front of a frame for the tags of the VLAN that it leaves by.
 const HEAD_ROOM: u32 = 8;
 
+/// Frames beyond those that are lent to receive into: two transmit rings full.
+const IN_HAND: u32 = 2 * RING;
+
 /// What one transmit kick sends in copy mode (`TX_BATCH_SIZE` in net/xdp/xsk.c).
 const KICK: usize = 32;
 /// Frames received at once.
@@ -66,8 +69,8 @@ pub struct Frames {
 impl Frames {
     /// Memory for sockets whose receive rings have so many entries in all.
     pub fn new(receive: u32, jumbo: bool) -> Result<Self, PortError> {
-        // What is lent to receive into, and as much to hold and to send.
-        let frames = receive.max(RING) * 2;
+        // What is lent to receive into, and what is in hand or on its way out meanwhile.
+        let frames = receive.max(RING) + IN_HAND;
         let build = || {
             let frame_size = if jumbo { FrameSize::FourK } else { FrameSize::TwoK };
             let config = UmemCfgBuilder {
