@@ -46,7 +46,7 @@ pub(crate) fn tests(printed: &str) -> Tests {
     printed.lines().filter_map(line).collect()
 }
 
-/// The ids that a test's name claims: `frg_01_to_04_…`, `tcp_08_and_09_…`, `map_05_…`, `ice_13_and_tcp_24_…`.
+/// The ids that a test's name claims: `map_05_…`, `frg_01_to_04_06_and_09_…`, `ice_13_and_tcp_24_…`.
 pub(crate) fn ids(name: &str) -> Vec<String> {
     let function = name.rsplit("::").next().unwrap_or(name);
     let words: Vec<&str> = function.split('_').collect();
@@ -55,6 +55,13 @@ pub(crate) fn ids(name: &str) -> Vec<String> {
     let mut last: Option<(String, u32)> = None;
     let mut at = 0;
     while let Some(word) = words.get(at) {
+        if let (Some((section, _)), Some(more)) = (&last, number(at)) {
+            let section = section.clone();
+            ids.push(format!("{section}-{more:02}"));
+            last = Some((section, more));
+            at += 1;
+            continue;
+        }
         match (&last, *word, number(at + 1)) {
             (Some((section, from)), "to", Some(to)) => {
                 ids.extend((from + 1..=to).map(|number| format!("{section}-{number:02}")));
@@ -113,6 +120,10 @@ mod tests {
         assert_eq!(ids("tcp::tcp_08_and_09_only_a_whole_handshake"), ["TCP-08", "TCP-09"]);
         assert_eq!(ids("frg_01_to_03_every_order"), ["FRG-01", "FRG-02", "FRG-03"]);
         assert_eq!(ids("ice_13_and_tcp_24_an_error_and_5_more"), ["ICE-13", "TCP-24"]);
+        assert_eq!(
+            ids("s004_01_to_03_05_and_08_a_pool"),
+            ["S004-01", "S004-02", "S004-03", "S004-05", "S004-08"]
+        );
         assert_eq!(ids("s001_03_one_to_one"), ["S001-03"]);
         assert_eq!(ids("a_lab_is_quick_to_build"), [""; 0]);
         assert_eq!(ids("rules_10_deep"), ["RULES-10"], "such a name is no row's");
