@@ -11,6 +11,7 @@ use natgw::api::{
     ApiError, Counted, Deleted, Direction, Handler, Metrics, PoolRow, Reloaded, Reply, Request, Row, RuleRow,
     Server, ServerRow, ServiceRow, SessionRow,
 };
+use natgw::eventlog::{Place, Record};
 use serde_json::{Value, json};
 
 /// Has `sessions` sessions, one external address and one rule.
@@ -64,6 +65,20 @@ impl Handler for Made {
                 Ok(json!(Deleted { deleted }))
             }
             Request::SessionFlush => Ok(json!(Deleted { deleted: u64::from(self.sessions) })),
+            Request::SessionWatch => {
+                let record = Record {
+                    time: "2026-03-01T12:00:00.123Z".to_owned(),
+                    event: "session_created".into(),
+                    nat_event: 4,
+                    protocol: Some("udp".into()),
+                    inside: Some(Place::Endpoint("10.1.1.12:40000".parse().expect("an endpoint"))),
+                    remote: Some("198.51.100.7:53".parse().expect("an endpoint")),
+                    ..Record::default()
+                };
+                reply.row(Row::Event(&record))?;
+                assert!(reply.flush()?, "the client is still there");
+                Ok(json!({}))
+            }
             Request::PoolList => {
                 reply.row(Row::Pool(&PoolRow {
                     address: [203, 0, 113, 1].into(),
@@ -234,6 +249,10 @@ fn tables() {
         daemon.stdout("rule list"),
         "ID  KIND  NAME    SOURCE       DESTINATION  PROTOCOL  OUT  TO          PACKETS  SESSIONS  OPTIONS\n \
          1  snat  office  10.1.1.0/24  any          any       -    masquerade        0         0  hairpin=true\n"
+    );
+    assert_eq!(
+        daemon.stdout("session watch"),
+        "12:00:00.123  session_created  udp   10.1.1.12:40000        -                      198.51.100.7:53\n"
     );
     assert_eq!(daemon.stdout("metrics"), "natgw_sessions 3\n");
 }

@@ -1,6 +1,7 @@
 //! The log of translations: who had which external endpoint when, as JSON, syslog and IPFIX, and a collector that is gone.
 
 use std::{
+    cell::Cell,
     collections::{BTreeMap, HashMap, HashSet},
     fs,
     net::UdpSocket,
@@ -10,7 +11,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use nat_tests::{Decoded, Host, Metrics, Packet, Tap, gateway, host::Process};
+use nat_tests::{Decoded, Host, Lab, Metrics, Packet, Tap, gateway, host::Process};
 use serde_json::Value;
 
 use crate::stage::{Stage, seconds, source};
@@ -337,6 +338,168 @@ fn log_03_tshark_and_nfdump_read_the_records() {
     }
 }
 
+/// Everything that is recorded, decoded, once `natgw` has sent so many records.
+fn sent_records(stage: &Stage, scratch: &Scratch, count: f64) -> Vec<BTreeMap<String, String>> {
+    stage.gateway.wait_until("the records are sent", Duration::from_secs(8), |_| {
+        counted(stage, "natgw_log_records_total") > count - 0.5
+    });
+    decoded(scratch, &stage.lab.c, &stage.c)
+}
+
+/// A log to the collector of all kinds of events, with levels at 80 %.
+fn everything() -> String {
+    let events = "[\"sessions\", \"mappings\", \"addresses\", \"blocks\", \"limits\"]";
+    format!(
+        "[log]\nsessions = \"ipfix\"\ncollector = \"{COLLECTOR}\"\ntemplate_refresh = \"1s\"\nevents = {events}\nthreshold = 80\n"
+    )
+}
+
+/// Those of an event, as the fields asked for.
+fn of_event<'a>(records: &'a [BTreeMap<String, String>], event: &str, names: &[&str]) -> Vec<Vec<&'a str>> {
+    let wanted = records.iter().filter(|record| record["nat_event"] == event);
+    wanted.map(|record| fields(record, names)).collect()
+}
+
+const QUOTA: &str = "nat_quota_exceeded_event";
+const THRESHOLD: &str = "nat_threshold_event";
+
+#[test]
+fn log_04_and_05_each_event_has_its_number_and_its_limit() {
+    let scratch = Scratch::new();
+    let rule = "ports = \"20000-20009\"\n[limits]\nsessions = 20\nsessions_per_source = 12\n";
+    let stage = Stage::with(&format!("{}{rule}{}", gateway::STANDARD, everything()));
+    open_collector(&stage);
+    let _nfcapd = Nfcapd::start(&stage, &scratch);
+    let udp = |host: &str, number: u16| stage.udp(&format!("{host}:{}", 30_000 + number), SERVER);
+    let syn = |host: &str, number: u16| stage.syn(&format!("{host}:{}", 30_000 + number), SERVER);
+    let refused = |packet: &Packet| {
+        for _ in 0..3 {
+            stage.stopped_quickly(packet);
+        }
+    };
+    for number in 0..10 {
+        stage.crosses(&udp("192.168.1.10", number));
+    }
+    refused(&udp("192.168.1.10", 10));
+    for number in 0..2 {
+        stage.crosses(&syn("192.168.1.10", number));
+    }
+    refused(&syn("192.168.1.10", 2));
+    for number in 0..8 {
+        stage.crosses(&syn("192.168.1.11", number));
+    }
+    refused(&Packet::echo_request("192.168.1.11", "198.51.100.1", 30_000, 1).payload("echo"));
+    // Fragments whose first never comes, more than one source may have.
+    for id in 0..1100 {
+        stage.a.send(&stage.udp("192.168.1.10:9", SERVER).id(id).fragment_offset(100));
+    }
+    stage.gateway.text(&["session", "flush"]);
+    // 20 of each of four, and what is counted below.
+    let records = sent_records(&stage, &scratch, 80.0 + 8.0);
+    for event in ["4", "5", "8", "9"] {
+        let names = ["srcaddr", "srcport", "post_natsource_ipv4_address"];
+        let found = of_event(&records, event, &names);
+        assert_eq!(found.len(), 20, "event {event}");
+        assert!(
+            found.iter().any(|fields| fields[..] == ["192.168.1.10", "30000", "203.0.113.1"]),
+            "{found:?}"
+        );
+    }
+    assert_eq!(
+        of_event(&records, "12", &["post_natsource_ipv4_address", "protocol"]),
+        [["203.0.113.1", "17"]],
+        "once, not for each packet"
+    );
+    let names =
+        [QUOTA, "max_session_entries", "max_entries_per_user", "max_fragments_pending_reassembly", "srcaddr"];
+    let mut quotas = of_event(&records, "13", &names);
+    quotas.sort_unstable();
+    assert_eq!(
+        quotas,
+        [["1", "20", "", "", ""], ["3", "", "12", "", "192.168.1.10"], ["5", "", "", "8192", ""]]
+    );
+    let names = [
+        THRESHOLD,
+        "addressport_mapping_highthreshold",
+        "addressport_mapping_per_user_highthreshold",
+        "global_addressmapping_highthreshold",
+        "srcaddr",
+    ];
+    let mut levels = of_event(&records, "18", &names);
+    levels.sort_unstable();
+    assert_eq!(
+        levels,
+        [
+            ["3", "8", "", "", ""],
+            ["3", "8", "", "", ""],
+            ["4", "", "9", "", "192.168.1.10"],
+            ["5", "", "", "16", ""],
+        ],
+        "UDP's ports and TCP's"
+    );
+    let others = ["4", "5", "8", "9", "12", "13", "18"];
+    assert!(records.iter().all(|record| others.contains(&record["nat_event"].as_str())));
+}
+
+#[test]
+fn log_04_and_05_addresses_of_their_own_and_none_at_all() {
+    let scratch = Scratch::new();
+    let own = "to = [\"203.0.113.10-203.0.113.11\"]\npooling = \"exclusive\"";
+    let configuration = gateway::STANDARD.replace("to = \"masquerade\"", own);
+    let stage = Stage::with(&format!("{configuration}{}", everything()));
+    open_collector(&stage);
+    let _nfcapd = Nfcapd::start(&stage, &scratch);
+    stage.crosses(&stage.udp("192.168.1.10:30000", SERVER));
+    stage.gateway.text(&["session", "flush"]);
+    let records = sent_records(&stage, &scratch, 8.0);
+    let names = ["srcaddr", "post_natsource_ipv4_address"];
+    for event in ["14", "15"] {
+        assert_eq!(of_event(&records, event, &names), [["192.168.1.10", "203.0.113.10"]], "event {event}");
+    }
+    let names = [THRESHOLD, "nat_pool_id", "addresspool_highthreshold", "addresspool_lowthreshold"];
+    assert_eq!(of_event(&records, "18", &names), [["1", "1", "1", ""], ["2", "1", "", "1"]]);
+    drop(stage);
+
+    let scratch = Scratch::new();
+    let stage = Stage::build(Lab::builder().forwarding(), &format!("{}{}", gateway::STANDARD, everything()));
+    open_collector(&stage);
+    let _nfcapd = Nfcapd::start(&stage, &scratch);
+    stage.lab.gateway.ip("addr del 203.0.113.1/24 dev wan");
+    stage.lab.gateway.ip("route add default via 203.0.113.254 dev wan onlink");
+    seconds(0.3);
+    for _ in 0..3 {
+        stage.stopped_quickly(&stage.udp("192.168.1.10:30000", SERVER));
+    }
+    let records = sent_records(&stage, &scratch, 1.0);
+    assert_eq!(of_event(&records, "3", &["nat_pool_id"]), [["1"]]);
+}
+
+#[test]
+fn log_04_and_06_blocks_are_told_by_ipfix_with_their_ports() {
+    let scratch = Scratch::new();
+    let lines = "to = [\"203.0.113.10\"]\nports = \"1000-1099\"\ndeterministic = { subscribers = \"192.168.1.10-192.168.1.12\", dynamic = 1, block = 5 }";
+    let configuration = gateway::STANDARD.replace("to = \"masquerade\"", lines);
+    let stage = Stage::with(&format!(
+        "{configuration}{}",
+        everything()
+            .replace("[\"sessions\", \"mappings\", \"addresses\", \"blocks\", \"limits\"]", "[\"blocks\"]")
+    ));
+    open_collector(&stage);
+    let _nfcapd = Nfcapd::start(&stage, &scratch);
+    for number in 0..30 {
+        stage.crosses(&stage.udp(&format!("192.168.1.10:{}", 30_000 + number), SERVER));
+    }
+    stage.gateway.text(&["session", "flush"]);
+    let records = sent_records(&stage, &scratch, 2.0);
+    assert_eq!(records.len(), 2, "one block, taken and released, for 30 sessions: {records:#?}");
+    let names = ["srcaddr", "post_natsource_ipv4_address", "port_range_start", "port_range_end"];
+    let (taken, released) = (of_event(&records, "16", &names), of_event(&records, "17", &names));
+    assert_eq!((taken.len(), &taken), (1, &released));
+    let ports: Vec<u16> = taken[0][2..].iter().map(|port| port.parse().expect("a port")).collect();
+    assert_eq!(taken[0][..2], ["192.168.1.10", "203.0.113.10"]);
+    assert!(ports[0] >= 1075 && ports[0].is_multiple_of(5) && ports[1] == ports[0] + 4, "{ports:?}");
+}
+
 #[test]
 fn log_07_a_collector_that_is_down_slow_or_silent_costs_records_and_nothing_else() {
     let scratch = Scratch::new();
@@ -427,4 +590,44 @@ fn a_syslog_elsewhere_gets_a_line_for_each_record() {
     assert!(humantime::parse_rfc3339(words[1]).is_ok(), "{line}");
     let rest = "nat_event=4 protocol=udp inside=192.168.1.10:40000 outside=203.0.113.1:40000 remote=198.51.100.1:5000 remote_inside=198.51.100.1:5000";
     assert!(line.ends_with(rest), "{line}");
+}
+
+#[test]
+fn who_watches_sees_sessions_begin_and_end() {
+    let stage = Stage::standard();
+    let socket = stage.gateway.socket();
+    let (path, seen) = (socket.with_extension("watch"), socket.with_extension("seen"));
+    let watchers = [
+        stage.gateway.spawn(&["session", "watch", "--json"], &path),
+        stage.gateway.spawn(&["session", "watch"], &seen),
+    ];
+    // Those that begin before it watches are not told of.
+    let number = Cell::new(0);
+    stage.gateway.wait_until("a session is told of", Duration::from_secs(5), |_| {
+        number.set(number.get() + 1);
+        stage.crosses(&stage.udp(&format!("192.168.1.10:{}", 40_000 + number.get()), SERVER));
+        !lines(&path).is_empty() && fs::read(&seen).is_ok_and(|seen| !seen.is_empty())
+    });
+    stage.gateway.text(&[
+        "session",
+        "delete",
+        "--inside",
+        &format!("192.168.1.10:{}", 40_000 + number.get()),
+    ]);
+    let inside = format!("192.168.1.10:{}", 40_000 + number.get());
+    stage.gateway.wait_until("its end is told of", Duration::from_secs(5), |_| {
+        let told = |event: &str| {
+            lines(&path).iter().any(|line| {
+                line["event"] == event && line["inside"] == inside.as_str() && line["remote"] == SERVER
+            })
+        };
+        told("session_created") && told("session_deleted")
+    });
+    let seen = fs::read_to_string(&seen).expect("what was printed");
+    assert!(seen.lines().any(|line| line.contains("session_created  udp   192.168.1.10:4000")), "{seen}");
+    drop(watchers);
+    // Once they are gone, nobody asks the core for events.
+    seconds(1.5);
+    stage.crosses(&stage.udp("192.168.1.11:40000", SERVER));
+    assert_eq!(stage.session_count(), number.get());
 }

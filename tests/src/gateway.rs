@@ -139,6 +139,15 @@ impl Gateway {
         finish(&mut command, &format!("natgw {}", arguments.join(" ")))
     }
 
+    /// Starts a command of natgw's that goes on; what it prints goes into a file.
+    pub fn spawn(&self, arguments: &[&str], into: &Path) -> Process {
+        let mut command = self.host.command(&binary().to_string_lossy());
+        command.arg("--socket").arg(self.socket()).args(arguments);
+        let file = fs::File::create(into).expect("make the file for what is printed");
+        command.stdin(Stdio::null()).stdout(file).stderr(Stdio::null());
+        Process::start(&mut command, &format!("natgw {}", arguments.join(" ")))
+    }
+
     /// Asks natgw for text; it has to succeed.
     pub fn text(&self, arguments: &[&str]) -> String {
         let output = self.output(arguments);

@@ -100,7 +100,9 @@ impl Client {
         let talk = |source: io::Error| ClientError::Talk { path: path.clone(), source: in_words(source) };
         let answer = |why: String| ClientError::Answer { path: path.clone(), why };
 
-        stream.set_read_timeout(Some(PATIENCE)).map_err(talk)?;
+        // Nothing may happen for long where nothing happens.
+        let patience = (*request != Request::SessionWatch).then_some(PATIENCE);
+        stream.set_read_timeout(patience).map_err(talk)?;
         let mut line = serde_json::to_string(&Envelope { version: VERSION, request })
             .map_err(|error| talk(error.into()))?;
         line.push('\n');

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use super::SessionFilter;
+use crate::eventlog::Record;
 
 /// The version of the protocol; a daemon refuses requests of another.
 pub const VERSION: u32 = 1;
@@ -56,6 +57,8 @@ pub enum Request {
     },
     /// Deletes all sessions; done is a [`Deleted`].
     SessionFlush,
+    /// Rows are [`Record`]s of sessions that begin and end, as they do; the answer does not end.
+    SessionWatch,
     /// Rows are [`PoolRow`]s.
     PoolList,
     /// Rows are [`RuleRow`]s.
@@ -99,6 +102,8 @@ pub enum Request {
 pub enum Row<'row> {
     /// Of [`Request::SessionList`].
     Session(&'row SessionRow),
+    /// Of [`Request::SessionWatch`].
+    Event(&'row Record),
     /// Of [`Request::PoolList`].
     Pool(&'row PoolRow),
     /// Of [`Request::RuleList`].

@@ -11,7 +11,8 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use rustix::fs::{Mode, fchmod};
-use rustix::net::{AddressFamily, Shutdown, SocketAddrUnix, SocketFlags, SocketType};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, RecvFlags, Shutdown, SocketAddrUnix, SocketFlags, SocketType};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
@@ -29,6 +30,9 @@ pub trait Handler: Send + Sync {
 pub trait Reply {
     /// Sends a row. After an error the client is gone: end the listing.
     fn row(&mut self, row: Row<'_>) -> io::Result<()>;
+
+    /// Sends the rows there are at once, though more may follow. Whether the client is still there.
+    fn flush(&mut self) -> io::Result<bool>;
 }
 
 /// Why the control socket cannot be served.
@@ -303,6 +307,17 @@ impl Answer<'_> {
 impl Reply for Answer<'_> {
     fn row(&mut self, row: Row<'_>) -> io::Result<()> {
         self.line(&Line::Row(row))
+    }
+
+    fn flush(&mut self) -> io::Result<bool> {
+        self.stream.flush()?;
+        // Whoever has closed the connection is read from at its end.
+        let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+        match rustix::net::recv(self.stream.get_ref(), &mut [0_u8][..], flags) {
+            Ok((_, 0)) => Ok(false),
+            Ok(_) | Err(Errno::AGAIN | Errno::INTR) => Ok(true),
+            Err(error) => Err(error.into()),
+        }
     }
 }
 

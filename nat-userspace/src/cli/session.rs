@@ -4,11 +4,14 @@ use std::io::Write as _;
 
 use clap::{Args, Subcommand};
 use nat_common::tcp::State;
+use serde::de::IgnoredAny;
+use serde_json::value::RawValue;
 
 use super::table::{Column, Table};
 use super::{Daemon, Failure, Format, output};
 use crate::api::{Counted, Deleted, EndpointFilter, Request, SessionFilter, SessionRow};
 use crate::config::{protocol_name, protocol_number};
+use crate::eventlog::Record;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Session {
@@ -27,6 +30,11 @@ pub(super) enum Session {
     Delete(Listing),
     /// Delete all sessions
     Flush(Format),
+    /// Print sessions as they begin and end, until it is interrupted
+    ///
+    /// One line each: time (UTC), what happened, protocol, inside and external endpoint, remote. With --json a line
+    /// of JSON each.
+    Watch(Format),
 }
 
 #[derive(Args, Debug)]
@@ -99,6 +107,7 @@ impl Session {
                 }
                 deleted(&Request::SessionDelete { filter }, format, daemon)
             }
+            Self::Watch(format) => watch(format, daemon),
             Self::Flush(format) => deleted(&Request::SessionFlush, format, daemon),
         }
     }
@@ -112,6 +121,20 @@ fn list(filter: SessionFilter, format: Format, daemon: &Daemon) -> Result<(), Fa
     let mut table = Table::new(output::stdout(), output::styled(), COLUMNS);
     let _: Counted = daemon.list(&request, |row: SessionRow| table.row(cells(&row)))?;
     Ok(table.finish()?.flush()?)
+}
+
+fn watch(format: Format, daemon: &Daemon) -> Result<(), Failure> {
+    let mut out = output::stdout();
+    let mut line = |line: &str| {
+        writeln!(out, "{line}")?;
+        out.flush()
+    };
+    if format.json {
+        let _: IgnoredAny = daemon.list(&Request::SessionWatch, |row: Box<RawValue>| line(row.get()))?;
+    } else {
+        let _: IgnoredAny = daemon.list(&Request::SessionWatch, |row: Record| line(&row.line()))?;
+    }
+    Ok(())
 }
 
 fn cells(row: &SessionRow) -> [String; COLUMNS.len()] {

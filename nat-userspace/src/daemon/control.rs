@@ -1,13 +1,14 @@
 //! Requests from the control socket: carried out on the worker's thread, between two rounds of
 //! frames, in pieces small enough that no frame waits for a listing.
 
+use std::collections::VecDeque;
 use std::io::Write as _;
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
@@ -17,10 +18,23 @@ use super::worker::Worker;
 use crate::api::{
     ApiError, Counted, Deleted, Handler, Metrics, Reply, Request, Row, SessionFilter, SessionRow,
 };
-use crate::config::ServerConfig;
+use crate::config::{EventClass, EventClasses, ServerConfig};
+use crate::eventlog::{Queue, Record};
 
 /// Session slots looked at in one piece.
 const PIECE: u32 = 4096;
+
+/// How often it is looked whether a client that watches is still there.
+const LOOK_AFTER: Duration = Duration::from_secs(1);
+
+/// A queue that is closed when nobody reads it any more.
+struct Watched(Arc<Queue>);
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        self.0.close();
+    }
+}
 
 /// Something to do on the worker's thread.
 type Task = Box<dyn FnOnce(&mut Worker) + Send>;
@@ -133,6 +147,27 @@ impl Post {
         Ok(self.ask(|worker| report::metrics(worker))?.text())
     }
 
+    /// Sends sessions as they begin and end, until the client goes.
+    fn watch(&self, reply: &mut dyn Reply) -> Result<Value, ApiError> {
+        let queue = Arc::new(Queue::new(EventClasses::of([EventClass::Sessions])));
+        let watched = Watched(Arc::clone(&queue));
+        self.ask(move |worker| worker.hub.add(queue, &mut worker.gateway.events))?;
+        let (mut events, mut lost) = (VecDeque::new(), 0);
+        while watched.0.wait(&mut events, LOOK_AFTER) {
+            for event in events.drain(..) {
+                reply.row(Row::Event(&Record::new(&event, true))).map_err(gone)?;
+            }
+            if watched.0.lost() > lost {
+                lost = watched.0.lost();
+                tracing::debug!(lost, "a client that watches sessions does not keep up");
+            }
+            if !reply.flush().map_err(gone)? {
+                break;
+            }
+        }
+        Ok(Value::Null)
+    }
+
     fn delete(&self, filter: &SessionFilter) -> Result<Value, ApiError> {
         let mut deleted = 0;
         self.each_session(filter, |rows| {
@@ -186,6 +221,7 @@ impl Handler for Post {
             Request::SessionDelete { filter } => self.delete(&filter),
             Request::SessionFlush => self.delete(&SessionFilter::default()),
             Request::Reload => Ok(value(&self.ask(super::reload)??)),
+            Request::SessionWatch => self.watch(reply),
             Request::PoolList => {
                 for row in self.ask(|worker| report::pools(worker))? {
                     reply.row(Row::Pool(&row)).map_err(gone)?;

@@ -177,6 +177,14 @@ pub fn rules(worker: &Worker) -> Vec<RuleRow> {
         .collect()
 }
 
+/// Tells the operator that fragments crowd each other out, and when they no longer do.
+fn fragments(evicted: Option<u64>) {
+    match evicted {
+        None => tracing::warn!("more fragments wait for their first than may: the oldest are dropped"),
+        Some(evicted) => tracing::info!(evicted, "fragments no longer crowd each other out"),
+    }
+}
+
 /// Tells the operator what refuses flows, and when it no longer does.
 pub fn notice(notice: Notice) {
     let (condition, refused) = match notice {
@@ -192,7 +200,7 @@ pub fn notice(notice: Notice) {
         }
         Condition::Addresses => "external addresses: the interface has none".to_owned(),
         Condition::Sessions => "sessions: raise limits.sessions".to_owned(),
-        Condition::Fragments => "room for fragments whose first is missing".to_owned(),
+        Condition::Fragments => return fragments(refused),
         Condition::Source(source) => format!("sessions that {source} may have: see [limits]"),
     };
     match refused {

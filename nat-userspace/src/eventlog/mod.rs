@@ -16,7 +16,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::Duration;
 
 pub use self::queue::{Hub, Queue};
-pub use self::record::Record;
+pub use self::record::{Place, Record};
 use crate::config::{Log, LogTarget};
 use crate::gateway::Event;
 

@@ -1,7 +1,7 @@
 //! An event for people and programs: as JSON and as words.
 
 use std::borrow::Cow;
-use std::fmt::Write as _;
+use std::fmt::{self, Write as _};
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::SystemTime;
 
@@ -56,6 +56,15 @@ pub enum Place {
     Endpoint(SocketAddrV4),
     /// An address alone.
     Address(Ipv4Addr),
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Endpoint(endpoint) => endpoint.fmt(out),
+            Self::Address(address) => address.fmt(out),
+        }
+    }
 }
 
 /// When an event was, by the clock of the wall as it goes now.
@@ -135,17 +144,23 @@ impl Record {
         }
     }
 
+    /// In a line for people who watch: `12:00:00.123  session_created  udp  10.1.1.12:40000 …`.
+    pub fn line(&self) -> String {
+        let clock = self.time.split(['T', 'Z']).nth(1).unwrap_or(&self.time);
+        let place = |place: Option<Place>| place.map_or_else(|| "-".to_owned(), |place| place.to_string());
+        let remote = self.remote.map_or_else(|| "-".to_owned(), |remote| remote.to_string());
+        let protocol = self.protocol.as_deref().unwrap_or("-");
+        let (inside, outside) = (place(self.inside), place(self.outside));
+        format!("{clock}  {:<15}  {protocol:<4}  {inside:<21}  {outside:<21}  {remote}", self.event)
+    }
+
     /// As words: `session_created time=… protocol=udp …`.
     pub fn words(&self) -> String {
         let mut words = format!("{} time={} nat_event={}", self.event, self.time, self.nat_event);
-        let place = |place: &Place| match place {
-            Place::Endpoint(endpoint) => endpoint.to_string(),
-            Place::Address(address) => address.to_string(),
-        };
         let fields = [
             ("protocol", self.protocol.as_ref().map(ToString::to_string)),
-            ("inside", self.inside.as_ref().map(place)),
-            ("outside", self.outside.as_ref().map(place)),
+            ("inside", self.inside.map(|inside| inside.to_string())),
+            ("outside", self.outside.map(|outside| outside.to_string())),
             ("remote", self.remote.as_ref().map(ToString::to_string)),
             ("remote_inside", self.remote_inside.as_ref().map(ToString::to_string)),
             ("ports", self.ports.map(|[first, last]| format!("{first}-{last}"))),
