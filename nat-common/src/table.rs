@@ -43,6 +43,8 @@ pub struct SessionLines {
 }
 
 const _: () = assert!(size_of::<FlowLine>() == 64);
+// The program compares it as two words.
+const _: () = assert!(core::mem::offset_of!(FlowLine, key) == 0);
 const _: () = assert!(size_of::<SessionLines>() == 128);
 
 /// Sessions in a segment: segments of lines are made as sessions come, 2 MiB each.

@@ -219,11 +219,8 @@ fn look(search: &mut Search) -> bool {
 fn has_key(number: u32, words: [u64; 2]) -> bool {
     let (segment, at) = table::segment_of(number);
     let Some(lines) = LINES.get_value_ptr_mut(segment, &at) else { return false };
-    // SAFETY: a session has two lines; keys are two words, aligned as lines are.
-    let [first, second] = unsafe {
-        let line = lines.cast::<FlowLine>().add((number & 1) as usize);
-        *(&raw const (*line).key).cast::<[u64; 2]>()
-    };
+    // SAFETY: a session has two lines; a key is two words at the beginning of its line.
+    let [first, second] = unsafe { *lines.cast::<FlowLine>().add((number & 1) as usize).cast::<[u64; 2]>() };
     first == words[0] && second == words[1]
 }
 

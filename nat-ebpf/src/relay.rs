@@ -86,6 +86,10 @@ fn is_sent_back(interface: &Interface, frame: &PacketFrame, hop: &NextHop) -> bo
         return false;
     }
     let Some(ethernet) = frame.at::<Ethernet>(0) else { return false };
+    #[expect(
+        clippy::cast_ptr_alignment,
+        reason = "at an even offset of a frame, which begins at an even address"
+    )]
     // SAFETY: `at` answered for the whole header; both lie at even addresses.
     unsafe {
         let from = *(&raw const (*ethernet).source).cast::<[u16; 3]>();

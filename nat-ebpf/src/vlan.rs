@@ -41,7 +41,7 @@ pub fn enter(ctx: *mut xdp_md) -> u32 {
     // SAFETY: `at` answered for them.
     let macs = unsafe { *macs };
     // SAFETY: the context is valid.
-    if unsafe { bpf_xdp_adjust_head(ctx, tags.length() as i32) } != 0 {
+    if unsafe { bpf_xdp_adjust_head(ctx, length(tags)) } != 0 {
         return 0;
     }
     if write_macs(ctx, macs).is_none() {
@@ -49,6 +49,13 @@ pub fn enter(ctx: *mut xdp_md) -> u32 {
     }
     maps::remember_tags(tags);
     interface
+}
+
+/// Bytes of tags, as the helper takes them.
+#[inline(always)]
+#[expect(clippy::cast_possible_wrap, reason = "eight at most")]
+fn length(tags: Tags) -> i32 {
+    tags.length() as i32
 }
 
 /// Puts tags in front of what the MACs are followed by. Whether there was room.
@@ -60,7 +67,7 @@ pub fn push(ctx: *mut xdp_md, tags: u64) -> u32 {
     // SAFETY: `at` answered for them.
     let macs = unsafe { *macs };
     // SAFETY: the context is valid.
-    if unsafe { bpf_xdp_adjust_head(ctx, -(tags.length() as i32)) } != 0 || write_macs(ctx, macs).is_none() {
+    if unsafe { bpf_xdp_adjust_head(ctx, -length(tags)) } != 0 || write_macs(ctx, macs).is_none() {
         return 0;
     }
     let frame = PacketFrame::of_xdp(&XdpContext::new(ctx));
