@@ -258,7 +258,8 @@ fn s003_09_doctor_sees_a_server_that_answers_past_the_gateway() {
     let _web = Web::start(&stage.lab.a, SERVERS[0]);
     let _other = Web::start(&stage.lab.b, SERVERS[1]);
     stage.lab.a.ip("route del default");
-    for port in 30_000..30_002 {
+    // Two of them to each, and each to the silent one asked twice.
+    for port in 30_000..30_004 {
         let _ = stage
             .lab
             .s1
