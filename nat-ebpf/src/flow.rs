@@ -18,8 +18,9 @@ use crate::{
     count::count,
     fits,
     frame::PacketFrame,
+    is_merged,
     maps::{self, Flow},
-    relay, stateless, vlan,
+    relay, vlan,
 };
 
 /// Translates the packet and sends it on, or says who must.
@@ -44,7 +45,7 @@ pub fn forward(
         return relay::forward(ctx, interface, frame, transport, parsed, flow);
     }
     let Some(hop) = maps::next_hop(u32::from(value.next_hop)) else { return Verdict::Punt };
-    if stateless::is_merged(interface, parsed) {
+    if is_merged(interface, parsed) {
         return Verdict::Stack;
     }
     if hop.flags & NextHop::VALID == 0 || !fits(parsed, hop.mtu) || clamped(interface, hop, parsed) {

@@ -97,10 +97,7 @@ pub fn natgw_xdp(ctx: XdpContext) -> u32 {
 #[inline(always)]
 fn judge(ctx: &XdpContext, interface: &Interface) -> Verdict {
     let frame = PacketFrame::of_xdp(ctx);
-    if !is_for(&frame, interface) {
-        return Verdict::Pass;
-    }
-    if !is_ipv4(&frame) {
+    if !is_for(&frame, interface) || !is_ipv4(&frame) {
         return Verdict::Pass;
     }
     let parsed = match parse_ipv4(&frame, ETHERNET, realm(interface)) {
@@ -283,6 +280,14 @@ fn is_for(frame: &PacketFrame, interface: &Interface) -> bool {
 pub fn is_ipv4(frame: &PacketFrame) -> bool {
     // SAFETY: `at` answered for the whole header.
     frame.at::<Ethernet>(0).is_some_and(|ethernet| unsafe { (*ethernet).kind } == ETHERTYPE_IPV4.to_be())
+}
+
+/// Whether these are segments that an offload will cut apart: the stack keeps them together and knows
+/// their size, a redirect from XDP would not take them.
+#[inline(always)]
+pub fn is_merged(interface: &Interface, parsed: &Parsed) -> bool {
+    // Both without a branch between: the verifier walks what follows once for each way to "no".
+    (interface.flags & Interface::GENERIC != 0) & (u32::from(parsed.total_length) > interface.mtu)
 }
 
 /// Whether the frame's TTL and size allow it through: the rest is the daemon's, who answers.

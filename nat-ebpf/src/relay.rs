@@ -2,7 +2,7 @@
 
 use aya_ebpf::{
     EbpfContext as _,
-    bindings::{__sk_buff, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, TC_ACT_SHOT, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC},
+    bindings::{__sk_buff, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC},
     helpers::{
         bpf_get_prandom_u32,
         generated::{bpf_skb_adjust_room, bpf_skb_store_bytes, bpf_xdp_adjust_head},
@@ -23,9 +23,9 @@ use nat_common::{
 
 use crate::{
     Verdict,
-    count::count,
     flow::{self, clamped, note, partial},
     frame::PacketFrame,
+    is_merged,
     maps::{self, Flow},
     skb,
 };
@@ -45,8 +45,7 @@ pub fn forward(
 ) -> Verdict {
     let value = flow.value();
     let Some(hop) = maps::next_hop(u32::from(value.next_hop)) else { return Verdict::Punt };
-    if interface.flags & Interface::GENERIC != 0 && u32::from(parsed.total_length) > interface.mtu {
-        // As for any flow: segments that an offload will cut apart.
+    if is_merged(interface, parsed) {
         return Verdict::Stack;
     }
     let length = u32::from(parsed.total_length) + overhead(value);
@@ -132,7 +131,7 @@ fn encapsulate(
     translate::address_frame(&frame, hop)
 }
 
-/// The same on the tc hook, which has judged size and next hop: the action.
+/// The same on the tc hook, which has judged size and next hop: the action, `None` if a helper fails.
 #[inline(always)]
 pub fn by_stack(
     ctx: &TcContext,
@@ -153,8 +152,7 @@ pub fn by_stack(
                 || bpf_skb_store_bytes(skb, at, (&raw const header).cast(), length, 0) != 0
         };
         if failed {
-            count(Reason::DropTransmit);
-            return Some(TC_ACT_SHOT);
+            return None;
         }
     }
     skb::send(skb, interface, hop, Reason::Relayed)

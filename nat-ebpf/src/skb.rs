@@ -67,11 +67,11 @@ pub fn translate(ctx: &TcContext, interface: &Interface, realm: u16) -> Option<i
         }
         // Making it fit has moved the packet.
         flow::note(&PacketFrame::of_tc(ctx).skip(parsed.transport), &parsed, &found);
-        return if is_relay {
+        return Some(sent(if is_relay {
             relay::by_stack(ctx, interface, &parsed, value, hop)
         } else {
             rewrite(ctx, interface, &parsed, value, hop)
-        };
+        }));
     }
     let (value, hop) = match one_to_one(ctx, interface, &parsed, realm) {
         Ok(found) => found,
@@ -81,7 +81,16 @@ pub fn translate(ctx: &TcContext, interface: &Interface, realm: u16) -> Option<i
     if excess > 0 && !make_fit(ctx, interface, &frame, &parsed, hop.mtu, excess) {
         return Some(TC_ACT_SHOT);
     }
-    rewrite(ctx, interface, &parsed, &value, &hop)
+    Some(sent(rewrite(ctx, interface, &parsed, &value, &hop)))
+}
+
+/// What came of sending. A packet of which a part may have been rewritten never goes to the stack.
+#[inline(always)]
+fn sent(action: Option<i32>) -> i32 {
+    action.unwrap_or_else(|| {
+        count(Reason::DropTransmit);
+        TC_ACT_SHOT
+    })
 }
 
 /// Whether the answer to a packet that is about to leave is a client's.
@@ -223,7 +232,8 @@ fn one_to_one(
     Ok((FlowValue::translate(key, &rewrite, 0), hop))
 }
 
-/// Writes the packet through the helpers that keep the skb's checksum state, and redirects it.
+/// Writes the packet through the helpers that keep the skb's checksum state, and redirects it. `None`
+/// once a helper fails.
 #[inline(always)]
 fn rewrite(
     ctx: &TcContext,

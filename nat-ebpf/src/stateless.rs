@@ -19,7 +19,7 @@ use nat_common::{
     translate,
 };
 
-use crate::{Verdict, fits, flow, frame::PacketFrame, maps};
+use crate::{Verdict, fits, flow, frame::PacketFrame, is_merged, maps};
 
 /// `AF_INET`.
 const AF_INET: u8 = 2;
@@ -39,7 +39,7 @@ pub fn inbound(
         return Verdict::Punt;
     }
     let rewrite = Rewrite { destination: counterpart(mapping, parsed.key.destination), ..same(&parsed.key) };
-    if is_merged(interface, parsed) && parsed.ttl > 1 {
+    if is_merged(interface, parsed) & (parsed.ttl > 1) {
         return Verdict::Stack;
     }
     let Ok((hop, _)) = route(ctx.ctx.cast(), interface, parsed, false, rewrite.source, rewrite.destination)
@@ -64,7 +64,7 @@ pub fn outbound(
         return Verdict::Punt;
     }
     let rewrite = Rewrite { source: counterpart(mapping, parsed.key.source), ..same(&parsed.key) };
-    if is_merged(interface, parsed) && parsed.ttl > 1 {
+    if is_merged(interface, parsed) & (parsed.ttl > 1) {
         return Verdict::Stack;
     }
     let Ok((hop, outside)) =
@@ -76,13 +76,6 @@ pub fn outbound(
         return Verdict::Pass;
     }
     send(ctx, interface, frame, transport, parsed, &rewrite, &hop)
-}
-
-/// Whether these are segments that an offload will cut apart: the stack keeps them together and knows
-/// their size, a redirect from XDP would not take them.
-#[inline(always)]
-pub fn is_merged(interface: &Interface, parsed: &Parsed) -> bool {
-    interface.flags & Interface::GENERIC != 0 && u32::from(parsed.total_length) > interface.mtu
 }
 
 /// The other side's address with the same host bits.
