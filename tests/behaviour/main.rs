@@ -2,16 +2,19 @@
 //!
 //! `cargo xtask test behaviour` runs the tests and asks this program what to run and what the results mean.
 
+mod calibration;
 mod compliance;
 mod proofs;
+mod real_time;
 mod spec;
 
-use std::{fs, io::Read as _, path::Path, process::ExitCode};
+use std::{collections::BTreeMap, fs, io::Read as _, path::Path, process::ExitCode};
 
 use anyhow::{Context as _, Result, bail};
 
 use crate::{
-    proofs::{Tests, Verdict, tests, tests_of, verdict},
+    calibration::Calibration,
+    proofs::{Tests, Verdict, refusals, tests, tests_of, verdict},
     spec::{Level, Row, Spec},
 };
 
@@ -19,7 +22,8 @@ const USAGE: &str = "\
 behaviour list   [--id ID]... [--section PREFIX]...   the rows and their tests, from the names on standard input
 behaviour select [--id ID]... [--section PREFIX]...   the names of those tests
 behaviour judge  [--id ID]... [--section PREFIX]... [--against NAME] [--write]
-                                                      what the results on standard input say of the rows";
+                                                      what the results on standard input say of the rows
+behaviour real-time [--write]                         what they say of the default timers";
 
 /// More rows that bind and have no test than this, and the suite is no proof any more.
 const EXCEPTIONS: usize = 9;
@@ -34,11 +38,13 @@ fn main() -> Result<ExitCode> {
     let rows = choice.rows(&spec)?;
     let mut printed = Vec::new();
     std::io::stdin().read_to_end(&mut printed).context("read from standard input")?;
-    let tests = tests(&String::from_utf8_lossy(&printed));
+    let printed = String::from_utf8_lossy(&printed);
+    let tests = tests(&printed);
     match verb.as_str() {
         "list" => list(&spec, &rows, &tests),
         "select" => select(&spec, &rows, &tests),
-        "judge" => return judge(&spec, &rows, &tests, &choice, root),
+        "real-time" => return real_time::judge(&tests, choice.write, root),
+        "judge" => return judge(&spec, &rows, &tests, &refusals(&printed), &choice, root),
         _ => bail!("{USAGE}"),
     }
     Ok(ExitCode::SUCCESS)
@@ -51,7 +57,7 @@ struct Choice {
     sections: Vec<String>,
     /// What stood in natgw's place.
     against: Option<String>,
-    /// Write docs/rfc-compliance.md anew instead of comparing it.
+    /// Write docs/rfc-compliance.md anew instead of comparing it; against a reference, docs/calibration.md.
     write: bool,
 }
 
@@ -117,7 +123,14 @@ fn select(spec: &Spec, rows: &[&Row], tests: &Tests) {
     }
 }
 
-fn judge(spec: &Spec, rows: &[&Row], tests: &Tests, choice: &Choice, root: &Path) -> Result<ExitCode> {
+fn judge(
+    spec: &Spec,
+    rows: &[&Row],
+    tests: &Tests,
+    refusals: &BTreeMap<String, String>,
+    choice: &Choice,
+    root: &Path,
+) -> Result<ExitCode> {
     let of = |wanted: Verdict| -> Vec<&Row> {
         rows.iter().copied().filter(|row| verdict(spec, tests, &row.id) == wanted).collect()
     };
@@ -140,6 +153,11 @@ fn judge(spec: &Spec, rows: &[&Row], tests: &Tests, choice: &Choice, root: &Path
         );
     }
     if let Some(reference) = &choice.against {
+        if choice.write {
+            let path = root.join("docs/calibration.md");
+            let document = Calibration { spec, rows, tests, refusals }.document(reference);
+            fs::write(&path, document).with_context(|| format!("write {}", path.display()))?;
+        }
         return Ok(judge_reference(reference, &of(Verdict::Proven), root));
     }
     let mut good = failed.is_empty() && missing.is_empty();

@@ -46,6 +46,16 @@ pub(crate) fn tests(printed: &str) -> Tests {
     printed.lines().filter_map(line).collect()
 }
 
+/// What a reference in natgw's place has nothing like, by the test that asked for it:
+/// `tcp::tcp_01_options reference: cannot …`.
+pub(crate) fn refusals(printed: &str) -> BTreeMap<String, String> {
+    let line = |line: &str| {
+        let (name, what) = line.split_once(" reference: cannot ")?;
+        Some((name.to_owned(), what.to_owned()))
+    };
+    printed.lines().filter_map(line).collect()
+}
+
 /// The ids that a test's name claims: `map_05_…`, `frg_01_to_04_06_and_09_…`, `ice_13_and_tcp_24_…`.
 pub(crate) fn ids(name: &str) -> Vec<String> {
     let function = name.rsplit("::").next().unwrap_or(name);
@@ -136,5 +146,7 @@ mod tests {
         assert_eq!(read["map::map_01_x"], Some(Outcome::Passed));
         assert_eq!(read["map::map_02_y"], Some(Outcome::Failed));
         assert_eq!(read["map::map_03_z"], None);
+        let printed = "test map::map_01_x ... FAILED\nmap::map_01_x reference: cannot do without\n";
+        assert_eq!(refusals(printed)["map::map_01_x"], "do without");
     }
 }

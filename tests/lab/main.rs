@@ -31,6 +31,8 @@ mod tcp_kernels;
 mod tcp_mss;
 mod tmu;
 
+mod real_time;
+
 mod cks;
 mod frg;
 mod frg_bad;
@@ -38,11 +40,14 @@ mod frg_paths;
 mod ice;
 mod ice_inside;
 mod icq;
+mod judges;
 mod rtr;
 mod rtr_mtu;
 mod stn;
 
 mod log;
+mod log_ipfix;
+mod log_records;
 mod metrics;
 mod ops;
 

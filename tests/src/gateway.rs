@@ -126,7 +126,9 @@ impl Gateway {
         let deadline = Instant::now() + START;
         while !self.output(&["status", "--json"]).status.success() {
             let ended = self.process.as_mut().and_then(Process::ended);
-            assert!(ended.is_none(), "natgw ended while starting: {ended:?}");
+            if let Some(status) = ended {
+                panic!("natgw ended while starting: {status}");
+            }
             assert!(Instant::now() < deadline, "natgw does not answer within {START:?}");
             thread::sleep(Duration::from_millis(20));
         }

@@ -12,6 +12,7 @@ pub mod host;
 pub mod invariants;
 pub mod lab;
 pub mod packet;
+pub mod pcap;
 pub mod prometheus;
 pub mod router;
 pub mod wire;

@@ -11,9 +11,10 @@ use std::{
 use crate::{
     build::build_natgw,
     machine::want_root,
+    real_time::real_time,
     setup::setup,
     shell::{cargo, root, step, Result},
-    test::count_tests,
+    test::{count_tests, lab_threads},
 };
 
 /// The test programs whose tests are named by rows of docs/behaviour.md.
@@ -25,7 +26,6 @@ const LAB: &[&str] = &["-p", "nat-tests", "--test", "lab"];
 pub(crate) fn behaviour(options: &[&str]) -> Result {
     want_root("test behaviour")?;
     step("setup", setup)?;
-    build_natgw()?;
     let choice: Vec<&str> = options.iter().copied().filter(|option| *option != "--list").collect();
     let at = |name: &str| choice.iter().position(|option| *option == name);
     let reference = match at("--against").map(|at| choice.get(at + 1).copied()) {
@@ -34,6 +34,17 @@ pub(crate) fn behaviour(options: &[&str]) -> Result {
         Some(Some(name @ ("router" | "nothing"))) => Some(reference(name)?),
         Some(_) => return Err("--against natgw, nft, router or nothing".to_owned()),
     };
+    if reference.is_none() {
+        build_natgw()?;
+    }
+    if at("--real-time").is_some() {
+        let number = |text: &&str| text.parse().map_err(|_| format!("--minutes {text}: a number is wanted"));
+        let minutes = match at("--minutes") {
+            None => None,
+            Some(at) => Some(choice.get(at + 1).ok_or("--minutes how many?").map(number)??),
+        };
+        return real_time(minutes, at("--write").is_some());
+    }
     let names = names_of_tests()?;
     if choice.len() < options.len() {
         return judge(&[&["list"], &choice[..]].concat(), &names);
@@ -43,7 +54,8 @@ pub(crate) fn behaviour(options: &[&str]) -> Result {
     // What stands in natgw's place has no library.
     let programs = if reference.is_some() { LAB } else { PROOFS };
     let mut words = [&["test", "--locked", "--no-fail-fast"], programs, &["--"]].concat();
-    words.extend(["--test-threads", "2", "--exact"]);
+    let threads = lab_threads();
+    words.extend(["--test-threads", &threads, "--exact"]);
     words.extend(selected.lines());
     let tally = step("behaviour", || count_tests(&words, reference.as_deref(), &mut printed));
     // Failures are the judge's to weigh: against a reference they are what is wanted.

@@ -9,6 +9,7 @@ mod build;
 mod demo;
 mod lint;
 mod machine;
+mod real_time;
 mod setup;
 mod shell;
 mod test;
@@ -24,6 +25,8 @@ cargo xtask VERB
   test [TIER] [-- FILTER]         lint and all tests, or one tier: unit | program | lab
   test behaviour [--list] [--id ID] [--section PREFIX] [--against nft|router|nothing] [--write]
                                   the rows of docs/behaviour.md: what proves them, and whether it does
+  test behaviour --real-time [--minutes N] [--write]
+                                  the default timers by the clock: up to 137 minutes, or those tests that fit into N
   demo [--keep]                   natgw between namespaces, with real traffic; --keep leaves them up
   bench [ARGUMENTS]               measure; `cargo xtask bench --help` lists what
 

@@ -18,9 +18,11 @@ const NEEDED: &[&str] = &[
     "curl",
     "dnsmasq-base",
     "ethtool",
+    "hping3",
     "iperf3",
     "iproute2",
     "iputils-ping",
+    "iputils-tracepath",
     "nat-traverse",
     "nfdump",
     "nftables",
@@ -30,10 +32,11 @@ const NEEDED: &[&str] = &[
     "tcpdump",
     "traceroute",
     "tshark",
+    "wrk",
 ];
 
 /// Independent judges and tools for looking closer; a distribution may lack one of them.
-const HELPFUL: &[&str] = &["bpftool", "conntrack", "hping3", "nmap", "python3-scapy"];
+const HELPFUL: &[&str] = &["bpftool", "conntrack", "dublin-traceroute", "nmap", "python3-scapy"];
 
 /// See the module.
 pub(crate) fn setup() -> Result {

@@ -2,9 +2,11 @@
 
 use std::{
     io::{BufRead as _, BufReader, Write as _},
+    num::NonZeroUsize,
     ops::AddAssign,
     path::Path,
     process::Stdio,
+    thread,
 };
 
 use crate::{
@@ -112,16 +114,24 @@ impl Tier {
             }
         }
         words.push("--");
+        let threads = lab_threads();
         if self == Self::Lab {
-            // Each test is a dozen network namespaces, some with traffic at full speed.
-            words.extend(["--test-threads", "2"]);
+            words.extend(["--test-threads", &threads]);
         }
         words.extend(filter);
         count_tests(&words, None, printed)
     }
 }
 
-/// Runs cargo, passes on what it prints, keeps the lines that say how tests ended and adds up its results.
+/// How many lab tests run at once: each is a dozen network namespaces, some with traffic at full speed, and most wait
+/// for timers half of the time.
+pub(crate) fn lab_threads() -> String {
+    let processors = thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    (2 * processors).clamp(2, 8).to_string()
+}
+
+/// Runs cargo, passes on what it prints, keeps the lines that say how tests ended, and what a reference cannot do, and
+/// adds up its results.
 ///
 /// `reference` stands in natgw's place, if it is given.
 pub(crate) fn count_tests(words: &[&str], reference: Option<&Path>, printed: &mut String) -> Result<Tally> {
@@ -130,6 +140,8 @@ pub(crate) fn count_tests(words: &[&str], reference: Option<&Path>, printed: &mu
     let mut child = command.spawn().map_err(|error| format!("start cargo test: {error}"))?;
     let output = child.stdout.take().expect("stdout is piped");
     let mut tally = Tally::default();
+    // Of which test the output below is.
+    let mut shown = String::new();
     // Bytes, not lines of text: a test may print anything.
     for line in BufReader::new(output).split(b'\n') {
         let mut line = line.map_err(|error| format!("read from cargo test: {error}"))?;
@@ -140,6 +152,12 @@ pub(crate) fn count_tests(words: &[&str], reference: Option<&Path>, printed: &mu
         if text.starts_with("test ") {
             printed.push_str(&text);
             printed.push('\n');
+        } else if let Some(name) =
+            text.strip_prefix("---- ").and_then(|rest| rest.strip_suffix(" stdout ----"))
+        {
+            name.clone_into(&mut shown);
+        } else if text.starts_with("reference: cannot ") {
+            printed.push_str(&[&shown, " ", &*text, "\n"].concat());
         }
         line.push(b'\n');
         // Nobody left to read it is no reason to stop testing.
