@@ -10,6 +10,11 @@ pub const PROGRAM_XDP: &str = "natgw_xdp";
 /// Name of the tc program.
 pub const PROGRAM_TC: &str = "natgw_tc";
 
+/// Name of the XDP program that tells what it does.
+pub const PROGRAM_XDP_TRACED: &str = "natgw_xdp_traced";
+/// Name of the tc program that tells what it does.
+pub const PROGRAM_TC_TRACED: &str = "natgw_tc_traced";
+
 /// Name of the program that keeps the gateway's own packets out of its clients' flows.
 pub const PROGRAM_OWN: &str = "natgw_own";
 
@@ -262,5 +267,8 @@ mod user {
         crate::table::FlowLine,
         crate::table::SessionLines,
         crate::table::Secret,
+        crate::trace::Header,
+        crate::trace::Spent,
+        crate::trace::Tracing,
     );
 }

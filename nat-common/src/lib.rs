@@ -19,6 +19,7 @@ pub mod parse;
 pub mod reason;
 pub mod table;
 pub mod tcp;
+pub mod trace;
 pub mod translate;
 pub mod tunnel;
 pub mod vlan;

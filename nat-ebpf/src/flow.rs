@@ -96,7 +96,7 @@ pub fn redirect(ctx: &XdpContext, interface: &Interface, hop: &NextHop, reason: 
     match maps::DEVICES.redirect(u32::from(hop.port), u64::from(xdp_action::XDP_DROP)) {
         Ok(action) => {
             count(reason);
-            Verdict::Sent(action)
+            Verdict::Sent(action, reason, hop.ifindex)
         }
         Err(_) => Verdict::Drop(Reason::DropTransmit),
     }

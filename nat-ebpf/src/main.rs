@@ -23,6 +23,7 @@ mod relay;
 mod skb;
 mod sockets;
 mod stateless;
+mod trace;
 mod vlan;
 
 use aya_ebpf::{
@@ -39,7 +40,7 @@ use nat_common::{
     wire::{ETHERTYPE_IPV4, Ethernet},
 };
 
-use crate::{count::count, frame::PacketFrame, vlan::Entered};
+use crate::{count::count, frame::PacketFrame, trace::Finished, vlan::Entered};
 use nat_common::frame::Frame as _;
 
 /// What is to be done with a frame.
@@ -50,8 +51,9 @@ pub enum Verdict {
     Injected,
     /// To the daemon, untouched.
     Punt,
-    /// Translated and handed to the way out: what the redirect helper returned.
-    Sent(u32),
+    /// Translated and handed to the way out: what the redirect helper returned, what it was counted under, and the
+    /// interface that it leaves by.
+    Sent(u32, Reason, u32),
     /// To the tc hook, untouched: it will find the same flow.
     Stack,
     /// Nowhere.
@@ -61,36 +63,54 @@ pub enum Verdict {
 /// Ingress of every interface.
 #[xdp]
 pub fn natgw_xdp(ctx: XdpContext) -> u32 {
+    receive(&ctx).action
+}
+
+/// The same, in its place while somebody asks what it does.
+#[xdp]
+pub fn natgw_xdp_traced(ctx: XdpContext) -> u32 {
+    trace::begin_xdp(ctx.ctx);
+    let finished = receive(&ctx);
+    trace::note(&finished);
+    trace::end_xdp(ctx.ctx);
+    finished.action
+}
+
+#[inline(always)]
+fn receive(ctx: &XdpContext) -> Finished<u32> {
     let mut ifindex = ctx.ingress_ifindex() as u32;
-    if vlan::is_tagged(&PacketFrame::of_xdp(&ctx)) {
+    if vlan::is_tagged(&PacketFrame::of_xdp(ctx)) {
         // In a VLAN that is no interface of ours: its own device's, or nobody's (behaviour L2X-02).
         ifindex = vlan::enter(ctx.ctx);
         if ifindex == 0 {
             count(Reason::Passed);
-            return xdp_action::XDP_PASS;
+            return Finished::told(xdp_action::XDP_PASS, Reason::Passed);
         }
     }
-    let Some(interface) = maps::interface(ifindex) else { return xdp_action::XDP_PASS };
-    let verdict = if is_injected(interface) { Verdict::Injected } else { judge(&ctx, interface) };
+    let Some(interface) = maps::interface(ifindex) else { return Finished::untold(xdp_action::XDP_PASS) };
+    let verdict = if is_injected(interface) { Verdict::Injected } else { judge(ctx, interface) };
     match verdict {
-        Verdict::Sent(action) => return action,
+        Verdict::Sent(action, reason, out) => return Finished { action, reason: reason.index(), out },
         Verdict::Drop(reason) => {
             count(reason);
-            return xdp_action::XDP_DROP;
+            return Finished::told(xdp_action::XDP_DROP, reason);
         }
         _ => {}
     }
-    if !vlan::restore(&ctx, interface) {
+    if !vlan::restore(ctx, interface) {
         count(Reason::DropTransmit);
-        return xdp_action::XDP_DROP;
+        return Finished::told(xdp_action::XDP_DROP, Reason::DropTransmit);
     }
     match verdict {
-        Verdict::Punt => return punt(&ctx, interface),
-        Verdict::Stack => mark(&ctx),
+        Verdict::Punt => return punt(ctx, interface),
+        Verdict::Stack => mark(ctx),
         Verdict::Injected => {}
-        _ => count(Reason::Passed),
+        _ => {
+            count(Reason::Passed);
+            return Finished::told(xdp_action::XDP_PASS, Reason::Passed);
+        }
     }
-    xdp_action::XDP_PASS
+    Finished::untold(xdp_action::XDP_PASS)
 }
 
 /// The packet's way, on one screen.
@@ -116,21 +136,21 @@ fn judge(ctx: &XdpContext, interface: &Interface) -> Verdict {
 /// Hands the frame to the daemon's socket of this queue; without one it goes nowhere, because a
 /// packet that needs a decision must not leave untranslated.
 #[inline(always)]
-fn punt(ctx: &XdpContext, interface: &Interface) -> u32 {
+fn punt(ctx: &XdpContext, interface: &Interface) -> Finished<u32> {
     let queue = ctx.rx_queue_index();
     if queue >= interface.queues {
         // The slot would be another interface's, whose socket takes nothing from here.
         count(Reason::DropNoDaemon);
-        return xdp_action::XDP_DROP;
+        return Finished::told(xdp_action::XDP_DROP, Reason::DropNoDaemon);
     }
     match maps::SOCKETS.redirect(interface.first_socket + queue, u64::from(xdp_action::XDP_DROP)) {
         Ok(action) => {
             count(Reason::Punted);
-            action
+            Finished::untold(action)
         }
         Err(action) => {
             count(Reason::DropNoDaemon);
-            action
+            Finished::told(action, Reason::DropNoDaemon)
         }
     }
 }
@@ -138,24 +158,39 @@ fn punt(ctx: &XdpContext, interface: &Interface) -> u32 {
 /// Ingress of the tc hook: sends by the stack what XDP recognised and left alone.
 #[classifier]
 pub fn natgw_tc(ctx: TcContext) -> i32 {
-    let marked = is_marked(&ctx);
-    let ifindex = match vlan::enter_skb(&ctx) {
+    finish(&ctx).action
+}
+
+/// The same, in its place while somebody asks what it does.
+#[classifier]
+pub fn natgw_tc_traced(ctx: TcContext) -> i32 {
+    trace::begin_skb(ctx.as_ptr().cast());
+    let finished = finish(&ctx);
+    trace::note(&finished);
+    trace::end_skb(ctx.as_ptr().cast());
+    finished.action
+}
+
+#[inline(always)]
+fn finish(ctx: &TcContext) -> Finished<i32> {
+    let marked = is_marked(ctx);
+    let ifindex = match vlan::enter_skb(ctx) {
         // SAFETY: a tc program is always given a valid context.
         Entered::Untagged => unsafe { (*ctx.as_ptr().cast::<__sk_buff>()).ifindex },
         Entered::Vlan(interface) => interface,
-        Entered::Foreign => return TC_ACT_OK,
+        Entered::Foreign => return Finished::untold(TC_ACT_OK),
     };
-    let Some(interface) = maps::interface(ifindex) else { return TC_ACT_OK };
-    match skb::translate(&ctx, interface, realm(interface)) {
-        Some(action) => action,
+    let Some(interface) = maps::interface(ifindex) else { return Finished::untold(TC_ACT_OK) };
+    match skb::translate(ctx, interface, realm(interface)) {
+        Some(finished) => finished,
         None if marked => {
             count(Reason::DropNoSession);
-            TC_ACT_SHOT
+            Finished::told(TC_ACT_SHOT, Reason::DropNoSession)
         }
-        None if vlan::restore_skb(&ctx, interface) => TC_ACT_OK,
+        None if vlan::restore_skb(ctx, interface) => Finished::untold(TC_ACT_OK),
         None => {
             count(Reason::DropTransmit);
-            TC_ACT_SHOT
+            Finished::told(TC_ACT_SHOT, Reason::DropTransmit)
         }
     }
 }

@@ -28,6 +28,7 @@ use crate::{
     is_merged,
     maps::{self, Flow},
     skb,
+    trace::Finished,
 };
 
 /// IPv4's, network byte order.
@@ -139,7 +140,7 @@ pub fn by_stack(
     parsed: &Parsed,
     value: &FlowValue,
     hop: &NextHop,
-) -> Option<i32> {
+) -> Option<Finished<i32>> {
     let skb: *mut __sk_buff = ctx.as_ptr().cast();
     if value.action == Action::Tunnel as u8 {
         let header = outer(&PacketFrame::of_tc(ctx), parsed, value)?;

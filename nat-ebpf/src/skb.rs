@@ -25,7 +25,9 @@ use nat_common::{
     wire,
 };
 
-use crate::{count::count, flow, frame::PacketFrame, is_for, is_ipv4, maps, relay, stateless, vlan};
+use crate::{
+    count::count, flow, frame::PacketFrame, is_for, is_ipv4, maps, relay, stateless, trace::Finished, vlan,
+};
 
 /// Enough linear bytes for Ethernet, IPv4 without options and TCP.
 const HEADERS: u32 = 14 + 20 + 20;
@@ -33,7 +35,7 @@ const HEADERS: u32 = 14 + 20 + 20;
 /// Finds the packet's flow, or its one-to-one rule, rewrites it and redirects it. `None` leaves
 /// it to the stack: XDP has already judged that it may go there.
 #[inline(always)]
-pub fn translate(ctx: &TcContext, interface: &Interface, realm: u16) -> Option<i32> {
+pub fn translate(ctx: &TcContext, interface: &Interface, realm: u16) -> Option<Finished<i32>> {
     if ctx.data() + HEADERS as usize > ctx.data_end() {
         // Short packets cannot be pulled to this length, and need not be.
         let _ = ctx.pull_data(HEADERS.min(ctx.len()));
@@ -63,7 +65,7 @@ pub fn translate(ctx: &TcContext, interface: &Interface, realm: u16) -> Option<i
         let room = hop.mtu.saturating_sub(relay::overhead(value));
         let excess = excess(ctx, &frame, &parsed, room);
         if excess > 0 && !make_fit(ctx, interface, &frame, &parsed, room, excess) {
-            return Some(TC_ACT_SHOT);
+            return Some(Finished::told(TC_ACT_SHOT, Reason::DropTooBig));
         }
         // Making it fit has moved the packet.
         flow::note(&PacketFrame::of_tc(ctx).skip(parsed.transport), &parsed, &found);
@@ -75,21 +77,23 @@ pub fn translate(ctx: &TcContext, interface: &Interface, realm: u16) -> Option<i
     }
     let (value, hop) = match one_to_one(ctx, interface, &parsed, realm) {
         Ok(found) => found,
-        Err(action) => return action,
+        Err(None) => return None,
+        // The stack's own: XDP could not ask where it goes.
+        Err(Some(action)) => return Some(Finished::told(action, Reason::Passed)),
     };
     let excess = excess(ctx, &frame, &parsed, hop.mtu);
     if excess > 0 && !make_fit(ctx, interface, &frame, &parsed, hop.mtu, excess) {
-        return Some(TC_ACT_SHOT);
+        return Some(Finished::told(TC_ACT_SHOT, Reason::DropTooBig));
     }
     Some(sent(rewrite(ctx, interface, &parsed, &value, &hop)))
 }
 
 /// What came of sending. A packet of which a part may have been rewritten never goes to the stack.
 #[inline(always)]
-fn sent(action: Option<i32>) -> i32 {
-    action.unwrap_or_else(|| {
+fn sent(finished: Option<Finished<i32>>) -> Finished<i32> {
+    finished.unwrap_or_else(|| {
         count(Reason::DropTransmit);
-        TC_ACT_SHOT
+        Finished::told(TC_ACT_SHOT, Reason::DropTransmit)
     })
 }
 
@@ -241,7 +245,7 @@ fn rewrite(
     parsed: &Parsed,
     value: &FlowValue,
     hop: &NextHop,
-) -> Option<i32> {
+) -> Option<Finished<i32>> {
     let skb: *mut __sk_buff = ctx.as_ptr().cast();
     let network = parsed.network as u32;
     let transport = parsed.transport as u32;
@@ -268,7 +272,12 @@ fn rewrite(
 
 /// MACs, tags, and out; counted under `reason`.
 #[inline(always)]
-pub fn send(skb: *mut __sk_buff, interface: &Interface, hop: &NextHop, reason: Reason) -> Option<i32> {
+pub fn send(
+    skb: *mut __sk_buff,
+    interface: &Interface,
+    hop: &NextHop,
+    reason: Reason,
+) -> Option<Finished<i32>> {
     // SAFETY: the skb is valid; the source buffer is as long as said.
     unsafe { check(store(skb, 0, &[hop.destination, hop.source]))? };
     let mut device = hop.ifindex;
@@ -278,7 +287,8 @@ pub fn send(skb: *mut __sk_buff, interface: &Interface, hop: &NextHop, reason: R
     }
     count(reason);
     // SAFETY: the helper has no preconditions.
-    Some(unsafe { bpf_redirect(device, 0) } as i32)
+    let action = unsafe { bpf_redirect(device, 0) } as i32;
+    Some(Finished { action, reason: reason.index(), out: hop.ifindex })
 }
 
 /// Brings the transport checksum after. What the pseudo-header changed is told apart, because a

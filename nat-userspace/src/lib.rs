@@ -16,4 +16,6 @@ pub mod gateway;
 mod hash;
 pub mod host;
 pub mod metrics;
+pub mod pcapng;
 pub mod slowpath;
+pub mod trace;

@@ -12,6 +12,7 @@ use natgw::api::{
     Server, ServerRow, ServiceRow, SessionRow,
 };
 use natgw::eventlog::{Place, Record};
+use natgw::trace::{By, Frames, Missed, TraceLine, TraceRow};
 use serde_json::{Value, json};
 
 /// Has `sessions` sessions, one external address and one rule.
@@ -45,6 +46,34 @@ impl Made {
     }
 }
 
+/// A packet that was dropped, with its frame if one is asked for.
+fn traced(snap: u32) -> [TraceLine; 3] {
+    let place = |place: &str| Place::Endpoint(place.parse().expect("an endpoint"));
+    let row = TraceRow {
+        time: "2026-03-01T12:00:00.123456Z".to_owned(),
+        interface: "lan".to_owned(),
+        out: None,
+        by: By::Xdp,
+        protocol: Some("tcp".into()),
+        before: Some([place("10.1.1.12:40000"), place("198.51.100.7:80")]),
+        after: None,
+        length: 60,
+        found: "snat".into(),
+        rule: Some("office".to_owned()),
+        verdict: "dropped".into(),
+        reason: Some("no_route".into()),
+        why: Some("no route to the destination".into()),
+        advice: Some("add it".into()),
+        frames: (snap > 0).then(|| Frames {
+            before: "00".repeat(60),
+            after: String::new(),
+            lengths: [60, 0],
+        }),
+    };
+    let missed = Missed { suppressed: 7, lost: 1 };
+    [TraceLine::Begun, TraceLine::Packet(Box::new(row)), TraceLine::Missed(missed)]
+}
+
 impl Handler for Made {
     fn handle(&self, request: Request, reply: &mut dyn Reply) -> Result<Value, ApiError> {
         match request {
@@ -65,6 +94,14 @@ impl Handler for Made {
                 Ok(json!(Deleted { deleted }))
             }
             Request::SessionFlush => Ok(json!(Deleted { deleted: u64::from(self.sessions) })),
+            Request::Trace { filter, snap, rate } => {
+                assert!((filter.as_str(), snap, rate) == ("tcp and port 80", 0, 1000) || snap > 0);
+                for line in traced(snap) {
+                    reply.row(Row::Trace(&line))?;
+                }
+                assert!(reply.flush()?, "the client is still there");
+                Ok(json!({}))
+            }
             Request::SessionWatch => {
                 let record = Record {
                     time: "2026-03-01T12:00:00.123Z".to_owned(),
@@ -271,6 +308,37 @@ fn json() {
     assert_eq!(parsed("session count --json"), json!({ "sessions": 3 }));
     assert_eq!(parsed("reload --json")["kept"], 12);
     assert_eq!(parsed("session delete --json --state active"), json!({ "deleted": 1 }));
+}
+
+#[test]
+fn traces_and_captures() {
+    let daemon = Daemon::new(0);
+    let output = daemon.run("trace tcp and port 80");
+    assert_eq!(output.status.code(), Some(0));
+    assert_eq!(
+        text(&output.stdout),
+        "12:00:00.123456 lan  tcp 10.1.1.12:40000 > 198.51.100.7:80  snat office: dropped: \
+         no route to the destination (to do: add it)\n"
+    );
+    assert_eq!(
+        text(&output.stderr),
+        "tracing; end it with Ctrl-C\n\
+         not shown since the beginning: 7 packets beyond --rate, 1 that were too many to take\n"
+    );
+    let lines = daemon.stdout("trace --json tcp and port 80");
+    let lines: Vec<Value> = lines.lines().map(|line| line.parse().expect("JSON")).collect();
+    let events: Vec<&Value> = lines.iter().map(|line| &line["event"]).collect();
+    assert_eq!(events, ["begun", "packet", "missed"]);
+    assert_eq!((&lines[1]["reason"], lines[1].get("frames")), (&json!("no_route"), None));
+    let output = daemon.run("capture -w -");
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    assert!(text(&output.stderr).ends_with("1 packets captured, 7 beyond --rate and 1 lost\n"));
+    assert!(output.stdout.starts_with(&[0x0a, 0x0d, 0x0d, 0x0a]), "a section header");
+    for arguments in ["trace", "capture -w -"] {
+        let output = daemon.run(&format!("{arguments} port http"));
+        assert_eq!(output.status.code(), Some(2));
+        assert!(text(&output.stderr).contains("`http` is no port"));
+    }
 }
 
 #[test]

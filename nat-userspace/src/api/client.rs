@@ -101,7 +101,7 @@ impl Client {
         let answer = |why: String| ClientError::Answer { path: path.clone(), why };
 
         // Nothing may happen for long where nothing happens.
-        let patience = (*request != Request::SessionWatch).then_some(PATIENCE);
+        let patience = (!request.is_endless()).then_some(PATIENCE);
         stream.set_read_timeout(patience).map_err(talk)?;
         let mut line = serde_json::to_string(&Envelope { version: VERSION, request })
             .map_err(|error| talk(error.into()))?;

@@ -9,6 +9,7 @@ use serde_json::value::RawValue;
 
 use super::SessionFilter;
 use crate::eventlog::Record;
+use crate::trace::TraceLine;
 
 /// The version of the protocol; a daemon refuses requests of another.
 pub const VERSION: u32 = 1;
@@ -59,6 +60,18 @@ pub enum Request {
     SessionFlush,
     /// Rows are [`Record`]s of sessions that begin and end, as they do; the answer does not end.
     SessionWatch,
+    /// Rows are [`TraceLine`]s of packets, as they pass; the answer does not end.
+    Trace {
+        /// Which packets, in tcpdump's words; empty for all.
+        #[serde(default)]
+        filter: String,
+        /// Bytes of each frame that are sent along; none at 0.
+        #[serde(default)]
+        snap: u32,
+        /// Packets a second; 0 for all.
+        #[serde(default)]
+        rate: u32,
+    },
     /// Rows are [`PoolRow`]s.
     PoolList,
     /// Rows are [`RuleRow`]s.
@@ -96,6 +109,13 @@ pub enum Request {
     Reload,
 }
 
+impl Request {
+    /// Whether the answer goes on until the client goes.
+    pub fn is_endless(&self) -> bool {
+        matches!(self, Self::SessionWatch | Self::Trace { .. })
+    }
+}
+
 /// A row of a listing, as a handler hands it over.
 #[derive(Clone, Copy, Debug, Serialize)]
 #[serde(untagged)]
@@ -104,6 +124,8 @@ pub enum Row<'row> {
     Session(&'row SessionRow),
     /// Of [`Request::SessionWatch`].
     Event(&'row Record),
+    /// Of [`Request::Trace`].
+    Trace(&'row TraceLine),
     /// Of [`Request::PoolList`].
     Pool(&'row PoolRow),
     /// Of [`Request::RuleList`].

@@ -2,6 +2,7 @@
 
 #![deny(unsafe_code)]
 
+mod capture;
 mod check;
 mod doctor;
 mod generate;
@@ -15,6 +16,7 @@ mod service;
 mod session;
 mod status;
 mod table;
+mod trace;
 
 use std::io;
 use std::path::PathBuf;
@@ -76,6 +78,17 @@ enum Verb {
     /// Virtual servers and their health
     #[command(subcommand)]
     Service(service::Service),
+    /// Show what happens to each packet, and why
+    ///
+    /// One line a packet: where it came in and left, its endpoints before and after translation, what it found (its
+    /// flow, a rule, a socket of the gateway), and what became of it; for a drop, why, and what to do. Costs nothing
+    /// while nobody traces.
+    Trace(trace::Trace),
+    /// Write frames as they came and as they left into a file for Wireshark
+    ///
+    /// tcpdump does not see what XDP forwards; this does. The file has an interface for each direction of each
+    /// interface, and a comment on each frame: `natgw capture -w - | wireshark -k -i -`.
+    Capture(capture::Capture),
     /// Print counters in Prometheus' text format
     ///
     /// The same that is served at /metrics of the address in `[metrics] listen`, if one is given.
@@ -124,6 +137,8 @@ pub fn main() -> ExitCode {
         Verb::Pool(pool) => pool.carry_out(&daemon),
         Verb::Rule(rule) => rule.carry_out(&daemon),
         Verb::Service(service) => service.carry_out(&daemon),
+        Verb::Trace(trace) => trace.carry_out(&daemon),
+        Verb::Capture(capture) => capture.carry_out(&daemon),
         Verb::Metrics => metrics::carry_out(&daemon),
         Verb::Doctor(doctor) => doctor.carry_out(&daemon),
         Verb::Completions(completions) => completions.carry_out(),

@@ -7,19 +7,21 @@ use std::os::fd::{AsFd as _, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
 use super::report;
 use super::services::{self, Change};
+use super::tracing_clients::Wanted;
 use super::worker::Worker;
 use crate::api::{
     ApiError, Counted, Deleted, Handler, Metrics, Reply, Request, Row, SessionFilter, SessionRow,
 };
 use crate::config::{EventClass, EventClasses, ServerConfig};
 use crate::eventlog::{Queue, Record};
+use crate::trace::FilterError;
 
 /// Session slots looked at in one piece.
 const PIECE: u32 = 4096;
@@ -50,6 +52,8 @@ pub struct Mailbox {
 /// The other end, for the control socket's threads and for signals.
 #[derive(Clone)]
 pub struct Post {
+    /// Held while the tracing programs come or go.
+    tracing: Arc<Mutex<()>>,
     tasks: Arc<Mutex<Sender<Task>>>,
     bell: Arc<UnixStream>,
 }
@@ -71,7 +75,10 @@ impl Mailbox {
             signal_hook::low_level::pipe::register(signal, ringer.try_clone()?)?;
         }
         let mailbox = Self { tasks: receiver, bell, stop, reload };
-        Ok((mailbox, Post { tasks: Arc::new(Mutex::new(tasks)), bell: Arc::new(ringer) }))
+        Ok((
+            mailbox,
+            Post { tracing: Arc::default(), tasks: Arc::new(Mutex::new(tasks)), bell: Arc::new(ringer) },
+        ))
     }
 
     /// Readable when something is to be done.
@@ -109,6 +116,11 @@ impl Post {
         // A full pipe has rung already.
         let _ = (&*self.bell).write(&[1]);
         receiver.recv().map_err(|_| ended())
+    }
+
+    /// Waits until no other client has the tracing programs loaded or put away.
+    pub(super) fn tracing_turn(&self) -> MutexGuard<'_, ()> {
+        self.tracing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Goes through the sessions that a filter means, piece by piece.
@@ -222,6 +234,13 @@ impl Handler for Post {
             Request::SessionFlush => self.delete(&SessionFilter::default()),
             Request::Reload => Ok(value(&self.ask(super::reload)??)),
             Request::SessionWatch => self.watch(reply),
+            Request::Trace { filter, snap, rate } => {
+                let filter = filter
+                    .parse()
+                    .map_err(|error: FilterError| ApiError::new(error.to_string(), FilterError::HINT))?;
+                self.trace(&Wanted { filter, snap, rate }, reply)?;
+                Ok(Value::Null)
+            }
             Request::PoolList => {
                 for row in self.ask(|worker| report::pools(worker))? {
                     reply.row(Row::Pool(&row)).map_err(gone)?;

@@ -37,7 +37,7 @@ pub struct AttachError {
 
 /// What the kernel or aya said.
 #[derive(Debug, thiserror::Error)]
-enum Cause {
+pub(super) enum Cause {
     #[error(transparent)]
     Program(#[from] ProgramError),
     #[error(transparent)]

@@ -9,6 +9,7 @@ mod index;
 mod mapped;
 mod object;
 mod sets;
+mod traced;
 
 pub use self::attach::{AttachError, Attached};
 pub use self::flows::{FlowTable, Found, capacity};
@@ -16,3 +17,4 @@ pub use self::forwards::publish_forwards;
 pub use self::mapped::Mapped;
 pub use self::object::{Datapath, LoadError, ticks};
 pub use self::sets::publish_rules;
+pub use self::traced::{Beside, Traced};

@@ -22,10 +22,10 @@ use super::mapped::Mapped;
 pub(super) const MMAPABLE: u32 = 1 << 10;
 
 /// The object that the build script made from nat-ebpf.
-static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/natgw-ebpf"));
+pub(super) static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/natgw-ebpf"));
 
 /// Maps that outlive the daemon: all but those that only it uses.
-const PINNED: [&str; 16] = [
+pub(super) const PINNED: [&str; 16] = [
     "INDEX",
     "LEVEL",
     "LINES",
@@ -72,6 +72,14 @@ pub enum LoadError {
         /// Why.
         source: io::Error,
     },
+    /// A map that cannot be pinned.
+    #[error("pin map {name}: {source}")]
+    Pin {
+        /// Its name.
+        name: &'static str,
+        /// Why.
+        source: aya::pin::PinError,
+    },
     /// The place for pins.
     #[error("prepare {path} for pins: {source}")]
     Pins {
@@ -86,6 +94,9 @@ pub enum LoadError {
 pub struct Datapath {
     pub(super) ebpf: Ebpf,
     pub(super) pins: PathBuf,
+    pub(super) secret: Secret,
+    /// A second handle of the map of VLANs.
+    pub(super) vlans_handle: MapData,
     /// Whether the maps were another daemon's.
     pub taken_over: bool,
     /// The flow table.
@@ -143,7 +154,10 @@ fn take(ebpf: &mut Ebpf, name: &'static str) -> Result<Map, LoadError> {
 }
 
 /// Takes a typed map out of the object.
-fn typed<T: TryFrom<Map, Error = MapError>>(ebpf: &mut Ebpf, name: &'static str) -> Result<T, LoadError> {
+pub(super) fn typed<T: TryFrom<Map, Error = MapError>>(
+    ebpf: &mut Ebpf,
+    name: &'static str,
+) -> Result<T, LoadError> {
     take(ebpf, name)?.try_into().map_err(|source| LoadError::Map { name, source })
 }
 
@@ -165,6 +179,16 @@ fn segments(ebpf: &mut Ebpf, name: &'static str) -> Result<(Segments, Segments),
     Ok((typed(map)?, typed(handle)?))
 }
 
+/// The map of VLANs, and a second handle of it.
+fn vlans(ebpf: &mut Ebpf) -> Result<(HashMap<MapData, VlanKey, u32>, MapData), LoadError> {
+    const NAME: &str = "VLANS";
+    let Map::HashMap(map) = take(ebpf, NAME)? else { return Err(LoadError::MissingMap(NAME)) };
+    let handle = map.fd().as_fd().try_clone_to_owned();
+    let handle = handle.map_err(|source| LoadError::Memory { name: NAME, source })?;
+    let of_vlans = |source| LoadError::Map { name: NAME, source };
+    Ok((Map::HashMap(map).try_into().map_err(of_vlans)?, MapData::from_fd(handle).map_err(of_vlans)?))
+}
+
 impl Datapath {
     /// Loads everything for at most `sessions` sessions, with pins below `bpffs`. Maps pinned
     /// there by a daemon of the same layout (which their path tells) are taken over; others are put away first.
@@ -177,6 +201,8 @@ impl Datapath {
         let secret = if taken_over { secret_of(&pins)? } else { new_secret()? };
         let mut loader = EbpfLoader::new();
         loader.override_global("SECRET", &secret.0, true);
+        // Of the tracing programs, which have their own: as small as may be.
+        loader.map_max_entries("TRACED", page_size());
         for name in PINNED {
             loader.map_pin_path(name, pins.join(name));
         }
@@ -197,11 +223,14 @@ impl Datapath {
         let mut settings: Array<MapData, Settings> = typed(&mut ebpf, "SETTINGS")?;
         remember(&mut settings, secret)?;
         let clock = data(take(&mut ebpf, "CLOCK")?, "CLOCK")?;
+        let (vlans, vlans_handle) = vlans(&mut ebpf)?;
         Ok(Self {
             flows: FlowTable::new(maps, for_grace, level, sessions, secret)?,
             hops: typed(&mut ebpf, "HOPS")?,
             interfaces: typed(&mut ebpf, "INTERFACE")?,
-            vlans: typed(&mut ebpf, "VLANS")?,
+            vlans,
+            vlans_handle,
+            secret,
             devices: typed(&mut ebpf, "DEVICES")?,
             sockets: typed(&mut ebpf, "SOCKETS")?,
             locals: typed(&mut ebpf, "LOCALS")?,
@@ -294,6 +323,11 @@ where
     &'a mut T: TryFrom<&'a mut aya::programs::Program, Error = ProgramError>,
 {
     Ok(ebpf.program_mut(name).ok_or(LoadError::MissingMap(name))?.try_into()?)
+}
+
+/// Bytes of a page, the smallest ring.
+fn page_size() -> u32 {
+    u32::try_from(rustix::param::page_size()).unwrap_or(1 << 16)
 }
 
 /// A secret that nobody can guess.

@@ -238,9 +238,10 @@ impl Gateway {
         neighbour: (u32, std::net::Ipv4Addr),
     ) {
         for Held { ingress, mut frame } in self.holds.release(neighbour) {
+            let came = frame.clone();
             let outcome = self.handle(world, now, ingress, &mut frame);
             if outcome != Outcome::Held {
-                self.released.push(Released { ingress, frame, outcome });
+                self.released.push(Released { ingress, came, frame, outcome });
             }
         }
     }

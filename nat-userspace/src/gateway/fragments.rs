@@ -109,11 +109,12 @@ impl Gateway {
         for (ingress, mut frame) in self.datagrams.decide(key, now, verdict, digest) {
             let Some(view) = SliceFrame::new(&mut frame) else { continue };
             let nat_common::parse::Frames::Ipv4(parsed) = nat_common::parse(&view, key.4) else { continue };
+            let came = frame.clone();
             let outcome = self.follow(&mut frame, &parsed, verdict);
             if let Outcome::Drop(reason) = outcome {
                 self.counts.add(reason);
             }
-            self.released.push(Released { ingress, frame, outcome });
+            self.released.push(Released { ingress, came, frame, outcome });
         }
         outcome
     }

@@ -256,7 +256,7 @@ impl Gateway {
     }
 
     /// Whether an address is an interface's.
-    fn is_address_of(&self, name: &str, wanted: Ipv4Addr) -> bool {
+    pub(super) fn is_address_of(&self, name: &str, wanted: Ipv4Addr) -> bool {
         self.interfaces.values().any(|own| own.name == name && own.addresses.contains(&wanted))
     }
 

@@ -14,6 +14,7 @@ mod datagrams;
 mod errors;
 mod events;
 mod expire;
+mod explain;
 mod externals;
 mod fragments;
 mod hold;
@@ -59,11 +60,13 @@ use nat_common::{FlowKey, Parsed, Realm, Reason, parse};
 
 pub use self::changes::Reloaded;
 pub use self::events::{AddressPair, Binding, Block, Endpoints, Event, Events, Happening, Quota, Threshold};
+pub use self::explain::Explained;
 pub use self::notices::{Condition, Notice};
 pub use self::random::Random;
 pub use self::rules::{Rules, address, network};
 pub use self::services::{ServerView, ServiceView};
 pub use self::sessions::{Origin, Session};
+pub(crate) use self::view::endpoint;
 pub use self::view::{PoolUse, SessionView};
 pub use self::world::World;
 use crate::config::{Config, Side, Timeouts};
@@ -213,6 +216,8 @@ struct Shortage {
 pub struct Released {
     /// Where it had come in.
     pub ingress: u32,
+    /// The frame as it came.
+    pub came: Vec<u8>,
     /// The frame, rewritten if it is to be sent.
     pub frame: Vec<u8>,
     /// What becomes of it.

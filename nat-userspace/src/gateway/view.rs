@@ -198,7 +198,7 @@ impl Gateway {
 }
 
 /// An endpoint of what is in network byte order.
-pub(super) fn endpoint(host: u32, port: u16) -> SocketAddrV4 {
+pub(crate) fn endpoint(host: u32, port: u16) -> SocketAddrV4 {
     SocketAddrV4::new(address(host), u16::from_be(port))
 }
 

@@ -30,7 +30,11 @@ impl Worker {
                 let mut packets = std::mem::take(&mut self.packets);
                 for mut packet in packets.drain(..) {
                     let interface = self.interface_of(ifindex, &packet);
+                    let noted = self.note(interface, &packet);
                     let outcome = self.gateway.handle(&mut self.kernel, now, interface, &mut packet);
+                    if let Some(noted) = noted {
+                        self.tell(noted, interface, outcome, &packet);
+                    }
                     self.judged.push((packet, ifindex, outcome));
                 }
                 self.packets = packets;
@@ -69,6 +73,7 @@ impl Worker {
         }
         self.judged = judged;
         for released in std::mem::take(&mut self.gateway.released) {
+            self.tell_of_released(&released);
             match released.outcome {
                 Outcome::Send { ifindex, session }
                     if session.is_none_or(|session| !failed.contains(&session)) =>
@@ -83,6 +88,9 @@ impl Worker {
             }
         }
         let emissions = std::mem::take(&mut self.gateway.emissions);
+        for emission in &emissions {
+            self.tell_of_emission(emission);
+        }
         self.transmit(emissions);
         self.hub.deliver(&mut self.gateway.events);
         for port in &mut self.ports {
@@ -119,7 +127,7 @@ impl Worker {
     }
 
     /// The interface that a frame from a device belongs to: the device's own, or that of its VLAN.
-    fn interface_of(&self, device: u32, frame: &[u8]) -> u32 {
+    pub(in crate::daemon) fn interface_of(&self, device: u32, frame: &[u8]) -> u32 {
         let tags = Tags::of_frame(frame).unwrap_or_default().vlan();
         if tags.is_empty() {
             return device;

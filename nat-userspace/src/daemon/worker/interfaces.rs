@@ -17,6 +17,7 @@ impl Worker {
         let already =
             self.served.iter().filter(|served| served.is_on(device)).find_map(|served| served.attached);
         self.served[index].attach(&mut self.kernel, &link, already)?;
+        self.attach_traced();
         // Again: only now is it known whether XDP runs on skbs here.
         self.publish(index, Instant::now(), &link)
     }

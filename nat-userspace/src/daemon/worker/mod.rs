@@ -17,6 +17,7 @@ use super::claims::Claims;
 use super::control::Mailbox;
 use super::interfaces::{Served, publish_addresses};
 use super::kernel::Kernel;
+use super::tracing_clients::Tracers;
 use super::{RunOptions, report};
 use crate::config::Config;
 use crate::eventlog::{Hub, Writer};
@@ -45,6 +46,8 @@ pub struct Worker {
     far_servers: Vec<String>,
     /// Who reads events.
     pub hub: Hub,
+    /// Who is told of packets.
+    pub tracers: Tracers,
     /// Records them, if the configuration says so.
     pub log: Option<Writer>,
     /// Frames of the daemon's own making and counting: beyond the core's counts.
@@ -83,6 +86,7 @@ impl Worker {
             checks,
             far_servers: Vec::new(),
             hub: Hub::default(),
+            tracers: Tracers::default(),
             log: None,
             transmit_failures: 0,
             ports: Vec::new(),
@@ -161,6 +165,7 @@ impl Worker {
             self.wait(mailbox.fd(), wait)?;
             self.drain_events(Instant::now());
             self.read_session_events(Instant::now());
+            self.read_traces();
             self.serve_frames();
         }
     }
@@ -174,6 +179,9 @@ impl Worker {
             PollFd::from_borrowed_fd(self.kernel.datapath.events_fd(), PollFlags::IN),
         ];
         fds.extend(self.ports.iter().map(|port| PollFd::from_borrowed_fd(port.as_fd(), PollFlags::IN)));
+        if let Some(traced) = self.tracers.programs() {
+            fds.push(PollFd::from_borrowed_fd(traced.fd(), PollFlags::IN));
+        }
         let timeout = Timespec::try_from(wait).ok();
         match poll(&mut fds, timeout.as_ref()) {
             Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
