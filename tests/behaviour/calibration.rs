@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, fmt::Write as _, fs};
 
 use crate::{
-    proofs::{Outcome, Tests, Verdict, tests_of, verdict},
+    proofs::{Obstacle, Outcome, Tests, Verdict, tests_of, verdict},
     spec::{Level, Row, Spec},
 };
 
@@ -12,15 +12,16 @@ pub(crate) struct Calibration<'a> {
     pub(crate) spec: &'a Spec,
     pub(crate) rows: &'a [&'a Row],
     pub(crate) tests: &'a Tests,
-    /// What the reference has nothing like, by the test that asked for it.
-    pub(crate) refusals: &'a BTreeMap<String, String>,
+    /// Why tests did not pass.
+    pub(crate) obstacles: &'a BTreeMap<String, Obstacle>,
 }
 
 /// How the reference did in a row.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Result {
     Passes,
-    FallsShort,
+    /// And what the first of its tests says.
+    FallsShort(String),
     /// It has no setting or command like that.
     NothingLike(String),
     /// The row's tests are of natgw's library.
@@ -49,14 +50,21 @@ impl Calibration<'_> {
                 text,
                 "| {level} | {} | {} | {} | {} |",
                 count(|result| *result == Result::Passes),
-                count(|result| *result == Result::FallsShort),
+                count(|result| matches!(result, Result::FallsShort(_))),
                 count(|result| matches!(result, Result::NothingLike(_))),
                 count(|result| *result == Result::NotAsked),
             );
         }
-        text.push_str("\n## Where it falls short\n\n| row | level | in short |\n|---|---|---|\n");
-        for (row, _) in results.iter().filter(|(_, result)| *result == Result::FallsShort) {
-            let _ = writeln!(text, "| {} | {} | {} |", row.id, row.level, in_short(&row.text));
+        text.push_str(
+            "\n## Where it falls short\n\n\
+             With what the first test of the row said; now and then that is something which only natgw lists.\n\n\
+             | row | level | in short | the test |\n|---|---|---|---|\n",
+        );
+        for (row, result) in &results {
+            if let Result::FallsShort(why) = result {
+                let (row_says, test_says) = (in_short(says(&row.text), 160), in_short(why, 100));
+                let _ = writeln!(text, "| {} | {} | {row_says} | {test_says} |", row.id, row.level);
+            }
         }
         text.push_str(
             "\n## What it was not asked, for want of anything like it\n\n| row | level | it cannot |\n|---|---|---|\n",
@@ -77,24 +85,34 @@ impl Calibration<'_> {
             Verdict::Proven => Result::Passes,
             Verdict::NotRun | Verdict::Excepted | Verdict::Missing => Result::NotAsked,
             Verdict::Failed => {
-                let failed = tests_of(self.spec, self.tests, &row.id)
-                    .into_iter()
-                    .filter(|name| self.tests[*name] == Some(Outcome::Failed));
-                let refused: Option<Vec<&String>> = failed.map(|name| self.refusals.get(name)).collect();
-                let first = refused.and_then(|refused| refused.first().copied().cloned());
-                first.map_or(Result::FallsShort, Result::NothingLike)
+                let names = tests_of(self.spec, self.tests, &row.id);
+                let failed = names.into_iter().filter(|name| self.tests[*name] == Some(Outcome::Failed));
+                let mut first = None;
+                for obstacle in failed.map(|name| self.obstacles.get(name)) {
+                    match obstacle {
+                        Some(Obstacle::NothingLike(what)) => {
+                            first.get_or_insert_with(|| Result::NothingLike(what.clone()));
+                        }
+                        Some(Obstacle::Panic(why)) => return Result::FallsShort(why.clone()),
+                        None => return Result::FallsShort(String::new()),
+                    }
+                }
+                first.unwrap_or(Result::NotAsked)
             }
         }
     }
 }
 
-/// The row's first sentences, as far as they fit into a table.
-fn in_short(text: &str) -> String {
-    const LENGTH: usize = 160;
-    // The source and the level stand in front.
+/// What a row says, without the source and the level that stand in front.
+fn says(text: &str) -> &str {
     let text = text.split_once("] ").map_or(text, |(_, rest)| rest);
-    let text = text.split_once(". ").map_or(text, |(_, rest)| rest).replace('|', "\\|");
-    let Some((end, _)) = text.char_indices().nth(LENGTH) else { return text };
+    text.split_once(". ").map_or(text, |(_, rest)| rest)
+}
+
+/// As much of a text as fits into a table.
+fn in_short(text: &str, length: usize) -> String {
+    let text = text.replace('|', "\\|");
+    let Some((end, _)) = text.char_indices().nth(length) else { return text };
     let end = text[..end].rfind(' ').unwrap_or(end);
     // What is left open in the middle, for example emphasis, would run on.
     let short = text[..end].replace(['*', '`'], "");

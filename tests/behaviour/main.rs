@@ -14,7 +14,7 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::{
     calibration::Calibration,
-    proofs::{Tests, Verdict, refusals, tests, tests_of, verdict},
+    proofs::{Obstacle, Tests, Verdict, obstacles, tests, tests_of, verdict},
     spec::{Level, Row, Spec},
 };
 
@@ -44,7 +44,7 @@ fn main() -> Result<ExitCode> {
         "list" => list(&spec, &rows, &tests),
         "select" => select(&spec, &rows, &tests),
         "real-time" => return real_time::judge(&tests, choice.write, root),
-        "judge" => return judge(&spec, &rows, &tests, &refusals(&printed), &choice, root),
+        "judge" => return judge(&spec, &rows, &tests, &obstacles(&printed), &choice, root),
         _ => bail!("{USAGE}"),
     }
     Ok(ExitCode::SUCCESS)
@@ -73,6 +73,8 @@ impl Choice {
                 "--section" => choice.sections.push(value()?),
                 "--against" => choice.against = Some(value()?.to_lowercase()),
                 "--write" => choice.write = true,
+                // The tests know.
+                "--full" => {}
                 other => bail!("{other} is no option\n{USAGE}"),
             }
         }
@@ -127,7 +129,7 @@ fn judge(
     spec: &Spec,
     rows: &[&Row],
     tests: &Tests,
-    refusals: &BTreeMap<String, String>,
+    obstacles: &BTreeMap<String, Obstacle>,
     choice: &Choice,
     root: &Path,
 ) -> Result<ExitCode> {
@@ -155,7 +157,7 @@ fn judge(
     if let Some(reference) = &choice.against {
         if choice.write {
             let path = root.join("docs/calibration.md");
-            let document = Calibration { spec, rows, tests, refusals }.document(reference);
+            let document = Calibration { spec, rows, tests, obstacles }.document(reference);
             fs::write(&path, document).with_context(|| format!("write {}", path.display()))?;
         }
         return Ok(judge_reference(reference, &of(Verdict::Proven), root));

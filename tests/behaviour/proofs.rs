@@ -46,14 +46,26 @@ pub(crate) fn tests(printed: &str) -> Tests {
     printed.lines().filter_map(line).collect()
 }
 
-/// What a reference in natgw's place has nothing like, by the test that asked for it:
-/// `tcp::tcp_01_options reference: cannot …`.
-pub(crate) fn refusals(printed: &str) -> BTreeMap<String, String> {
-    let line = |line: &str| {
-        let (name, what) = line.split_once(" reference: cannot ")?;
-        Some((name.to_owned(), what.to_owned()))
-    };
-    printed.lines().filter_map(line).collect()
+/// What kept a test from passing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Obstacle {
+    /// A reference in natgw's place has nothing like what the test asks for.
+    NothingLike(String),
+    /// What the test says is wrong.
+    Panic(String),
+}
+
+/// By test: `tcp::tcp_01_options reference: cannot …`, or else the first `tcp::tcp_01_options panicked: …`.
+pub(crate) fn obstacles(printed: &str) -> BTreeMap<String, Obstacle> {
+    let mut obstacles = BTreeMap::new();
+    for line in printed.lines() {
+        if let Some((name, what)) = line.split_once(" reference: cannot ") {
+            obstacles.insert(name.to_owned(), Obstacle::NothingLike(what.to_owned()));
+        } else if let Some((name, what)) = line.split_once(" panicked: ") {
+            obstacles.entry(name.to_owned()).or_insert_with(|| Obstacle::Panic(what.to_owned()));
+        }
+    }
+    obstacles
 }
 
 /// The ids that a test's name claims: `map_05_…`, `frg_01_to_04_06_and_09_…`, `ice_13_and_tcp_24_…`.
@@ -146,7 +158,10 @@ mod tests {
         assert_eq!(read["map::map_01_x"], Some(Outcome::Passed));
         assert_eq!(read["map::map_02_y"], Some(Outcome::Failed));
         assert_eq!(read["map::map_03_z"], None);
-        let printed = "test map::map_01_x ... FAILED\nmap::map_01_x reference: cannot do without\n";
-        assert_eq!(refusals(printed)["map::map_01_x"], "do without");
+        let printed =
+            "a::x panicked: one\na::x panicked: two\na::y panicked: one\na::y reference: cannot do\n";
+        let found = obstacles(printed);
+        assert_eq!(found["a::x"], Obstacle::Panic("one".to_owned()));
+        assert_eq!(found["a::y"], Obstacle::NothingLike("do".to_owned()));
     }
 }

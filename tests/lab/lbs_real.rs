@@ -15,7 +15,7 @@ use nat_tests::{Host, Packet, gateway, host::connect_from, packet::tcp::SYN};
 
 use crate::{
     lbs::{SERVERS, V, listed, number, service},
-    stage::{CLIENT_SEQ, SERVER_SEQ, Stage, source},
+    stage::{CLIENT_SEQ, SERVER_SEQ, Stage, scaled, source},
 };
 
 /// The public endpoint, with servers whose checks are quick.
@@ -284,21 +284,18 @@ fn s003_09_doctor_sees_a_server_that_answers_past_the_gateway() {
 
 #[test]
 fn lbs_18_thousands_of_new_connections_a_second() {
-    /// A second's worth at the least rate, ten times; the row's minute in a sixth of it.
-    const CONNECTIONS: u32 = 50_000;
     /// As many as may be on their way: a busy machine slows the test down, and nothing is lost.
     const UNDER_WAY: usize = 1000;
+    // The row's minute at its rate, or a sixth of it.
+    let connections: u32 = scaled(50_000, 300_000);
     let stage = Stage::with(&format!(
         "{}{}[timeouts]\ntcp_opening = \"2s\"\n",
         gateway::STANDARD,
         service("", &SERVERS)
     ));
-    let client = |number: u32| {
-        let host = ["198.51.100.1", "198.51.100.2", "198.51.100.3"][number as usize % 3];
-        format!("{host}:{}", 1024 + number / 3)
-    };
+    let client = |number: u32| format!("198.51.100.{}:{}", 1 + number % 6, 1024 + number / 6);
     let mac = stage.s1.next_hop();
-    let frames: Vec<Vec<u8>> = (0..CONNECTIONS)
+    let frames: Vec<Vec<u8>> = (0..connections)
         .map(|number| {
             let syn = Packet::tcp(client(number).as_str(), V).syn(number);
             syn.between(stage.lab.s1.mac, mac).build()
@@ -332,10 +329,10 @@ fn lbs_18_thousands_of_new_connections_a_second() {
             seen = usize::try_from(opened).unwrap() - 3;
         }
     }
-    let rate = f64::from(CONNECTIONS) / begun.elapsed().as_secs_f64();
+    let rate = f64::from(connections) / begun.elapsed().as_secs_f64();
     println!("{rate:.0} new connections a second");
     assert!(rate > 5000.0, "{rate:.0} new connections a second");
-    let all = usize::try_from(CONNECTIONS).unwrap();
+    let all = usize::try_from(connections).unwrap();
     stage.gateway.wait_until("all arrived", Duration::from_secs(10), |_| arrived() == all + 3);
     // Each once, at one server, as it was sent.
     let mut clients = std::collections::BTreeSet::new();

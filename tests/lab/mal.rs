@@ -14,7 +14,7 @@ use nat_tests::{
 };
 use natgw::config::Config;
 
-use crate::stage::{Stage, source};
+use crate::stage::{Stage, scaled, source};
 
 const CLIENT: &str = "192.168.1.10:40000";
 const SERVER: &str = "198.51.100.1:5000";
@@ -303,10 +303,11 @@ fn valid_frames(source: &str, destination: &str, quoted: (&str, &str), from: Mac
     packets.map(|packet| packet.between(from, to).build()).to_vec()
 }
 
-/// Scaled: 100 000 frames, not ten million.
+/// In the normal run a hundredth of the row's frames.
 #[test]
 fn mal_08_mutated_frames() {
-    const FRAMES: usize = 100_000;
+    let frames = scaled(100_000, 10_000_000);
+    let rounds = frames / 10_000;
     let limits = "filtering = \"endpoint-independent\"\n[limits]\nsessions = 4096\n[timeouts]\nfragment = \"1s\"\nquarantine = \"0s\"\n";
     let stage = Stage::with(&format!("{}{limits}", gateway::STANDARD));
     stage.expect_bad_packets();
@@ -321,8 +322,8 @@ fn mal_08_mutated_frames() {
     let process = stage.gateway.id();
     let mut chance = Chance::new();
     let mut settled = 0;
-    for round in 0..10 {
-        for frame in 0..FRAMES / 10 {
+    for round in 0..rounds {
+        for frame in 0..frames / rounds {
             // Both Ethernet addresses stay, or nothing would get to the gateway.
             for (tap, frames) in [(a, &inside), (wan, &outside)] {
                 let mut mutated = chance.mutate(chance.clone().of(frames), 12);

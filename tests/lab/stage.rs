@@ -2,6 +2,7 @@
 
 use std::{
     cell::Cell,
+    env,
     io::{Read as _, Write as _},
     net::{Ipv4Addr, Shutdown, TcpListener},
     thread,
@@ -275,6 +276,12 @@ pub(crate) fn port(packet: &Decoded) -> u16 {
 /// P1 with a port.
 pub(crate) fn public(port: u16) -> String {
     format!("{P1}:{port}")
+}
+
+/// How many of something a case does: fewer than its row says in the normal run, and as many as the row says where
+/// `NATGW_FULL` is set (`cargo xtask test behaviour --full --id TCP-27`).
+pub(crate) fn scaled<T>(fewer: T, full: T) -> T {
+    if env::var_os("NATGW_FULL").is_some() { full } else { fewer }
 }
 
 /// Sleeps for so many seconds: timers are what some cases are about.

@@ -1,8 +1,8 @@
 //! TCP between real kernels: bulk data with every offload, many short connections, and what errors make of `connect`.
 
 use std::{
-    io::{Read as _, Write as _},
-    net::{SocketAddr, TcpListener, TcpStream},
+    io::{self, Read as _, Write as _},
+    net::{SocketAddr, SocketAddrV4, TcpListener, TcpStream},
     thread,
     time::{Duration, Instant},
 };
@@ -10,7 +10,7 @@ use std::{
 use nat_tests::Packet;
 use rustix::net::sockopt;
 
-use crate::stage::Stage;
+use crate::stage::{Stage, scaled};
 
 /// The errno that a client's `connect` ends with, as its own kernel sees the error.
 #[test]
@@ -84,7 +84,10 @@ fn checksum_errors(table: &str) -> u64 {
     numbers.split(' ').nth(position).unwrap().parse().unwrap()
 }
 
-const BULK: usize = 16 << 20;
+/// What goes each way.
+fn bulk() -> usize {
+    scaled(16 << 20, 1 << 30)
+}
 
 /// A run of bytes whose order shows: a prime length meets no boundary twice.
 fn pattern(seed: u8) -> Vec<u8> {
@@ -93,7 +96,7 @@ fn pattern(seed: u8) -> Vec<u8> {
 
 fn send_pattern(mut stream: &TcpStream, seed: u8) {
     let pattern = pattern(seed);
-    for _ in 0..BULK / pattern.len() {
+    for _ in 0..bulk() / pattern.len() {
         stream.write_all(&pattern).unwrap();
     }
     stream.shutdown(std::net::Shutdown::Write).unwrap();
@@ -102,7 +105,7 @@ fn send_pattern(mut stream: &TcpStream, seed: u8) {
 fn check_pattern(mut stream: &TcpStream, seed: u8, setting: &str) {
     let pattern = pattern(seed);
     let mut buffer = vec![0; pattern.len()];
-    for round in 0..BULK / pattern.len() {
+    for round in 0..bulk() / pattern.len() {
         stream.read_exact(&mut buffer).unwrap_or_else(|error| panic!("{setting}: round {round}: {error}"));
         assert!(buffer == pattern, "{setting}: other bytes in round {round}");
     }
@@ -112,46 +115,75 @@ fn check_pattern(mut stream: &TcpStream, seed: u8, setting: &str) {
 /// The case asks for 200 000 connections from 28 000 ports; this is the same turn-over in a hundredth of the ports.
 #[test]
 fn tcp_30_ports_used_again_and_again_connect_every_time() {
-    const CONNECTIONS: u32 = 2_800;
+    let connections = scaled(2_800, 200_000);
+    let ports: u16 = scaled(280, 28_000);
     let stage = Stage::standard();
     let Stage { lab, .. } = &stage;
     for host in [&lab.a, &lab.s1] {
         host.nft("delete table ip mute");
     }
-    lab.a.sysctl("ipv4.ip_local_port_range", "32768 33047");
+    lab.a.sysctl("ipv4.ip_local_port_range", &format!("32768 {}", 32_767 + ports));
     lab.a.sysctl("ipv4.tcp_tw_reuse", "1");
     let listener = lab.s1.within(|| TcpListener::bind("198.51.100.1:80")).unwrap();
     // Should a client fail, nobody waits for its connection for ever.
     sockopt::set_socket_timeout(&listener, sockopt::Timeout::Recv, Some(Duration::from_secs(10))).unwrap();
-    thread::scope(|scope| {
-        scope.spawn(|| {
-            for _ in 0..CONNECTIONS {
-                let (mut stream, _) = listener.accept().unwrap();
-                stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
-                let mut number = [0; 4];
-                stream.read_exact(&mut number).unwrap();
-                stream.write_all(&number).unwrap();
-            }
+    let mut number = 0;
+    while number < connections {
+        let some = number..connections.min(number + 10_000);
+        number = some.end;
+        let (served, failed) = thread::scope(|scope| {
+            let server = scope.spawn(|| some.clone().try_for_each(|_| serve(&listener)));
+            let failed = lab.a.within(|| {
+                let address = (lab.s1.address, 80).into();
+                some.clone().find_map(|number| {
+                    let stream = connect(&address);
+                    let port = stream.local_addr().unwrap().port();
+                    exchange(stream, number).err().map(|error| (number, port, error))
+                })
+            });
+            (server.join().expect("the server"), failed)
         });
-        lab.a.within(|| {
-            let address = (lab.s1.address, 80).into();
-            for number in 0..CONNECTIONS {
-                let mut stream = connect(&address);
-                stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
-                stream.write_all(&number.to_be_bytes()).unwrap();
-                let mut echo = [0; 4];
-                stream.read_exact(&mut echo).unwrap_or_else(|error| panic!("connection {number}: {error}"));
-                assert_eq!(u32::from_be_bytes(echo), number);
-                // The client closes every other one first, so both ends have ports that rest.
-                if number % 2 == 0 {
-                    drop(stream);
-                } else {
-                    assert_eq!(stream.read(&mut echo).unwrap(), 0);
+        if let Some((number, port, error)) = failed {
+            for tap in [&stage.a, &stage.wan, &stage.s1] {
+                println!("of the port, at {}:", tap.name());
+                for seen in tap.captured() {
+                    let of = |end: Option<SocketAddrV4>| end.is_some_and(|end| end.port() == port);
+                    if of(seen.decoded.source()) || of(seen.decoded.destination()) {
+                        println!("  {:?} {}", seen.at, seen.decoded);
+                    }
                 }
             }
-        });
-    });
-    assert!(stage.session_count() <= 280, "a port has one session: {}", stage.session_count());
+            panic!("connection {number}, from port {port}: {error}; the server: {served:?}");
+        }
+        served.expect("the server");
+        for tap in [&stage.a, &stage.wan, &stage.s1] {
+            tap.clear();
+        }
+    }
+    assert!(stage.session_count() <= usize::from(ports), "a port has one session: {}", stage.session_count());
+}
+
+/// Takes a connection, and says what it is told.
+fn serve(listener: &TcpListener) -> io::Result<()> {
+    let (mut stream, _) = listener.accept()?;
+    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+    let mut number = [0; 4];
+    stream.read_exact(&mut number)?;
+    stream.write_all(&number)
+}
+
+/// Says a number, hears it, and ends the connection.
+fn exchange(mut stream: TcpStream, number: u32) -> io::Result<()> {
+    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+    stream.write_all(&number.to_be_bytes())?;
+    let mut echo = [0; 4];
+    stream.read_exact(&mut echo)?;
+    assert_eq!(u32::from_be_bytes(echo), number, "another connection's answer");
+    // The client closes every other one first, so both ends have ports that rest.
+    if !number.is_multiple_of(2) {
+        assert_eq!(stream.read(&mut echo)?, 0, "nothing more");
+    }
+    Ok(())
 }
 
 /// A connection, as soon as the client's own kernel has a port for it.

@@ -3,6 +3,7 @@
 //! The ledger (tests/behaviour) knows rows and names; this runs the tests.
 
 use std::{
+    env,
     io::Write as _,
     path::PathBuf,
     process::{Child, Command, Stdio},
@@ -36,6 +37,10 @@ pub(crate) fn behaviour(options: &[&str]) -> Result {
     };
     if reference.is_none() {
         build_natgw()?;
+    }
+    if at("--full").is_some() {
+        // For the test programs, which are started below.
+        env::set_var("NATGW_FULL", "1");
     }
     if at("--real-time").is_some() {
         let number = |text: &&str| text.parse().map_err(|_| format!("--minutes {text}: a number is wanted"));

@@ -23,8 +23,9 @@ cargo xtask VERB
   build [--release]               build natgw
   lint                            rustfmt, clippy, rustdoc; cargo-deny if it is installed
   test [TIER] [-- FILTER]         lint and all tests, or one tier: unit | program | lab
-  test behaviour [--list] [--id ID] [--section PREFIX] [--against nft|router|nothing] [--write]
-                                  the rows of docs/behaviour.md: what proves them, and whether it does
+  test behaviour [--list] [--id ID] [--section PREFIX] [--full] [--against nft|router|nothing] [--write]
+                                  the rows of docs/behaviour.md: what proves them, and whether it does; --full with as many
+                                  packets as they say where the normal run has fewer
   test behaviour --real-time [--minutes N] [--write]
                                   the default timers by the clock: up to 137 minutes, or those tests that fit into N
   demo [--keep]                   natgw between namespaces, with real traffic; --keep leaves them up

@@ -130,8 +130,8 @@ pub(crate) fn lab_threads() -> String {
     (2 * processors).clamp(2, 8).to_string()
 }
 
-/// Runs cargo, passes on what it prints, keeps the lines that say how tests ended, and what a reference cannot do, and
-/// adds up its results.
+/// Runs cargo, passes on what it prints, keeps the lines that say how tests ended, why, and what a reference cannot do,
+/// and adds up its results.
 ///
 /// `reference` stands in natgw's place, if it is given.
 pub(crate) fn count_tests(words: &[&str], reference: Option<&Path>, printed: &mut String) -> Result<Tally> {
@@ -142,6 +142,7 @@ pub(crate) fn count_tests(words: &[&str], reference: Option<&Path>, printed: &mu
     let mut tally = Tally::default();
     // Of which test the output below is.
     let mut shown = String::new();
+    let mut panicked = false;
     // Bytes, not lines of text: a test may print anything.
     for line in BufReader::new(output).split(b'\n') {
         let mut line = line.map_err(|error| format!("read from cargo test: {error}"))?;
@@ -158,7 +159,10 @@ pub(crate) fn count_tests(words: &[&str], reference: Option<&Path>, printed: &mu
             name.clone_into(&mut shown);
         } else if text.starts_with("reference: cannot ") {
             printed.push_str(&[&shown, " ", &*text, "\n"].concat());
+        } else if panicked {
+            printed.push_str(&[&shown, " panicked: ", &*text, "\n"].concat());
         }
+        panicked = text.starts_with("thread '") && text.contains("' panicked at ");
         line.push(b'\n');
         // Nobody left to read it is no reason to stop testing.
         let _ = std::io::stdout().write_all(&line);
