@@ -29,8 +29,8 @@ impl NextHop {
     /// The interface takes no redirected frames (a veth whose peer has no NAPI, a driver without
     /// `ndo_xdp_xmit`): translate on the tc hook and send by the stack's transmit path.
     pub const STACK: u16 = 2;
-    /// SYNs that leave by the interface have their MSS clamped: they go to the daemon. The same
-    /// bit as [`crate::abi::Interface::CLAMP`], so that both are asked at once.
+    /// SYNs are the daemon's: their MSS is clamped, or they may begin a connection that it gives to another of a virtual
+    /// server's. The same bit as [`crate::abi::Interface::CLAMP`], so that both are asked at once.
     #[expect(clippy::cast_possible_truncation, reason = "one of the lower bits")]
     pub const CLAMP: u16 = crate::abi::Interface::CLAMP as u16;
 }

@@ -55,10 +55,10 @@ mod tests {
 
     #[test]
     fn what_is_left_out_keeps_its_result() {
-        let tests = crate::proofs::tests("test real_time::tcp_07_takes_137_minutes ... ok\n");
+        let tests = crate::proofs::tests("test real_time::tcp_07_waits_for_137_minutes ... ok\n");
         let first = document(&tests, "");
-        assert!(first.ends_with("| TCP-07 | `tcp_07_takes_137_minutes` | holds |\n"), "{first}");
-        let left_out = crate::proofs::tests("real_time::tcp_07_takes_137_minutes: test\n");
+        assert!(first.ends_with("| TCP-07 | `tcp_07_waits_for_137_minutes` | holds |\n"), "{first}");
+        let left_out = crate::proofs::tests("real_time::tcp_07_waits_for_137_minutes: test\n");
         assert_eq!(document(&left_out, &first), first);
         assert!(document(&left_out, "").ends_with("| not run |\n"));
     }

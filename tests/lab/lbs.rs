@@ -1,12 +1,16 @@
 //! Virtual servers: one public endpoint, several servers of the LAN behind it.
 
-use std::{collections::BTreeMap, net::SocketAddrV4, time::Duration};
+use std::{
+    collections::BTreeMap,
+    net::SocketAddrV4,
+    time::{Duration, Instant},
+};
 
 use nat_tests::{
     Decoded, Lab, Packet, Tap, gateway,
     host::connect_from,
     packet::tcp::{ACK, FIN, RST, SYN},
-    wire::Direction,
+    wire::{Direction, PATIENCE},
 };
 use serde_json::Value;
 
@@ -46,21 +50,26 @@ fn is_to(packet: &Decoded, endpoint: &str) -> bool {
 /// Opens a connection to the service by hand, and says which server has it.
 fn connect(stage: &Stage, client: &str) -> String {
     let sent = stage.send(&Packet::tcp(client, V).syn(CLIENT_SEQ));
-    let server = SERVERS
-        .into_iter()
-        .find(|server| {
-            let from = sent.source();
-            let tap = tap_of(stage, server);
-            tap.recv_matching(Duration::from_millis(700), |seen| {
-                seen.source() == from && seen.tcp().is_some_and(|tcp| tcp.flags == SYN)
-            })
-            .is_some()
-        })
-        .unwrap_or_else(|| panic!("{sent} reaches no server"));
+    let is_it =
+        |seen: &Decoded| seen.source() == sent.source() && seen.tcp().is_some_and(|tcp| tcp.flags == SYN);
+    let server = arrival(stage, is_it).unwrap_or_else(|| panic!("{sent} reaches no server"));
     let answer = Packet::tcp(server, client).syn(SERVER_SEQ).ack(CLIENT_SEQ + 1);
     assert_eq!(source(&stage.crosses(&answer)), V);
     stage.reaches(&Packet::tcp(client, V).seq(CLIENT_SEQ + 1).ack(SERVER_SEQ + 1), tap_of(stage, server));
     server.to_owned()
+}
+
+/// The server at which such a packet arrives, whichever it is.
+fn arrival(stage: &Stage, is_it: impl Fn(&Decoded) -> bool) -> Option<&'static str> {
+    let deadline = Instant::now() + PATIENCE;
+    while Instant::now() < deadline {
+        let at =
+            |server: &&str| tap_of(stage, server).recv_matching(Duration::from_millis(5), &is_it).is_some();
+        if let Some(server) = SERVERS.into_iter().find(at) {
+            return Some(server);
+        }
+    }
+    None
 }
 
 fn tap_of<'a>(stage: &'a Stage, server: &str) -> &'a Tap {
@@ -450,9 +459,9 @@ fn servers_of(stage: &Stage, clients: &[String]) -> Vec<String> {
         for client in some {
             stage.s1.send(&Packet::tcp(client.as_str(), V).syn(1));
         }
-        let deadline = std::time::Instant::now() + Duration::from_secs(10);
+        let deadline = Instant::now() + Duration::from_secs(10);
         while !some.iter().all(|client| at.contains_key(client)) {
-            assert!(std::time::Instant::now() < deadline, "{} of {} arrived", at.len(), clients.len());
+            assert!(Instant::now() < deadline, "{} of {} arrived", at.len(), clients.len());
             for tap in taps {
                 tap.drain();
                 for seen in tap.incoming(|seen| seen.tcp().is_some_and(|tcp| tcp.flags == SYN)) {
@@ -550,4 +559,49 @@ fn lbs_19_what_a_server_opens_is_ordinary() {
         .collect();
     assert_eq!(rules.iter().filter(|rule| *rule == "web").count(), 1, "{rules:?}");
     assert_eq!(source(&stage.crosses(&stage.data(&server, CLIENT))), V);
+}
+
+/// A client that soon takes a port of its own again must not be led to the server that it had: that one may be down.
+#[test]
+fn lbs_17_a_port_used_again_is_a_new_connection() {
+    for redirects in [false, true] {
+        let stage = Stage::with(gateway::STANDARD);
+        if redirects {
+            stage.lab.gro_on();
+        }
+        stage.gateway.configure(&format!("{}{}", gateway::STANDARD, service("", &SERVERS[..2])));
+        stage.gateway.text(&["reload"]);
+        for reset in [false, true] {
+            let first = connect(&stage, CLIENT);
+            let close = |flags: u8| {
+                stage.reaches(&stage.data(CLIENT, V).flags(flags), tap_of(&stage, &first));
+                if flags & FIN != 0 {
+                    stage.crosses(&stage.data(&first, CLIENT).flags(flags));
+                }
+            };
+            close(if reset { RST } else { FIN | ACK });
+            stage.gateway.text(&["service", "drain", "web", &first]);
+            // Also while the daemon is told, the kernel alone would send the SYN to where the others went.
+            let second = connect(&stage, CLIENT);
+            assert_ne!(first, second, "after a reset {reset}, with redirects {redirects}");
+            assert_eq!(stage.session_count(), 1);
+            // One that is open stays where it is.
+            stage.gateway.text(&["service", "drain", "web", &second]);
+            stage.gateway.text(&["service", "weight", "web", &first, "1"]);
+            stage.reaches(&stage.data(CLIENT, V), tap_of(&stage, &second));
+            stage.gateway.text(&["service", "weight", "web", &second, "1"]);
+            stage.gateway.text(&["session", "flush"]);
+        }
+        // A SYN that no answer was seen to, sent again once its server takes nothing new.
+        let syn = Packet::tcp(CLIENT, V).syn(CLIENT_SEQ);
+        let arrives = || {
+            stage.send(&syn);
+            arrival(&stage, |seen| seen.tcp().is_some_and(|tcp| tcp.flags == SYN))
+                .expect("the SYN at a server")
+        };
+        let first = arrives();
+        assert_eq!(arrives(), first, "a SYN that is sent again");
+        stage.gateway.text(&["service", "drain", "web", first]);
+        assert_ne!(arrives(), first);
+    }
 }

@@ -51,7 +51,7 @@ fn listed(stage: &Stage) -> Vec<String> {
 
 #[test]
 #[ignore = "in real time"]
-fn tmu_01_and_02_take_6_minutes() {
+fn tmu_01_and_02_waits_for_6_minutes() {
     let stage = Stage::standard();
     let clock = Clock::start();
     let mapped = source(&stage.crosses(&stage.udp(CLIENT, DNS)));
@@ -67,7 +67,7 @@ fn tmu_01_and_02_take_6_minutes() {
 
 #[test]
 #[ignore = "in real time"]
-fn tmu_03_takes_21_minutes() {
+fn tmu_03_waits_for_21_minutes() {
     let stage = Stage::timeouts("udp = \"120s\"");
     let clock = Clock::start();
     for round in 0..12 {
@@ -82,7 +82,7 @@ fn tmu_03_takes_21_minutes() {
 
 #[test]
 #[ignore = "in real time"]
-fn tmu_06_takes_6_minutes() {
+fn tmu_06_waits_for_6_minutes() {
     let stage = Stage::timeouts("udp_ports = { 53 = \"15s\" }");
     let other = "198.51.100.1:5353";
     let clock = Clock::start();
@@ -98,7 +98,7 @@ fn tmu_06_takes_6_minutes() {
 
 #[test]
 #[ignore = "in real time"]
-fn icq_03_takes_2_minutes() {
+fn icq_03_waits_for_2_minutes() {
     let stage = Stage::standard();
     let clock = Clock::start();
     let [first, second] = ["192.168.1.10", "192.168.1.11"].map(|client| {
@@ -114,7 +114,7 @@ fn icq_03_takes_2_minutes() {
 
 #[test]
 #[ignore = "in real time"]
-fn tcp_08_takes_5_minutes() {
+fn tcp_08_waits_for_5_minutes() {
     let stage = Stage::standard();
     let clock = Clock::start();
     let mapped = source(&stage.crosses(&Packet::tcp(CLIENT, SERVER).syn(1000)));
@@ -130,7 +130,7 @@ fn tcp_08_takes_5_minutes() {
 
 #[test]
 #[ignore = "in real time"]
-fn tcp_10_takes_11_minutes() {
+fn tcp_10_waits_for_11_minutes() {
     let stage = Stage::standard();
     let clock = Clock::start();
     let mapped = stage.connect(CLIENT, SERVER);
@@ -144,7 +144,7 @@ fn tcp_10_takes_11_minutes() {
 /// Closed by both, in each order, and aborted by either: kept for four minutes, and gone after a tenth more.
 #[test]
 #[ignore = "in real time"]
-fn tcp_11_and_12_take_5_minutes() {
+fn tcp_11_and_12_waits_for_5_minutes() {
     let stage = Stage::standard();
     let clock = Clock::start();
     let clients: Vec<String> = (0..5).map(|number| format!("192.168.1.10:{}", 40_001 + number)).collect();
@@ -190,7 +190,7 @@ fn tcp_11_and_12_take_5_minutes() {
 
 #[test]
 #[ignore = "in real time"]
-fn tcp_13_and_14_take_6_minutes() {
+fn tcp_13_and_14_waits_for_6_minutes() {
     let stage = Stage::standard();
     let clock = Clock::start();
     let taken_back = stage.connect(CLIENT, SERVER);
@@ -212,7 +212,7 @@ fn tcp_13_and_14_take_6_minutes() {
 /// RFC 6888 REQ-8: for two minutes after its session is over, a port is nobody else's.
 #[test]
 #[ignore = "in real time"]
-fn prt_06_takes_8_minutes() {
+fn prt_06_waits_for_8_minutes() {
     let stage = Stage::standard();
     let clock = Clock::start();
     assert_eq!(port(&stage.crosses(&stage.udp(CLIENT, DNS))), 40_000);
@@ -228,7 +228,7 @@ fn prt_06_takes_8_minutes() {
 /// The whole of RFC 5382 REQ-5: two hours and four minutes of silence.
 #[test]
 #[ignore = "in real time"]
-fn tcp_07_takes_137_minutes() {
+fn tcp_07_waits_for_137_minutes() {
     let stage = Stage::standard();
     let clock = Clock::start();
     let mapped = stage.connect(CLIENT, SERVER);

@@ -134,6 +134,7 @@ fn s004_04_and_05_a_pool_of_three() {
     let stage = founding(POOL_OF_THREE);
     // An extended entry is there.
     let first = ping(&stage, CLIENT, ID, 1, &[0, 1, 2]);
+    assert!(first.starts_with("10.10.10."), "{first} is of the pool");
     for (ip_id, order) in (2..).zip([[1, 0, 2], [0, 2, 1], [2, 1, 0]]) {
         assert_eq!(ping(&stage, CLIENT, ID, ip_id, &order), first, "{order:?}");
         assert_eq!(ping(&stage, CLIENT, ID + ip_id, 10 + ip_id, &order), first, "{order:?}, another ICMP id");

@@ -3,6 +3,7 @@
 mod gateway;
 mod interrupt;
 mod lab;
+mod services;
 mod traffic;
 
 use std::time::Instant;
@@ -16,6 +17,7 @@ use crate::{
 
 use gateway::Gateway;
 use lab::Lab;
+pub(crate) use services::services;
 use traffic::Server;
 
 /// Sets up, builds, shows. With `keep`, what it made stays for a look around.
@@ -26,9 +28,9 @@ pub(crate) fn demo(keep: bool) -> Result {
     interrupt::clean_up_on_signals();
     let start = Instant::now();
     // Dropped in reverse order, also when a step fails or Ctrl-C ends the programs in it.
-    let lab = step("make namespaces: clients a and b, gateway, server", Lab::new)?;
+    let lab = step("make namespaces: clients a and b, gateway, server", || Lab::new(lab::HOSTS))?;
     println!("{}", lab::DRAWING);
-    let gateway = step("start natgw in the gateway", || Gateway::start(&lab))?;
+    let gateway = step("start natgw in the gateway", || Gateway::start(&lab, gateway::CONFIGURATION))?;
     let server = step("start web, DNS and iperf3 servers", || Server::start(&lab))?;
     let mut failed = Vec::new();
     for (name, experiment) in traffic::EXPERIMENTS {

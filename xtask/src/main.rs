@@ -29,6 +29,7 @@ cargo xtask VERB
   test behaviour --real-time [--minutes N] [--write]
                                   the default timers by the clock: up to 137 minutes, or those tests that fit into N
   demo [--keep]                   natgw between namespaces, with real traffic; --keep leaves them up
+  demo --services                 three web servers behind one address by each method, one of which dies
   bench [ARGUMENTS]               measure; `cargo xtask bench --help` lists what
 
 setup, test, demo and bench change the machine (packages, network namespaces) and want root.
@@ -45,6 +46,7 @@ fn main() -> ExitCode {
         ["test", rest @ ..] => test::test(rest),
         ["demo"] => demo::demo(false),
         ["demo", "--keep"] => demo::demo(true),
+        ["demo", "--services"] => demo::services(),
         ["bench", rest @ ..] => bench::bench(rest),
         [] | ["help" | "--help" | "-h"] => {
             print!("{USAGE}");

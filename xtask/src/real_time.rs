@@ -62,7 +62,7 @@ fn names() -> Result<Vec<String>> {
     Ok(text.lines().filter_map(|line| line.strip_suffix(": test")).map(str::to_owned).collect())
 }
 
-/// What a name ends with: `real_time::tcp_07_takes_137_minutes`.
+/// What a name ends with: `real_time::tcp_07_waits_for_137_minutes`.
 fn minutes_of(name: &str) -> Option<u32> {
     name.strip_suffix("_minutes")?.rsplit('_').next()?.parse().ok()
 }
@@ -73,7 +73,7 @@ mod tests {
 
     #[test]
     fn names_say_how_long_it_takes() {
-        assert_eq!(minutes_of("real_time::tcp_07_takes_137_minutes"), Some(137));
+        assert_eq!(minutes_of("real_time::tcp_07_waits_for_137_minutes"), Some(137));
         assert_eq!(minutes_of("tcp::tcp_07_the_default_is_two_hours_and_four_minutes"), None);
     }
 }

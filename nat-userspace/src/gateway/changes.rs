@@ -199,6 +199,9 @@ impl Gateway {
             return;
         }
         if let Some(session) = self.sessions.get_mut(slot) {
+            if session.server().is_some() && direction == Direction::Original {
+                self.next_hops.schedule(world, hop);
+            }
             session.next_hops[direction as usize] = hop;
             world.replace(slot, &session.entries(), session.origin.encode());
         }

@@ -90,6 +90,9 @@ impl Gateway {
             self.next_hops.slot(world, &egress, route.gateway.unwrap_or(address(target.inside.0))),
             self.way_to_remote(world, ingress, key.destination, key.source),
         ];
+        if matches!(target.origin, Origin::Service(_)) {
+            self.next_hops.schedule(world, next_hops[0]);
+        }
         let session = Session {
             original: *key,
             rewrite,

@@ -54,9 +54,10 @@ use nat_common::classify::{is_group, is_martian_destination, is_martian_source};
 use nat_common::flow::is_partial;
 use nat_common::frame::{Frame as _, SliceFrame};
 use nat_common::parse::{Frames, Kind};
+use nat_common::tcp::{self, State};
 use nat_common::vlan::Tags;
 use nat_common::wire;
-use nat_common::{FlowKey, Parsed, Realm, Reason, parse};
+use nat_common::{Direction, FlowKey, Parsed, Realm, Reason, parse};
 
 pub use self::changes::Reloaded;
 pub use self::events::{AddressPair, Binding, Block, Endpoints, Event, Events, Happening, Quota, Threshold};
@@ -306,7 +307,10 @@ impl Gateway {
         parsed: &Parsed,
     ) -> Outcome {
         if let Some((slot, direction)) = self.sessions.find(&parsed.key) {
-            return self.known(world, now, ingress, frame, parsed, slot, direction);
+            if !self.is_to_be_scheduled(world, slot, direction, parsed) {
+                return self.known(world, now, ingress, frame, parsed, slot, direction);
+            }
+            self.end(world, now, slot);
         }
         if let Some(outcome) = self.refuse_at_sight(world, ingress, &parsed.key) {
             return outcome;
@@ -323,6 +327,29 @@ impl Gateway {
         match opened {
             Ok((slot, direction)) => self.known(world, now, ingress, frame, parsed, slot, direction),
             Err(refusal) => self.refuse(world, now, ingress, frame, parsed, refusal),
+        }
+    }
+
+    /// Whether a client of a virtual server uses the port of a connection that is over once more, or knocks again at a
+    /// server that takes nothing new by now: the connection that begins is given to a server like any other
+    /// (behaviour LBS-17).
+    fn is_to_be_scheduled(
+        &self,
+        world: &mut dyn World,
+        slot: u32,
+        direction: Direction,
+        parsed: &Parsed,
+    ) -> bool {
+        let is_syn = parsed.key.protocol == wire::TCP && tcp::opens(parsed.tcp_flags);
+        let Some(session) = self.sessions.get(slot).filter(|_| is_syn && direction == Direction::Original)
+        else {
+            return false;
+        };
+        let Some((position, server)) = session.server() else { return false };
+        match session.tcp_state(&world.activity(slot)) {
+            State::Closing | State::Reset => true,
+            State::Opening => !self.services.takes_new(position, server),
+            State::Established => false,
         }
     }
 

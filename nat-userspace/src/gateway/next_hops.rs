@@ -1,6 +1,7 @@
 //! Next hops: one slot for each neighbour behind an interface, shared by all flows that go there.
 
 use crate::hash::HashMap;
+use std::collections::HashSet;
 use std::net::Ipv4Addr;
 
 use nat_common::abi::NEXT_HOPS;
@@ -19,12 +20,18 @@ pub const UNKNOWN: u16 = 0;
 pub struct NextHops {
     slots: HashMap<(u32, Ipv4Addr), u16>,
     hops: Vec<(u32, Ipv4Addr, NextHop)>,
+    /// Those whose SYNs come to the daemon.
+    scheduled: HashSet<u16>,
 }
 
 impl NextHops {
     /// Only the invalid one.
     pub fn new() -> Self {
-        Self { slots: HashMap::default(), hops: vec![(0, Ipv4Addr::UNSPECIFIED, NextHop::default())] }
+        Self {
+            slots: HashMap::default(),
+            hops: vec![(0, Ipv4Addr::UNSPECIFIED, NextHop::default())],
+            scheduled: HashSet::new(),
+        }
     }
 
     /// Leaves the slots before `first` to flows of an earlier daemon.
@@ -56,14 +63,15 @@ impl NextHops {
         let Some(&slot) = self.slots.get(&(interface.ifindex, address)) else { return false };
         let mac = if interface.up { world.neighbour(interface.ifindex, address) } else { None };
         let stack = if interface.redirects { 0 } else { NextHop::STACK };
-        let clamp = if interface.mss_clamp.is_some() { NextHop::CLAMP } else { 0 };
+        let asks = interface.mss_clamp.is_some() || self.scheduled.contains(&slot);
+        let syns = if asks { NextHop::CLAMP } else { 0 };
         let hop = NextHop {
             destination: mac.unwrap_or_default(),
             source: interface.mac,
             ifindex: interface.ifindex,
             port: interface.port,
             mtu: interface.mtu,
-            flags: stack | clamp | if mac.is_some() { NextHop::VALID } else { 0 },
+            flags: stack | syns | if mac.is_some() { NextHop::VALID } else { 0 },
             tags: interface.tags,
         };
         let known = &mut self.hops[usize::from(slot)].2;
@@ -75,6 +83,18 @@ impl NextHops {
             world.resolve(interface.ifindex, address);
         }
         mac.is_some()
+    }
+
+    /// Flows of a virtual server go there: a SYN on one of them may begin another connection, which is the daemon's to
+    /// schedule.
+    pub fn schedule(&mut self, world: &mut dyn World, slot: u16) {
+        if slot == UNKNOWN || !self.scheduled.insert(slot) {
+            return;
+        }
+        if let Some((_, _, hop)) = self.hops.get_mut(usize::from(slot)) {
+            hop.flags |= NextHop::CLAMP;
+            world.set_next_hop(u32::from(slot), hop);
+        }
     }
 
     /// The next hop in a slot.

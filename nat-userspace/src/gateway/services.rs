@@ -121,6 +121,13 @@ impl Services {
         self.all.get_mut(usize::from(position))?.choose(client, now)
     }
 
+    /// Whether a server is given new connections.
+    pub fn takes_new(&self, position: u16, server: SocketAddrV4) -> bool {
+        let service = self.all.get(usize::from(position));
+        service
+            .is_some_and(|service| service.servers.iter().any(|one| one.address == server && one.takes_new()))
+    }
+
     /// A connection of a client was given to a server.
     pub fn opened(&mut self, position: u16, server: SocketAddrV4, client: Ipv4Addr, now: Instant) {
         let second = now.saturating_duration_since(self.started).as_secs();

@@ -1,6 +1,11 @@
 //! natgw in the demo's gateway.
 
-use std::{cell::RefCell, fs, path::PathBuf, process::Command};
+use std::{
+    cell::RefCell,
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use crate::{
     build::natgw,
@@ -15,6 +20,8 @@ use super::{
 /// A running natgw; when it is dropped, it and its bpffs are gone.
 pub(crate) struct Gateway {
     folder: PathBuf,
+    /// The table of its configuration that says where it is found.
+    control: String,
     namespace: String,
     program: RefCell<Program>,
     /// Dropped after the program.
@@ -23,22 +30,26 @@ pub(crate) struct Gateway {
 
 impl Gateway {
     /// Writes a configuration, starts natgw with it and waits for its answer.
-    pub(crate) fn start(lab: &Lab) -> Result<Self> {
+    pub(crate) fn start(lab: &Lab, configuration: &str) -> Result<Self> {
         // `ip netns exec` gives each command its own /sys, so the usual /sys/fs/bpf would go with it.
         let bpffs = Bpffs::mount(lab.folder().join("bpf"))?;
         let folder = lab.folder().to_path_buf();
-        let configuration = format!(
-            "{CONFIGURATION}\n[control]\nsocket = \"{}\"\nbpffs = \"{}\"\n",
+        let control = format!(
+            "[control]\nsocket = \"{}\"\nbpffs = \"{}\"\n",
             folder.join("natgw.sock").display(),
             bpffs.0.join("natgw").display()
         );
-        let file = folder.join("natgw.toml");
-        fs::write(&file, configuration).map_err(|error| format!("write {}: {error}", file.display()))?;
+        let file = write(&folder, configuration, &control)?;
         let (program, file) = (natgw().display().to_string(), file.display().to_string());
         println!("    natgw run --config {file}");
         let program = lab.start("gateway", &[&program, "run", "--config", &file], "natgw.log")?;
-        let gateway =
-            Self { folder, namespace: lab.name("gateway"), program: RefCell::new(program), _bpffs: bpffs };
+        let gateway = Self {
+            folder,
+            control,
+            namespace: lab.name("gateway"),
+            program: RefCell::new(program),
+            _bpffs: bpffs,
+        };
         let ready = eventually("natgw answers", || {
             gateway.program.borrow_mut().ended() || gateway.ask(&["status"]).is_ok()
         });
@@ -46,6 +57,12 @@ impl Gateway {
             return Err(format!("natgw did not start:\n{}", gateway.log()));
         }
         Ok(gateway)
+    }
+
+    /// Gives it another configuration.
+    pub(crate) fn reload(&self, configuration: &str) -> Result {
+        write(&self.folder, configuration, &self.control)?;
+        self.ask(&["reload"]).map(drop)
     }
 
     /// What natgw answers.
@@ -106,6 +123,13 @@ impl Gateway {
     }
 }
 
+fn write(folder: &Path, configuration: &str, control: &str) -> Result<PathBuf> {
+    let file = folder.join("natgw.toml");
+    fs::write(&file, format!("{configuration}\n{control}"))
+        .map_err(|error| format!("write {}: {error}", file.display()))?;
+    Ok(file)
+}
+
 /// A bpffs of its own for natgw's pins.
 struct Bpffs(PathBuf);
 
@@ -123,7 +147,8 @@ impl Drop for Bpffs {
     }
 }
 
-const CONFIGURATION: &str = r#"[[interface]]
+/// Two interfaces and a rule.
+pub(crate) const CONFIGURATION: &str = r#"[[interface]]
 name = "lan"
 side = "inside"
 

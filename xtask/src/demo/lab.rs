@@ -11,44 +11,55 @@ use std::{
 
 use crate::shell::{command, quiet, Result};
 
-/// What [`Lab::new`] makes.
+/// What [`Lab::new`] makes of [`HOSTS`].
 pub(crate) const DRAWING: &str = "
   a 192.168.1.10 ─┐
                   ├─ switch ── lan 192.168.1.1 [gateway] wan 203.0.113.1 ── 203.0.113.254 server 198.51.100.1
   b 192.168.1.11 ─┘
 ";
 
+/// Hosts of the LAN, and their addresses.
+pub(crate) const HOSTS: &[(&str, &str)] = &[("a", "192.168.1.10"), ("b", "192.168.1.11")];
+
 /// Namespaces and a folder; gone when it is dropped.
 pub(crate) struct Lab {
     prefix: String,
     folder: PathBuf,
+    members: Vec<&'static str>,
 }
 
-const MEMBERS: [&str; 5] = ["a", "b", "switch", "gateway", "server"];
-
 impl Lab {
-    /// Makes and wires the namespaces.
-    pub(crate) fn new() -> Result<Self> {
+    /// Makes and wires the namespaces, with these hosts on the LAN.
+    pub(crate) fn new(hosts: &[(&'static str, &str)]) -> Result<Self> {
         let prefix = format!("natgw-demo-{}", process::id());
         let folder = std::env::temp_dir().join(&prefix);
         fs::create_dir(&folder).map_err(|error| format!("make {}: {error}", folder.display()))?;
+        let mut members: Vec<&str> = hosts.iter().map(|(name, _)| *name).collect();
+        members.extend(["switch", "gateway", "server"]);
         // From here on the drop cleans up.
-        let lab = Self { prefix, folder };
-        let [a, b, switch, gateway, server] = MEMBERS.map(|member| lab.name(member));
-        let wires = format!(
-            "link add eth0 netns {a} type veth peer name port-a netns {switch}\n\
-             link add eth0 netns {b} type veth peer name port-b netns {switch}\n\
-             link add lan netns {gateway} type veth peer name uplink netns {switch}\n\
+        let lab = Self { prefix, folder, members };
+        let [switch, gateway, server] = ["switch", "gateway", "server"].map(|member| lab.name(member));
+        let mut batch: Vec<String> =
+            lab.members.iter().map(|member| format!("netns add {}\n", lab.name(member))).collect();
+        let mut ports = Vec::new();
+        for (name, _) in hosts {
+            let own = lab.name(name);
+            batch.push(format!("link add eth0 netns {own} type veth peer name port-{name} netns {switch}\n"));
+            ports.push(format!("link set port-{name} master bridge up\n"));
+        }
+        batch.push(format!(
+            "link add lan netns {gateway} type veth peer name uplink netns {switch}\n\
              link add wan netns {gateway} type veth peer name eth0 netns {server}\n"
-        );
-        let namespaces = MEMBERS.map(|member| format!("netns add {}\n", lab.name(member)));
-        ip(&["-batch", "-"], &(namespaces.concat() + &wires))?;
+        ));
+        ip(&["-batch", "-"], &batch.concat())?;
         lab.configure(
             "switch",
-            "link add bridge type bridge\nlink set bridge up\nlink set port-a master bridge up\n\
-             link set port-b master bridge up\nlink set uplink master bridge up\n",
+            &format!(
+                "link add bridge type bridge\nlink set bridge up\nlink set uplink master bridge up\n{}",
+                ports.concat()
+            ),
         )?;
-        for (member, address) in [("a", "192.168.1.10"), ("b", "192.168.1.11")] {
+        for (member, address) in hosts {
             lab.configure(
                 member,
                 &format!(
@@ -69,7 +80,7 @@ impl Lab {
         )?;
         // A bridge port carries only some time after both of its ends are up.
         eventually("the switch forwards", || {
-            quiet(lab.inside("a").args(["ping", "-c", "1", "-W", "1", "192.168.1.1"])).is_ok()
+            quiet(lab.inside(hosts[0].0).args(["ping", "-c", "1", "-W", "1", "192.168.1.1"])).is_ok()
         })?;
         Ok(lab)
     }
@@ -102,11 +113,13 @@ impl Lab {
 
     /// What removes this lab by hand.
     pub(crate) fn removal(&self) -> String {
-        let names = MEMBERS.map(|member| format!("ip netns del {}", self.name(member)));
+        let names: Vec<String> =
+            self.members.iter().map(|member| format!("ip netns del {}", self.name(member))).collect();
         format!("{}; rm -r {}", names.join("; "), self.folder.display())
     }
 
-    fn configure(&self, member: &str, batch: &str) -> Result {
+    /// Configures a namespace: lines of `ip -batch`.
+    pub(crate) fn configure(&self, member: &str, batch: &str) -> Result {
         ip(&["-n", &self.name(member), "-batch", "-"], batch)
     }
 }
@@ -114,7 +127,7 @@ impl Lab {
 impl Drop for Lab {
     fn drop(&mut self) {
         // A lab that was only half made has namespaces missing.
-        for member in MEMBERS {
+        for member in &self.members {
             let _ = quiet(&mut command(&["ip", "netns", "del", &self.name(member)]));
         }
         let _ = fs::remove_dir_all(&self.folder);
