@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use natgw::api::{
     ApiError, Counted, Deleted, Direction, Handler, Metrics, PoolRow, Reloaded, Reply, Request, Row, RuleRow,
-    Server, ServerRow, ServiceRow, SessionRow,
+    Server, ServerRow, ServiceRow, SessionRow, TopReport, TopRow, Traffic,
 };
 use natgw::eventlog::{Place, Record};
 use natgw::trace::{By, Frames, Missed, TraceLine, TraceRow};
@@ -43,6 +43,27 @@ impl Made {
                 filtering: Some("address-dependent".into()),
             }
         })
+    }
+}
+
+/// Two inside hosts, of which one has the sessions and the other the bits.
+fn busy(interval: f64, most: usize) -> TopReport {
+    let host = |name: &str, sessions, bits| TopRow {
+        name: name.to_owned(),
+        sessions,
+        new: 0.5,
+        traffic: Traffic { packets_out: 1.0, packets_in: 2.0, bits_out: bits, bits_in: 0.0 },
+    };
+    let mut hosts = vec![host("10.1.1.12", 1, 34_500_000.0), host("10.1.1.13", 9, 500.0)];
+    hosts.truncate(most);
+    TopReport {
+        time: "2026-03-01T12:00:00Z".to_owned(),
+        interval,
+        uptime: 7440,
+        sessions: 10,
+        sessions_limit: 100,
+        hosts,
+        ..TopReport::default()
     }
 }
 
@@ -94,6 +115,15 @@ impl Handler for Made {
                 Ok(json!(Deleted { deleted }))
             }
             Request::SessionFlush => Ok(json!(Deleted { deleted: u64::from(self.sessions) })),
+            Request::Top { interval, most } => {
+                let report = busy(f64::from(interval) / 1000.0, most as usize);
+                // Without --once it goes on until the client has gone, which ends it.
+                for _ in 0..2 {
+                    reply.row(Row::Top(&report))?;
+                }
+                reply.flush()?;
+                Ok(json!({}))
+            }
             Request::Trace { filter, snap, rate } => {
                 assert!((filter.as_str(), snap, rate) == ("tcp and port 80", 0, 1000) || snap > 0);
                 for line in traced(snap) {
@@ -308,6 +338,35 @@ fn json() {
     assert_eq!(parsed("session count --json"), json!({ "sessions": 3 }));
     assert_eq!(parsed("reload --json")["kept"], 12);
     assert_eq!(parsed("session delete --json --state active"), json!({ "deleted": 1 }));
+}
+
+#[test]
+fn top_without_a_terminal() {
+    let daemon = Daemon::new(0);
+    assert_eq!(
+        daemon.stdout("top --once --interval 2"),
+        "natgw  12:00:00 UTC  up 2h4m  over 2.0 s\n\
+         sessions   10 of 100, 0 new a second\n\
+         packets/s  0 translated, 0 passed, 0 punted, 0 dropped\n\
+         traffic    out 0 bit/s in 0 packets/s, in 0 bit/s in 0 packets/s\n\
+         CPU        fast path not told, slow path 0.0 % (of one CPU)\n\
+         \n\
+         INSIDE-HOST  SESSIONS  NEW/S  PACKETS-OUT/S  PACKETS-IN/S  BITS-OUT/S  BITS-IN/S\n\
+         10.1.1.12           1    0.5            1.0           2.0       34.5M          0\n\
+         10.1.1.13           9    0.5            1.0           2.0         500          0\n"
+    );
+    let by_sessions = daemon.stdout("top --once --sort sessions");
+    assert!(by_sessions.lines().nth(7).is_some_and(|line| line.starts_with("10.1.1.13")), "{by_sessions}");
+    let one: Value = daemon.stdout("top --once --json --filter .13").parse().expect("JSON");
+    assert_eq!(
+        (&one["hosts"][0]["name"], one["hosts"].as_array().map(Vec::len)),
+        (&json!("10.1.1.13"), Some(1))
+    );
+    let lines = daemon.stdout("top --json --most 1");
+    let lines: Vec<Value> = lines.lines().map(|line| line.parse().expect("JSON")).collect();
+    assert_eq!(lines.len(), 2);
+    assert_eq!((&lines[1]["hosts"][0]["bits_out"], lines[1]["hosts"].get(1)), (&json!(34_500_000.0), None));
+    assert_eq!(daemon.run("top --interval 0").status.code(), Some(2));
 }
 
 #[test]

@@ -14,6 +14,7 @@ mod rules;
 mod server;
 #[cfg(test)]
 mod tests;
+mod top;
 
 pub use self::client::{Client, ClientError};
 pub use self::filter::{EndpointFilter, SessionFilter};
@@ -23,3 +24,4 @@ pub use self::protocol::{
 };
 pub use self::rules::rule_rows;
 pub use self::server::{Handler, Reply, Server, ServerError};
+pub use self::top::{CpuUse, PacketRates, TopDrop, TopReport, TopRow, Traffic};

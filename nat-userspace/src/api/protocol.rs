@@ -7,7 +7,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use super::SessionFilter;
+use super::{SessionFilter, TopReport};
 use crate::eventlog::Record;
 use crate::trace::TraceLine;
 
@@ -72,6 +72,13 @@ pub enum Request {
         #[serde(default)]
         rate: u32,
     },
+    /// Rows are [`TopReport`]s, one an interval; the answer does not end.
+    Top {
+        /// Milliseconds between two of them.
+        interval: u32,
+        /// At most so many hosts, remotes and rules.
+        most: u32,
+    },
     /// Rows are [`PoolRow`]s.
     PoolList,
     /// Rows are [`RuleRow`]s.
@@ -112,7 +119,7 @@ pub enum Request {
 impl Request {
     /// Whether the answer goes on until the client goes.
     pub fn is_endless(&self) -> bool {
-        matches!(self, Self::SessionWatch | Self::Trace { .. })
+        matches!(self, Self::SessionWatch | Self::Trace { .. } | Self::Top { .. })
     }
 }
 
@@ -126,6 +133,8 @@ pub enum Row<'row> {
     Event(&'row Record),
     /// Of [`Request::Trace`].
     Trace(&'row TraceLine),
+    /// Of [`Request::Top`].
+    Top(&'row TopReport),
     /// Of [`Request::PoolList`].
     Pool(&'row PoolRow),
     /// Of [`Request::RuleList`].

@@ -24,7 +24,7 @@ use crate::eventlog::{Queue, Record};
 use crate::trace::FilterError;
 
 /// Session slots looked at in one piece.
-const PIECE: u32 = 4096;
+pub(super) const PIECE: u32 = 4096;
 
 /// How often it is looked whether a client that watches is still there.
 const LOOK_AFTER: Duration = Duration::from_secs(1);
@@ -234,6 +234,10 @@ impl Handler for Post {
             Request::SessionFlush => self.delete(&SessionFilter::default()),
             Request::Reload => Ok(value(&self.ask(super::reload)??)),
             Request::SessionWatch => self.watch(reply),
+            Request::Top { interval, most } => {
+                self.top(Duration::from_millis(interval.into()), most as usize, reply)?;
+                Ok(Value::Null)
+            }
             Request::Trace { filter, snap, rate } => {
                 let filter = filter
                     .parse()

@@ -9,6 +9,7 @@ mod kernel;
 mod preflight;
 mod report;
 mod services;
+mod top;
 mod tracing_clients;
 mod vlans;
 mod worker;

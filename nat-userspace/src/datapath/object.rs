@@ -4,6 +4,7 @@
 use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use aya::maps::{Array, DevMap, HashMap, Map, MapData, MapError, PerCpuArray, RingBuf, XskMap};
 use aya::programs::{ProgramError, TestRun as _, TestRunAttrs, TestRunOptions, Xdp};
@@ -305,6 +306,11 @@ impl Datapath {
         unsafe { BorrowedFd::borrow_raw(self.events.as_raw_fd()) }
     }
 
+    /// How long the attached programs have run, while the kernel measures that.
+    pub fn run_time(&self) -> Option<Duration> {
+        run_time(&self.ebpf, &[abi::PROGRAM_XDP, abi::PROGRAM_TC, abi::PROGRAM_OWN])
+    }
+
     /// The verified instruction count of the XDP program.
     pub fn verified_instructions(&self) -> Option<u32> {
         self.ebpf.program(abi::PROGRAM_XDP)?.info().ok()?.verified_instruction_count()
@@ -328,6 +334,11 @@ where
 /// Bytes of a page, the smallest ring.
 fn page_size() -> u32 {
     u32::try_from(rustix::param::page_size()).unwrap_or(1 << 16)
+}
+
+/// How long programs have run.
+pub(super) fn run_time(ebpf: &Ebpf, names: &[&str]) -> Option<Duration> {
+    names.iter().map(|name| Some(ebpf.program(name)?.info().ok()?.run_time())).sum()
 }
 
 /// A secret that nobody can guess.

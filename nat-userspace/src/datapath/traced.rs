@@ -2,6 +2,7 @@
 
 use std::os::fd::{AsRawFd as _, BorrowedFd};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use aya::maps::{Array, MapData, PerCpuArray, RingBuf};
 use aya::programs::links::{FdLink, PinnedLink};
@@ -14,7 +15,7 @@ use nat_common::table::Secret;
 use nat_common::trace::{Header, Spent, Tracing};
 
 use super::attach::Cause;
-use super::object::{Datapath, LoadError, OBJECT, PINNED, program, typed};
+use super::object::{Datapath, LoadError, OBJECT, PINNED, program, run_time, typed};
 
 /// What the tracing programs are loaded beside.
 #[derive(Clone, Debug)]
@@ -97,6 +98,11 @@ impl Traced {
             }
         }
         true
+    }
+
+    /// How long these programs have run, while the kernel measures that.
+    pub fn run_time(&self) -> Option<Duration> {
+        run_time(&self.ebpf, &[abi::PROGRAM_XDP_TRACED, abi::PROGRAM_TC_TRACED])
     }
 
     /// The verified instruction count of the XDP program.

@@ -68,7 +68,7 @@ pub use self::rules::{Rules, address, network};
 pub use self::services::{ServerView, ServiceView};
 pub use self::sessions::{Origin, Session};
 pub(crate) use self::view::endpoint;
-pub use self::view::{PoolUse, SessionView};
+pub use self::view::{FlowTotals, PoolUse, SessionView};
 pub use self::world::World;
 use crate::config::{Config, Side, Timeouts};
 

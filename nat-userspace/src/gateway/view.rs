@@ -45,6 +45,23 @@ pub struct SessionView {
     pub filtering: Option<&'static str>,
 }
 
+/// What a session has carried, and whose it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FlowTotals {
+    /// When it was opened, in milliseconds from the start: another session in the same slot has another.
+    pub opened: u64,
+    /// The inside host.
+    pub inside: Ipv4Addr,
+    /// The remote.
+    pub remote: Ipv4Addr,
+    /// What opened it.
+    pub origin: Origin,
+    /// Packets and bytes from the inside, then to it.
+    pub packets: [u64; 2],
+    /// See `packets`.
+    pub bytes: [u64; 2],
+}
+
 /// Ports of an external address.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PoolUse {
@@ -125,6 +142,22 @@ impl Gateway {
             bytes: [sent.bytes, received.bytes],
             rule: self.rules.name(session.origin),
             filtering: self.rules.filtering(session.origin).map(Filtering::name),
+        })
+    }
+
+    /// What the session in a slot has carried: for those who look at all of them, again and again.
+    pub fn totals(&self, world: &dyn World, slot: u32) -> Option<FlowTotals> {
+        let session = self.sessions.get(slot).filter(|session| session.origin != Origin::Bypass)?;
+        let [original, reply] = world.activity(slot).directions;
+        let [sent, received] = if session.is_outbound() { [original, reply] } else { [reply, original] };
+        let ends = session.endpoints();
+        Some(FlowTotals {
+            opened: session.opened,
+            inside: *ends.inside.ip(),
+            remote: *ends.remote.ip(),
+            origin: session.origin,
+            packets: [sent.packets, received.packets],
+            bytes: [sent.bytes, received.bytes],
         })
     }
 
