@@ -212,7 +212,7 @@ fn who_watches_sees_sessions_begin_and_end() {
         told("session_created") && told("session_deleted")
     });
     let seen = fs::read_to_string(&seen).expect("what was printed");
-    assert!(seen.lines().any(|line| line.contains("session_created  udp   192.168.1.10:4000")), "{seen}");
+    assert!(seen.lines().any(|line| line.contains("session_created      udp   192.168.1.10:4000")), "{seen}");
     drop(watchers);
     // Once they are gone, nobody asks the core for events.
     seconds(1.5);

@@ -52,6 +52,7 @@ mod metrics;
 mod ops;
 mod ops_top;
 mod ops_trace;
+mod ops_watch;
 
 mod s000;
 mod s001;

@@ -9,6 +9,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::SessionRow;
 use crate::config::show_prefix;
+use crate::eventlog::{Place, Record};
 
 /// Sessions for which everything that is given holds; nothing given means all.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
@@ -47,6 +48,25 @@ impl SessionFilter {
             && word(&self.protocol, &row.protocol)
             && word(&self.state, &row.state)
             && word(&self.rule, &row.rule)
+    }
+
+    /// Whether the session is meant that a record tells of.
+    pub fn matches_record(&self, record: &Record) -> bool {
+        let place = |filter: &Option<EndpointFilter>, place: Option<Place>| {
+            filter.as_ref().is_none_or(|filter| match place {
+                Some(Place::Endpoint(endpoint)) => filter.matches(endpoint),
+                _ => false,
+            })
+        };
+        let word = |filter: &Option<String>, word: Option<&str>| {
+            filter.as_ref().is_none_or(|filter| word == Some(filter.as_str()))
+        };
+        place(&self.inside, record.inside)
+            && place(&self.outside, record.outside)
+            && place(&self.remote, record.remote.map(Place::Endpoint))
+            && word(&self.protocol, record.protocol.as_deref())
+            && word(&self.state, record.state.as_deref())
+            && word(&self.rule, record.rule.as_deref())
     }
 
     /// Whether nothing is given, so that all sessions are meant.

@@ -58,8 +58,12 @@ pub enum Request {
     },
     /// Deletes all sessions; done is a [`Deleted`].
     SessionFlush,
-    /// Rows are [`Record`]s of sessions that begin and end, as they do; the answer does not end.
-    SessionWatch,
+    /// Rows are [`Record`]s of sessions that begin, are established, close and are over, as they do; the answer does not end.
+    SessionWatch {
+        /// Which sessions.
+        #[serde(default)]
+        filter: SessionFilter,
+    },
     /// Rows are [`TraceLine`]s of packets, as they pass; the answer does not end.
     Trace {
         /// Which packets, in tcpdump's words; empty for all.
@@ -119,7 +123,7 @@ pub enum Request {
 impl Request {
     /// Whether the answer goes on until the client goes.
     pub fn is_endless(&self) -> bool {
-        matches!(self, Self::SessionWatch | Self::Trace { .. } | Self::Top { .. })
+        matches!(self, Self::SessionWatch { .. } | Self::Trace { .. } | Self::Top { .. })
     }
 }
 

@@ -30,11 +30,12 @@ pub(super) enum Session {
     Delete(Listing),
     /// Delete all sessions
     Flush(Format),
-    /// Print sessions as they begin and end, until it is interrupted
+    /// Print sessions as they begin, change and end, until it is interrupted
     ///
-    /// One line each: time (UTC), what happened, protocol, inside and external endpoint, remote. With --json a line
-    /// of JSON each.
-    Watch(Format),
+    /// One line each: time (UTC), what happened, protocol, inside and external endpoint, remote, rule. A session is
+    /// created; a TCP connection is established and closed, which leaves its session some minutes; in the end it is
+    /// expired, or deleted by a command or a change of rules. With --json a line of JSON each.
+    Watch(Listing),
 }
 
 #[derive(Args, Debug)]
@@ -107,7 +108,7 @@ impl Session {
                 }
                 deleted(&Request::SessionDelete { filter }, format, daemon)
             }
-            Self::Watch(format) => watch(format, daemon),
+            Self::Watch(Listing { filter, format }) => watch(filter.into(), format, daemon),
             Self::Flush(format) => deleted(&Request::SessionFlush, format, daemon),
         }
     }
@@ -123,16 +124,17 @@ fn list(filter: SessionFilter, format: Format, daemon: &Daemon) -> Result<(), Fa
     Ok(table.finish()?.flush()?)
 }
 
-fn watch(format: Format, daemon: &Daemon) -> Result<(), Failure> {
+fn watch(filter: SessionFilter, format: Format, daemon: &Daemon) -> Result<(), Failure> {
+    let request = Request::SessionWatch { filter };
     let mut out = output::stdout();
     let mut line = |line: &str| {
         writeln!(out, "{line}")?;
         out.flush()
     };
     if format.json {
-        let _: IgnoredAny = daemon.list(&Request::SessionWatch, |row: Box<RawValue>| line(row.get()))?;
+        let _: IgnoredAny = daemon.list(&request, |row: Box<RawValue>| line(row.get()))?;
     } else {
-        let _: IgnoredAny = daemon.list(&Request::SessionWatch, |row: Record| line(&row.line()))?;
+        let _: IgnoredAny = daemon.list(&request, |row: Record| line(&row.line()))?;
     }
     Ok(())
 }

@@ -121,16 +121,12 @@ fn show(
 ) -> Result<(), Failure> {
     loop {
         terminal.draw(|frame| screen.draw(frame))?;
-        while event::poll(KEYS)? {
-            match event::read()? {
-                Event::Key(key) if key.kind == KeyEventKind::Press => {
-                    if screen.key(key) {
-                        return Ok(());
-                    }
-                    break;
-                }
-                _ => break,
-            }
+        if event::poll(KEYS)?
+            && let Event::Key(key) = event::read()?
+            && key.kind == KeyEventKind::Press
+            && screen.key(key)
+        {
+            return Ok(());
         }
         match reports.try_recv() {
             Ok(report) => screen.update(report?),

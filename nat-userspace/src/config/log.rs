@@ -52,6 +52,8 @@ pub enum EventClass {
     Blocks,
     /// Something runs out, or is about to.
     Limits,
+    /// Sessions come to a step of their life: not recorded, but watched.
+    Steps,
 }
 
 impl EventClass {

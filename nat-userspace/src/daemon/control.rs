@@ -1,7 +1,7 @@
 //! Requests from the control socket: carried out on the worker's thread, between two rounds of
 //! frames, in pieces small enough that no frame waits for a listing.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::io::Write as _;
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::os::unix::net::UnixStream;
@@ -21,6 +21,7 @@ use crate::api::{
 };
 use crate::config::{EventClass, EventClasses, ServerConfig};
 use crate::eventlog::{Queue, Record};
+use crate::gateway::{Event, Happening, Origin};
 use crate::trace::FilterError;
 
 /// Session slots looked at in one piece.
@@ -159,15 +160,21 @@ impl Post {
         Ok(self.ask(|worker| report::metrics(worker))?.text())
     }
 
-    /// Sends sessions as they begin and end, until the client goes.
-    fn watch(&self, reply: &mut dyn Reply) -> Result<Value, ApiError> {
-        let queue = Arc::new(Queue::new(EventClasses::of([EventClass::Sessions])));
+    /// Sends sessions as they begin, change and end, until the client goes.
+    fn watch(&self, filter: &SessionFilter, reply: &mut dyn Reply) -> Result<Value, ApiError> {
+        let queue = Arc::new(Queue::new(EventClasses::of([EventClass::Steps])));
         let watched = Watched(Arc::clone(&queue));
         self.ask(move |worker| worker.hub.add(queue, &mut worker.gateway.events))?;
         let (mut events, mut lost) = (VecDeque::new(), 0);
         while watched.0.wait(&mut events, LOOK_AFTER) {
+            // Rules may have other names after a reload: asked for with every batch, not with every event.
+            let names = self.names_of(&events)?;
             for event in events.drain(..) {
-                reply.row(Row::Event(&Record::new(&event, true))).map_err(gone)?;
+                let mut record = Record::new(&event, true);
+                record.rule = origin_of(&event).and_then(|origin| names.get(&origin).cloned());
+                if filter.matches_record(&record) {
+                    reply.row(Row::Event(&record)).map_err(gone)?;
+                }
             }
             if watched.0.lost() > lost {
                 lost = watched.0.lost();
@@ -178,6 +185,18 @@ impl Post {
             }
         }
         Ok(Value::Null)
+    }
+
+    /// The names of the rules that events are about.
+    fn names_of(&self, events: &VecDeque<Event>) -> Result<HashMap<Origin, String>, ApiError> {
+        let origins: HashSet<Origin> = events.iter().filter_map(origin_of).collect();
+        if origins.is_empty() {
+            return Ok(HashMap::default());
+        }
+        self.ask(move |worker| {
+            let rules = worker.gateway.rules();
+            origins.into_iter().map(|origin| (origin, rules.name(origin))).collect()
+        })
     }
 
     fn delete(&self, filter: &SessionFilter) -> Result<Value, ApiError> {
@@ -193,6 +212,14 @@ impl Post {
             })
         })?;
         Ok(value(&Deleted { deleted }))
+    }
+}
+
+/// What opened the session that an event is about.
+fn origin_of(event: &Event) -> Option<Origin> {
+    match event.what {
+        Happening::SessionStep(stepped) => Some(stepped.origin),
+        _ => None,
     }
 }
 
@@ -233,7 +260,7 @@ impl Handler for Post {
             Request::SessionDelete { filter } => self.delete(&filter),
             Request::SessionFlush => self.delete(&SessionFilter::default()),
             Request::Reload => Ok(value(&self.ask(super::reload)??)),
-            Request::SessionWatch => self.watch(reply),
+            Request::SessionWatch { filter } => self.watch(&filter, reply),
             Request::Top { interval, most } => {
                 self.top(Duration::from_millis(interval.into()), most as usize, reply)?;
                 Ok(Value::Null)

@@ -11,6 +11,7 @@ use nat_common::Reason;
 use super::control::{PIECE, Post};
 use super::worker::Worker;
 use crate::api::{ApiError, CpuUse, PacketRates, Reply, Row, TopDrop, TopReport, TopRow, Traffic};
+use crate::datapath::Traced;
 use crate::gateway::{FlowTotals, Origin};
 use crate::hash::HashMap;
 
@@ -34,7 +35,7 @@ struct Counters {
 impl Counters {
     fn read(worker: &Worker) -> Self {
         let datapath = worker.kernel.datapath.run_time();
-        let traced = worker.tracers.programs().and_then(|traced| traced.run_time());
+        let traced = worker.tracers.programs().and_then(Traced::run_time);
         Self {
             at: Instant::now(),
             uptime: worker.started.elapsed().as_secs(),
@@ -150,7 +151,7 @@ impl Post {
             }
             let now = self.ask(|worker| Counters::read(worker))?;
             let sums = self.look(&mut memory)?;
-            let mut report = self.report(&before, &now, sums, most)?;
+            let mut report = self.report(&before, &now, &sums, most)?;
             if stats.is_none() {
                 report.cpu.fast_path = None;
             }
@@ -197,7 +198,7 @@ impl Post {
         &self,
         before: &Counters,
         now: &Counters,
-        sums: Sums,
+        sums: &Sums,
         most: usize,
     ) -> Result<TopReport, ApiError> {
         let seconds = now.at.duration_since(before.at).as_secs_f64();

@@ -4,7 +4,7 @@ use std::net::Ipv4Addr;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::record::{named, utc};
-use crate::gateway::{Event, Happening, Quota, Threshold};
+use crate::gateway::{Event, Happening, Quota, Stepped, Threshold};
 
 /// Below the MTU of an Ethernet, whatever a tunnel takes of it.
 const LARGEST: usize = 1400;
@@ -194,7 +194,9 @@ impl Exporter {
             values.put(&limit.to_be_bytes());
         };
         match event.what {
-            Happening::SessionCreated(ends) | Happening::SessionDeleted(ends) => {
+            Happening::SessionCreated(ends)
+            | Happening::SessionDeleted(ends)
+            | Happening::SessionStep(Stepped { ends, .. }) => {
                 values.put(&[ends.protocol]);
                 values
                     .pair([*ends.inside.ip(), *ends.outside.ip()], [ends.inside.port(), ends.outside.port()]);

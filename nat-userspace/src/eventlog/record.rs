@@ -8,7 +8,9 @@ use std::time::SystemTime;
 use serde::{Deserialize, Serialize};
 
 use crate::config::protocol_name;
-use crate::gateway::{AddressPair, Binding, Block, Endpoints, Event, Happening, Quota, Threshold};
+use crate::gateway::{
+    AddressPair, Binding, Block, Endpoints, Event, Happening, Quota, Step, Stepped, Threshold,
+};
 
 /// An event, in fields that are there only where they mean something.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
@@ -17,7 +19,7 @@ pub struct Record {
     pub time: String,
     /// `session_created` and so on.
     pub event: Cow<'static, str>,
-    /// Its number in RFC 8158 section 4.3.
+    /// Its number in RFC 8158 section 4.3; 0 for what is none of them.
     pub nat_event: u8,
     /// `tcp`, `udp`, `icmp` or a number.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -34,6 +36,12 @@ pub struct Record {
     /// The remote as the inside host sees it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub remote_inside: Option<SocketAddrV4>,
+    /// The state of a session that is watched.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub state: Option<Cow<'static, str>>,
+    /// The rule of a session that is watched.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rule: Option<String>,
     /// First and last port of a block.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ports: Option<[u16; 2]>,
@@ -93,6 +101,15 @@ impl Record {
                     ..record
                 }
             }
+            Happening::SessionStep(Stepped { ends, state, .. }) => Self {
+                protocol: Some(protocol_name(ends.protocol).into()),
+                inside: Some(Place::Endpoint(ends.inside)),
+                outside: Some(Place::Endpoint(ends.outside)),
+                remote: Some(ends.remote),
+                remote_inside: Some(ends.remote_inside),
+                state: Some(state.into()),
+                ..record
+            },
             Happening::MappingCreated(binding) | Happening::MappingDeleted(binding) => {
                 let Binding { protocol, inside, outside } = binding;
                 Self {
@@ -151,7 +168,9 @@ impl Record {
         let remote = self.remote.map_or_else(|| "-".to_owned(), |remote| remote.to_string());
         let protocol = self.protocol.as_deref().unwrap_or("-");
         let (inside, outside) = (place(self.inside), place(self.outside));
-        format!("{clock}  {:<15}  {protocol:<4}  {inside:<21}  {outside:<21}  {remote}", self.event)
+        let rule = self.rule.as_ref().map_or_else(String::new, |rule| format!("  {rule}"));
+        let remote = if rule.is_empty() { remote } else { format!("{remote:<21}") };
+        format!("{clock}  {:<19}  {protocol:<4}  {inside:<21}  {outside:<21}  {remote}{rule}", self.event)
     }
 
     /// As words: `session_created time=… protocol=udp …`.
@@ -184,6 +203,13 @@ pub(super) fn named(what: &Happening) -> (&'static str, u8) {
         Happening::AddressesExhausted(_) => ("addresses_exhausted", 3),
         Happening::SessionCreated(_) => ("session_created", 4),
         Happening::SessionDeleted(_) => ("session_deleted", 5),
+        Happening::SessionStep(Stepped { step, .. }) => match step {
+            Step::Created => ("session_created", 4),
+            Step::Established => ("session_established", 0),
+            Step::Closed => ("session_closed", 0),
+            Step::Expired => ("session_expired", 5),
+            Step::Deleted => ("session_deleted", 5),
+        },
         Happening::MappingCreated(_) => ("mapping_created", 8),
         Happening::MappingDeleted(_) => ("mapping_deleted", 9),
         Happening::PortsExhausted(..) => ("ports_exhausted", 12),

@@ -3,6 +3,7 @@
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::Instant;
 
+use super::steps::Stepped;
 use crate::config::{EventClass, EventClasses, PortRange};
 
 /// Something that happened.
@@ -21,6 +22,8 @@ pub enum Happening {
     SessionCreated(Endpoints),
     /// It is over.
     SessionDeleted(Endpoints),
+    /// It came to a step of its life: for those who watch.
+    SessionStep(Stepped),
     /// An inside endpoint got an external one.
     MappingCreated(Binding),
     /// It gave it back.
@@ -120,6 +123,7 @@ impl Happening {
     pub fn class(&self) -> EventClass {
         match self {
             Self::SessionCreated(_) | Self::SessionDeleted(_) => EventClass::Sessions,
+            Self::SessionStep(_) => EventClass::Steps,
             Self::MappingCreated(_) | Self::MappingDeleted(_) => EventClass::Mappings,
             Self::AddressBound(_) | Self::AddressReleased(_) => EventClass::Addresses,
             Self::BlockTaken(_) | Self::BlockReleased(_) => EventClass::Blocks,

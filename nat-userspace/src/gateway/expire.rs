@@ -12,8 +12,10 @@ use super::icmp::Error;
 use super::mappings::Mapping;
 use super::open::session_remote;
 use super::sessions::{NO_MAPPING, Origin, Session};
+use super::steps::Step;
 use super::world::World;
 use super::{Gateway, Outcome, Released};
+use crate::config::EventClass;
 
 /// Sessions looked at in one go: packets wait no longer than that takes.
 const BATCH: usize = 4096;
@@ -41,7 +43,8 @@ impl Gateway {
         if more {
             return Duration::ZERO;
         }
-        let next = [self.holds.next(), self.datagrams.next(), self.knocks.next(), notices]
+        let opening = self.look_at_opening(world, now);
+        let next = [opening, self.holds.next(), self.datagrams.next(), self.knocks.next(), notices]
             .into_iter()
             .flatten()
             .min();
@@ -57,7 +60,7 @@ impl Gateway {
         }
         let left = self.time_left(world, session, &world.activity(slot));
         if left.is_zero() {
-            self.abandon(world, now, slot);
+            self.abandon_as(world, now, slot, Step::Expired);
         } else {
             self.arm(now + left, slot);
         }
@@ -108,6 +111,7 @@ impl Gateway {
         let line = world.activity(event.session);
         let left = self.time_left(world, session, &line);
         self.arm(now + left, event.session);
+        self.look_at_state(now, event.session, &line);
     }
 
     /// Events were lost: every TCP session may have changed.
@@ -125,18 +129,29 @@ impl Gateway {
 
     /// Ends a session whose ends may go on talking: they are told if the configuration says so.
     pub fn abandon(&mut self, world: &mut dyn World, now: Instant, slot: u32) {
+        self.abandon_as(world, now, slot, Step::Deleted);
+    }
+
+    fn abandon_as(&mut self, world: &mut dyn World, now: Instant, slot: u32, step: Step) {
         // Whoever is connected to a server that is taken out learns it at once (behaviour LBS-07).
         let is_of_removed = self.sessions.get(slot).is_some_and(|session| session.server().is_some())
             && self.allowed_by(slot).is_none();
         if self.timeouts.tcp_reset || is_of_removed {
             self.reset_both_ends(world, slot);
         }
-        self.end(world, now, slot);
+        self.end_as(world, now, slot, step);
     }
 
     /// Ends a session: its entries, and its mapping if it was the last.
     pub fn end(&mut self, world: &mut dyn World, now: Instant, slot: u32) {
+        self.end_as(world, now, slot, Step::Deleted);
+    }
+
+    fn end_as(&mut self, world: &mut dyn World, now: Instant, slot: u32, step: Step) {
         let Some(session) = self.sessions.remove(slot) else { return };
+        if self.events.wants(EventClass::Steps) {
+            self.step(now, slot, &session, &world.activity(slot), step);
+        }
         if let Some((position, server)) = session.server() {
             self.services.ended(position, server, &world.activity(slot));
         }

@@ -39,6 +39,7 @@ mod rules;
 mod services;
 mod sessions;
 mod stateless;
+mod steps;
 mod thresholds;
 mod view;
 mod wheel;
@@ -67,6 +68,7 @@ pub use self::random::Random;
 pub use self::rules::{Rules, address, network};
 pub use self::services::{ServerView, ServiceView};
 pub use self::sessions::{Origin, Session};
+pub use self::steps::{Step, Stepped};
 pub(crate) use self::view::endpoint;
 pub use self::view::{FlowTotals, PoolUse, SessionView};
 pub use self::world::World;
@@ -194,6 +196,7 @@ pub struct Gateway {
     pub released: Vec<Released>,
     notices: notices::Notices,
     thresholds: thresholds::Thresholds,
+    steps: steps::Steps,
     /// What has happened, for those who record it; the caller takes it.
     pub events: Events,
     /// What the last refused flow was short of.
@@ -258,6 +261,7 @@ impl Gateway {
             released: Vec::new(),
             notices: notices::Notices::default(),
             thresholds: thresholds::Thresholds::new(config.log.threshold),
+            steps: steps::Steps::default(),
             events: Events::default(),
             shortage: Shortage::default(),
             counts: Counts::default(),

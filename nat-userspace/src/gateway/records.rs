@@ -3,11 +3,14 @@
 use std::net::SocketAddrV4;
 use std::time::Instant;
 
+use nat_common::activity::Activity;
+
 use super::datagrams;
 use super::events::{AddressPair, Binding, Happening, Quota, Threshold};
 use super::mappings::Mapping;
 use super::notices::Condition;
 use super::sessions::{Origin, Session};
+use super::steps::Step;
 use super::thresholds::{Crossing, Level};
 use super::view::endpoint;
 use super::{Gateway, address, network};
@@ -21,6 +24,11 @@ impl Gateway {
             && session.origin != Origin::Bypass
         {
             self.events.add(now, Happening::SessionCreated(session.endpoints()));
+        }
+        if self.events.wants(EventClass::Steps)
+            && let Some(session) = self.sessions.get(slot).cloned()
+        {
+            self.step(now, slot, &session, &Activity::default(), Step::Created);
         }
         if self.thresholds.watch()
             && let Some(session) = self.sessions.get(slot)

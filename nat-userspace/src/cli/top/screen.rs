@@ -312,7 +312,7 @@ mod tests {
             new: 3.0,
             packets: PacketRates { translated: 48_211.0, passed: 5.0, punted: 12.0, dropped: 0.3 },
             traffic: Traffic { packets_out: 100.0, packets_in: 200.0, bits_out: 1.2e6, bits_in: 3.45e9 },
-            cpu: CpuUse { fast_path: Some(3.14), slow_path: 0.25 },
+            cpu: CpuUse { fast_path: Some(3.1), slow_path: 0.25 },
             hosts: vec![row("10.1.1.12", 3, 1000.0), row("10.1.1.13", 9, 500.0)],
             remotes: vec![row("198.51.100.7", 12, 1500.0)],
             rules: vec![row("office", 12, 1500.0)],
