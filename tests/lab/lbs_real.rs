@@ -455,3 +455,48 @@ fn lbs_18_thousands_of_new_connections_a_second() {
     assert!(listed(&stage).values().all(|row| row["active"] == 0));
     assert_eq!(stage.gateway.drops().values().sum::<u64>(), 0, "{:?}", stage.gateway.drops());
 }
+
+/// The server answers its checks, and not its clients: the command that the doctor names mends it.
+#[test]
+fn doctor_names_what_a_server_lacks() {
+    for (method, lacks, mends) in [
+        ("direct-routing", "203.0.113.1 is on none of its interfaces", "ip addr add 203.0.113.1/32 dev lo"),
+        ("tunnel", "no tunnel end with 203.0.113.1 on it", "ip link add ipip0 type ipip local 192.168.1.10"),
+    ] {
+        let stage = stage(&service(&format!("method = \"{method}\""), &["192.168.1.10:80"]));
+        stage.lab.s1.offloads_off();
+        let _web = Web::start(&stage.lab.a, "192.168.1.10:80");
+        let connect = |port: u16| stage.lab.s1.within(|| connect_from(&format!("198.51.100.1:{port}"), V));
+        thread::scope(|scope| {
+            for port in 30_000..30_003 {
+                scope.spawn(move || connect(port).expect_err("nobody answers"));
+            }
+        });
+        let silent = || -> Vec<serde_json::Value> {
+            let told = stage.gateway.output(&["doctor", "--json"]);
+            let told: serde_json::Value = serde_json::from_slice(&told.stdout).expect("JSON");
+            told.as_array()
+                .into_iter()
+                .flatten()
+                .filter(|row| row["check"] == "server_silent")
+                .cloned()
+                .collect()
+        };
+        let found = silent();
+        let [finding] = found.as_slice() else { panic!("{method}: one finding expected: {found:?}") };
+        let says = |field: &str, what: &str| {
+            let text = finding[field].as_str().unwrap_or_default();
+            assert!(text.contains(what), "{method}: {text}");
+        };
+        says("title", "192.168.1.10:80 answers no client");
+        says("consequence", lacks);
+        says("command", mends);
+        let _end = (method == "tunnel").then(|| TunnelEnd::start(&stage.lab.a));
+        if method != "tunnel" {
+            stage.lab.a.ip("link set lo up");
+            stage.lab.a.ip("addr add 203.0.113.1/32 dev lo");
+        }
+        connect(31_000).and_then(|stream| ask(&stream)).expect("what was missing is there");
+        assert!(silent().is_empty(), "{method}");
+    }
+}

@@ -10,6 +10,7 @@ mod stage;
 mod budget;
 mod link;
 mod malformed;
+mod relay;
 mod rules;
 mod translated;
 mod vlans;

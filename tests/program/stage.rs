@@ -15,7 +15,7 @@ use std::{
 use nat_common::{
     FlowKey, FlowValue, Realm, Reason,
     abi::{INTERFACE_SLOTS, Interface, LocalAddress, QUEUES, VlanKey},
-    flow::{Query, Rewrite},
+    flow::{Action, Query, Rewrite},
     next_hop::NextHop,
     vlan::Tags,
 };
@@ -120,7 +120,7 @@ impl Link {
 
 /// Next hops, by their slots.
 #[derive(Clone, Copy)]
-enum Hop {
+pub enum Hop {
     Router = 1,
     Client,
     Small,
@@ -205,6 +205,25 @@ impl Stage {
         self.publish(&format!("{RULES}\n[unmatched]\noutside = \"drop\"\n"));
         let done = work(self);
         self.publish(RULES);
+        done
+    }
+
+    /// Opens a session whose original direction is relayed to a next hop.
+    pub fn relay(&mut self, session: u32, key: FlowKey, action: Action, ends: &Rewrite, hop: Hop) {
+        let value = FlowValue::relay(action, ends, hop as u16);
+        let entries = [(key, value), (key.reversed(Realm::Inside), FlowValue::bypass())];
+        self.datapath.flows.open(session, &entries, 0);
+        assert_eq!(self.datapath.flows.flush(), [0_u32; 0], "the flow has a place");
+    }
+
+    /// Calls `work` while SYNs to a next hop are the daemon's.
+    pub fn with_syns_asked_for<T>(&mut self, hop: Hop, work: impl FnOnce(&mut Self) -> T) -> T {
+        let slot = hop as u32;
+        let before = self.hops[&slot];
+        let asking = NextHop { flags: before.flags | NextHop::CLAMP, ..before };
+        self.datapath.hops.set(slot, &asking, 0).expect("write a next hop");
+        let done = work(self);
+        self.datapath.hops.set(slot, &before, 0).expect("write a next hop");
         done
     }
 

@@ -13,6 +13,7 @@ use nat_common::abi::{self, Interface, LocalAddress, Settings, VlanKey};
 use nat_common::activity::TICK_SHIFT;
 use nat_common::next_hop::NextHop;
 use nat_common::table::Secret;
+use nat_common::tunnel;
 use nat_common::vlan::TAG;
 
 use super::flows::FlowTable;
@@ -285,8 +286,9 @@ impl Datapath {
     pub fn test_run(&self, ifindex: u32, frame: &[u8]) -> Result<(u32, Vec<u8>), LoadError> {
         let program: &Xdp =
             self.ebpf.program(abi::PROGRAM_XDP).ok_or(LoadError::MissingMap(abi::PROGRAM_XDP))?.try_into()?;
-        // A frame that is left to the tc hook has its mark in front; one that leaves by a VLAN is longer.
-        let mut left = vec![0; abi::MARK_LENGTH.max(2 * TAG) + frame.len()];
+        // A frame that is left to the tc hook has its mark in front; one that leaves by a VLAN or a tunnel is longer.
+        let more = abi::MARK_LENGTH.max(2 * TAG).max(usize::from(tunnel::OVERHEAD));
+        let mut left = vec![0; more + frame.len()];
         let result = program.test_run(TestRunOptions {
             data_in: Some(frame),
             data_out: Some(&mut left),

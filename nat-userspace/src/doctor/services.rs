@@ -1,16 +1,24 @@
-//! Servers of virtual servers that are down, or that answer past the gateway though it has to translate their answers.
+//! Servers of virtual servers that are down, that answer past the gateway though it has to translate their answers, or
+//! that do not take packets for the service's address.
 
 use super::{Facts, Finding, Severity};
-use crate::api::{ServerRow, ServiceRow};
+use crate::api::{ServerRow, ServiceRow, SessionRow};
 
 /// Packets without an answer from which on it counts as silence.
 const SILENCE: u64 = 3;
+
+/// Connections that are asked for in vain from which on it is no accident.
+const ASKING: usize = 2;
 
 /// See the module.
 pub(super) fn findings(facts: &Facts) -> Vec<Finding> {
     let servers = facts.services.iter().flat_map(|row| row.servers.iter().map(move |server| (row, server)));
     servers
-        .filter_map(|(service, server)| down(service, server).or_else(|| silent(facts, service, server)))
+        .filter_map(|(service, server)| {
+            down(service, server)
+                .or_else(|| silent(facts, service, server))
+                .or_else(|| unheard(facts, service, server))
+        })
         .collect()
 }
 
@@ -59,6 +67,52 @@ fn silent(facts: &Facts, service: &ServiceRow, server: &ServerRow) -> Option<Fin
                       asked, or not at all. With method nat its route to them has to lead here"
             .to_owned(),
         command: format!("on the server: ip route get CLIENT; ip route replace default via {gateway}"),
+    })
+}
+
+/// Answers go past the gateway: what shows is that clients ask again and again, and none gets any further.
+fn unheard(facts: &Facts, service: &ServiceRow, server: &ServerRow) -> Option<Finding> {
+    let (host, address) = (server.address.ip(), server.address);
+    let of_server: Vec<&SessionRow> = facts
+        .sessions
+        .iter()
+        .filter(|session| {
+            session.rule == service.name && session.inside == address && session.protocol == "tcp"
+        })
+        .collect();
+    let asked: Vec<&&SessionRow> =
+        of_server.iter().filter(|session| session.state == "opening" && session.packets_in > 1).collect();
+    let got_through = of_server.iter().any(|session| session.state != "opening");
+    let public = asked.first().filter(|_| asked.len() >= ASKING && !got_through)?.outside.ip().to_owned();
+    let mut evidence =
+        vec![format!("{} connections to it, each asked for again and again, none established", asked.len())];
+    let sent_back = facts.drops.get("loop").copied().unwrap_or_default();
+    if sent_back > 0 {
+        evidence.push(format!("{sent_back} packets came back from a server that sent them on"));
+    }
+    let (lacks, command) = match service.method.as_str() {
+        "direct-routing" => (
+            format!("{public} is on none of its interfaces"),
+            format!(
+                "ip addr add {public}/32 dev lo; sysctl -w net.ipv4.conf.all.arp_ignore=1 net.ipv4.conf.all.arp_announce=2"
+            ),
+        ),
+        "tunnel" => (
+            format!("it has no tunnel end with {public} on it, or rp_filter drops what comes out of that"),
+            format!(
+                "ip link add ipip0 type ipip local {host}; ip link set ipip0 up; ip addr add {public}/32 dev ipip0; \
+                 sysctl -w net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.ipip0.rp_filter=0"
+            ),
+        ),
+        _ => return None,
+    };
+    Some(Finding {
+        check: "server_silent",
+        severity: Severity::Fault,
+        title: format!("{}: requests delivered, but {address} answers no client", service.name),
+        evidence,
+        consequence: format!("its clients wait in vain: {lacks}, or it has no route to them"),
+        command: format!("on the server: {command}"),
     })
 }
 
