@@ -497,6 +497,6 @@ fn a_million_rows_in_ten_seconds() {
     }
     assert!(child.wait().expect("natgw ends").success());
     assert_eq!(lines, 1_000_002);
-    let limit = Duration::from_secs(if cfg!(debug_assertions) { 60 } else { 10 });
+    let limit = Duration::from_secs(if cfg!(debug_assertions) { 180 } else { 10 });
     assert!(start.elapsed() < limit, "{:?}", start.elapsed());
 }

@@ -122,6 +122,13 @@ impl Stage {
         self.generator.aim(u32::try_from(number + 1)?, gateway.translates(), pattern)
     }
 
+    /// Aims at a gateway's virtual server, which leaves sources as they are.
+    pub(crate) fn aim_at_service(&mut self, number: usize, pattern: Pattern) -> anyhow::Result<()> {
+        let (_, gateway) = &self.gateways[number];
+        self.generator.helpers.count(gateway.processes());
+        self.generator.aim(u32::try_from(number + 1)?, false, pattern)
+    }
+
     /// Aims at the lane that drops everything at its entrance.
     pub(crate) fn aim_at_floor(&mut self, pattern: Pattern) -> anyhow::Result<()> {
         self.generator.helpers.count(Vec::new());

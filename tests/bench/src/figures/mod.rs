@@ -32,7 +32,7 @@ pub(crate) enum Measure {
 }
 
 /// All figures, in the order they are measured in.
-pub(crate) const FIGURES: [Figure; 15] = [
+pub(crate) const FIGURES: [Figure; 16] = [
     Figure {
         name: "hop-1k",
         what: "established hop, 1024 flows in turn",
@@ -59,6 +59,11 @@ pub(crate) const FIGURES: [Figure; 15] = [
         name: "new-flows",
         what: "every packet opens a flow; counted when delivered",
         measure: Measure::Lanes(opening::measure),
+    },
+    Figure {
+        name: "new-connections",
+        what: "every packet opens a connection of a virtual server with three servers; counted when delivered",
+        measure: Measure::Lanes(opening::measure_service),
     },
     Figure {
         name: "refused",

@@ -1,4 +1,4 @@
-//! What a new flow costs, and how many a second there can be.
+//! What a new flow costs, and how many a second there can be; the same for connections of a virtual server.
 
 use nat_bench_ebpf::FRESH;
 
@@ -17,26 +17,55 @@ pub(crate) const NEW: Pattern =
 /// New flows have endpoints of their own, more than an address has ports: they share ports between remotes.
 pub(crate) const SETUP: Setup = Setup { shared_ports: true, needs_nat: true, ..Setup::of(1 << 17) };
 
+/// New connections of a virtual server, all to its one address.
+const CONNECTIONS: Pattern = Pattern { one_remote: true, ..NEW };
+
+/// Three servers, and nothing that has to be found for them but a turn.
+const SERVICE: Setup = Setup { needs_nat: true, service: true, ..Setup::of(1 << 17) };
+
 pub(crate) fn measure(
     settings: &Settings,
     stage: &mut Stage,
     report: &mut FigureReport,
 ) -> anyhow::Result<()> {
+    let bounds = (Some(Bound::AtLeast(3.0)), Some(Bound::AtLeast(4.0)));
+    measure_with(settings, stage, report, (NEW, SETUP), bounds)
+}
+
+pub(crate) fn measure_service(
+    settings: &Settings,
+    stage: &mut Stage,
+    report: &mut FigureReport,
+) -> anyhow::Result<()> {
+    measure_with(settings, stage, report, (CONNECTIONS, SERVICE), (None, None))
+}
+
+fn measure_with(
+    settings: &Settings,
+    stage: &mut Stage,
+    report: &mut FigureReport,
+    (pattern, setup): (Pattern, Setup),
+    (must, aim): (Option<Bound>, Option<Bound>),
+) -> anyhow::Result<()> {
     let mut floors = Vec::new();
     let mut costs = vec![Vec::new(); stage.gateways.len()];
     for round in settings.rounds(report.name()) {
         round?;
-        stage.aim_at_floor(NEW)?;
+        stage.aim_at_floor(pattern)?;
         let floor = nanoseconds_each(&stage.generator.blast(settings.round / 2)?);
         floors.push(floor);
         for (number, costs) in costs.iter_mut().enumerate() {
             settings.check_interrupt()?;
-            if let Readiness::Absent(reason) = stage.prepare(number, &SETUP)? {
+            if let Readiness::Absent(reason) = stage.prepare(number, &setup)? {
                 report.absent(stage.name(number), reason);
                 continue;
             }
-            stage.aim(number, NEW)?;
-            let sample = stage.generator.feed(NEW.flows.into(), stage.helping(number))?;
+            if setup.service {
+                stage.aim_at_service(number, pattern)?;
+            } else {
+                stage.aim(number, pattern)?;
+            }
+            let sample = stage.generator.feed(pattern.flows.into(), stage.helping(number))?;
             costs.push(flow_cost(&sample, floor));
         }
     }
@@ -47,7 +76,7 @@ pub(crate) fn measure(
         report.measure(stage.name(number), RATE, &rates);
     }
     let ratio = report.ratio(RATE, "natgw", "nft");
-    report.goal("natgw/nft, flows a second", ratio, Some(Bound::AtLeast(3.0)), Some(Bound::AtLeast(4.0)));
+    report.goal("natgw/nft, flows a second", ratio, must, aim);
     Ok(())
 }
 

@@ -24,6 +24,8 @@ pub(crate) struct Setup {
     pub(crate) shared_ports: bool,
     /// Whether it is about what a router without NAT does not do.
     pub(crate) needs_nat: bool,
+    /// Whether flows are connections of a virtual server, spread over three servers, and nothing is masqueraded.
+    pub(crate) service: bool,
     /// Seconds that idle UDP lives.
     pub(crate) timeout: u32,
     /// natgw's limits for one inside address: sessions, and new ones a second; 0 is none.
@@ -35,7 +37,15 @@ pub(crate) struct Setup {
 impl Setup {
     /// For so many flows that share few inside endpoints, established and forwarded.
     pub(crate) const fn of(flows: u64) -> Self {
-        Self { flows, shared_ports: false, needs_nat: false, timeout: 3600, limits: (0, 0), mode: "native" }
+        Self {
+            flows,
+            shared_ports: false,
+            needs_nat: false,
+            service: false,
+            timeout: 3600,
+            limits: (0, 0),
+            mode: "native",
+        }
     }
 }
 

@@ -34,6 +34,8 @@ pub(crate) struct Natgw {
     binary: PathBuf,
     folder: PathBuf,
     process: Option<Child>,
+    /// Whether the virtual server's address is the gateway's.
+    serves: bool,
 }
 
 impl Natgw {
@@ -55,7 +57,7 @@ impl Natgw {
             .mode(0o700)
             .create(&folder)
             .with_context(|| format!("make {}", folder.display()))?;
-        let natgw = Self { binary, folder, process: None };
+        let natgw = Self { binary, folder, process: None, serves: false };
         let bpffs = natgw.folder.join("bpf");
         fs::create_dir(&bpffs).context("make the mount point of bpffs")?;
         mount("bpf", &bpffs, "bpf", MountFlags::empty(), None).context("mount bpffs")?;
@@ -67,6 +69,9 @@ impl Natgw {
         // What users have; more only if the figure needs it.
         let sessions = (1 << 20).max(setup.flows * 5 / 4);
         let mapping = if setup.shared_ports { "endpoint-dependent" } else { "endpoint-independent" };
+        let service = if setup.service { SERVICE } else { "" };
+        // Else the rule would hide clients from servers.
+        let hairpin = !setup.service;
         let Setup { timeout, limits: (of_source, new_of_source), mode, .. } = *setup;
         format!(
             r#"
@@ -86,7 +91,8 @@ source = ["{INSIDE}"]
 out = "wan"
 to = "masquerade"
 mapping = "{mapping}"
-
+hairpin = {hairpin}
+{service}
 [timeouts]
 udp = "{timeout}s"
 
@@ -194,6 +200,11 @@ listen = ""
 
 impl Gateway for Natgw {
     fn prepare(&mut self, lane: &Lane, setup: &Setup) -> anyhow::Result<Readiness> {
+        if setup.service != self.serves {
+            let verb = if setup.service { "add" } else { "del" };
+            lane.gateway.ip(&format!("addr {verb} {SERVICE_ADDRESS}/32 dev wan"))?;
+            self.serves = setup.service;
+        }
         self.launch(lane, setup)?;
         self.wait_ready()?;
         Ok(Readiness::Ready)
@@ -251,6 +262,22 @@ impl Drop for Natgw {
 fn id_of(process: &Child) -> anyhow::Result<Pid> {
     i32::try_from(process.id()).ok().and_then(Pid::from_raw).context("natgw's process id")
 }
+
+/// Where frames of [`crate::generator::Pattern::one_remote`] go to.
+const SERVICE_ADDRESS: &str = "198.18.0.0";
+/// A virtual server there, with three servers behind the router.
+const SERVICE: &str = r#"
+[[service]]
+protocol = "udp"
+external = "198.18.0.0:9"
+check = { kind = "none" }
+[[service.server]]
+address = "198.51.100.1:9"
+[[service.server]]
+address = "198.51.100.2:9"
+[[service.server]]
+address = "198.51.100.3:9"
+"#;
 
 /// natgws that this bench has started so far.
 static INSTANCES: AtomicU32 = AtomicU32::new(0);

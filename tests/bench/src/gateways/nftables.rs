@@ -1,4 +1,4 @@
-//! Linux's own NAT: one masquerade rule, and nothing else in the way.
+//! Linux's own NAT: one masquerade rule, or one that spreads over servers, and nothing else in the way.
 
 use std::{fs, process::Command};
 
@@ -16,10 +16,6 @@ pub(crate) struct Nftables;
 
 impl Nftables {
     pub(crate) fn start(lane: &Lane) -> anyhow::Result<Self> {
-        lane.gateway.run(Command::new("nft").arg(
-            "table ip nat { chain postrouting { type nat hook postrouting priority srcnat; \
-             oifname \"wan\" masquerade; }; }",
-        ))?;
         for (key, value) in [
             ("ipv4/ip_forward", "1"),
             ("ipv4/conf/all/rp_filter", "0"),
@@ -39,6 +35,10 @@ impl Nftables {
 impl Gateway for Nftables {
     fn prepare(&mut self, lane: &Lane, setup: &Setup) -> anyhow::Result<Readiness> {
         lane.gateway.run(Command::new("conntrack").arg("-F"))?;
+        let chain = if setup.service { SPREAD } else { MASQUERADE };
+        lane.gateway.run(
+            Command::new("nft").arg(format!("table ip nat; delete table ip nat; table ip nat {{ {chain} }}")),
+        )?;
         let flows = setup.flows;
         let (most, buckets) = (most_flows()?, limit("nf_conntrack_buckets")?);
         if flows > most {
@@ -67,6 +67,11 @@ impl Gateway for Nftables {
         Ok(None)
     }
 }
+
+const MASQUERADE: &str =
+    "chain postrouting { type nat hook postrouting priority srcnat; oifname \"wan\" masquerade; };";
+const SPREAD: &str = "chain prerouting { type nat hook prerouting priority dstnat; ip daddr 198.18.0.0 udp dport 9 \
+     dnat to numgen inc mod 3 map { 0 : 198.51.100.1, 1 : 198.51.100.2, 2 : 198.51.100.3 }; };";
 
 /// The flows that conntrack takes on this machine.
 pub(crate) fn most_flows() -> anyhow::Result<u64> {
