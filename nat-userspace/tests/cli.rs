@@ -46,6 +46,17 @@ impl Made {
     }
 }
 
+/// What a change of rules has done.
+fn reloaded(saved: Option<&str>) -> Reloaded {
+    Reloaded {
+        kept: 12,
+        ended: 1,
+        changes: vec!["snat office: changed".to_owned()],
+        saved: saved.map(str::to_owned),
+        warnings: vec!["[limits] has changed".to_owned()],
+    }
+}
+
 /// Two inside hosts, of which one has the sessions and the other the bits.
 fn busy(interval: f64, most: usize) -> TopReport {
     let host = |name: &str, sessions, bits| TopRow {
@@ -115,13 +126,18 @@ impl Handler for Made {
                 Ok(json!(Deleted { deleted }))
             }
             Request::SessionFlush => Ok(json!(Deleted { deleted: u64::from(self.sessions) })),
+            Request::RuleAdd { kind, keys, before, save } => {
+                // Tells back what it was asked for.
+                let asked = format!("{kind} {before:?} {}", keys.trim().replace('\n', "; "));
+                Ok(json!(Reloaded { changes: vec![asked], ..reloaded(save.then_some("natgw.toml")) }))
+            }
+            Request::RuleDelete { rule, save } => {
+                Ok(json!(Reloaded { changes: vec![rule], ..reloaded(save.then_some("natgw.toml")) }))
+            }
             Request::Top { interval, most } => {
                 let report = busy(f64::from(interval) / 1000.0, most as usize);
-                // Without --once it goes on until the client has gone, which ends it.
-                for _ in 0..2 {
-                    reply.row(Row::Top(&report))?;
-                }
-                reply.flush()?;
+                // The client with --once goes after the first.
+                [&report; 2].into_iter().try_for_each(|report| reply.row(Row::Top(report)))?;
                 Ok(json!({}))
             }
             Request::Trace { filter, snap, rate } => {
@@ -173,9 +189,7 @@ impl Handler for Made {
                 reply.row(Row::Rule(&row))?;
                 Ok(json!({}))
             }
-            Request::Reload => {
-                Ok(json!(Reloaded { kept: 12, ended: 1, warnings: vec!["[limits] has changed".to_owned()] }))
-            }
+            Request::Reload => Ok(json!(reloaded(None))),
             Request::ServiceList => {
                 for row in services() {
                     reply.row(Row::Service(&row))?;
@@ -342,6 +356,44 @@ fn json() {
 }
 
 #[test]
+fn rules_are_added_and_deleted() {
+    let daemon = Daemon::new(0);
+    let changes = |arguments: &str| -> String {
+        let told: Value = daemon.stdout(&format!("{arguments} --json")).parse().expect("JSON");
+        told["changes"][0].as_str().expect("a change").to_owned()
+    };
+    assert_eq!(
+        changes(
+            "rule add snat --name guests --source 10.1.9.0/24,!10.1.9.1/32 --destination 198.51.100.0/24 --protocol \
+             tcp,17 --out wan --to 203.0.113.10-203.0.113.12,203.0.113.20 --ports 2000-2999 --mapping \
+             endpoint-dependent --filtering endpoint-independent --pooling soft --hairpin false --before office"
+        ),
+        "snat Some(\"office\") name = \"guests\"; source = [\"10.1.9.0/24\", \"!10.1.9.1/32\"]; \
+         destination = [\"198.51.100.0/24\"]; protocol = [\"tcp\", \"17\"]; out = \"wan\"; \
+         to = [\"203.0.113.10-203.0.113.12\", \"203.0.113.20\"]; ports = \"2000-2999\"; \
+         mapping = \"endpoint-dependent\"; filtering = \"endpoint-independent\"; pooling = \"soft\"; hairpin = false"
+    );
+    assert_eq!(changes("rule add snat --to masquerade"), "snat None to = \"masquerade\"");
+    assert_eq!(
+        changes("rule add static --external 203.0.113.50 --internal 10.1.1.50"),
+        "static None external = \"203.0.113.50\"; internal = \"10.1.1.50\""
+    );
+    assert_eq!(
+        changes(
+            "rule add forward --protocol tcp,udp --external wan:80 --internal 10.1.1.12:8080 --source \
+             198.51.100.0/24 --masquerade-source"
+        ),
+        "forward None protocol = [\"tcp\", \"udp\"]; external = \"wan:80\"; internal = \"10.1.1.12:8080\"; \
+         source = [\"198.51.100.0/24\"]; masquerade_source = true"
+    );
+    assert_eq!(
+        daemon.stdout("rule delete office --save"),
+        "deleted: 12 sessions kept, 1 ended\n  office\nsaved in natgw.toml\nwarning: [limits] has changed\n"
+    );
+    assert_eq!(daemon.run("rule add snat --source 10.1.1.0/24").status.code(), Some(2));
+}
+
+#[test]
 fn top_without_a_terminal() {
     let daemon = Daemon::new(0);
     assert_eq!(
@@ -412,7 +464,7 @@ fn filters_and_counts() {
     assert_eq!(daemon.stdout("session flush"), "10 sessions deleted\n");
     assert_eq!(
         daemon.stdout("reload"),
-        "reloaded: 12 sessions kept, 1 ended\nwarning: [limits] has changed\n"
+        "reloaded: 12 sessions kept, 1 ended\n  snat office: changed\nwarning: [limits] has changed\n"
     );
 }
 

@@ -50,6 +50,7 @@ mod log_ipfix;
 mod log_records;
 mod metrics;
 mod ops;
+mod ops_rules;
 mod ops_top;
 mod ops_trace;
 mod ops_watch;

@@ -87,6 +87,27 @@ pub enum Request {
     PoolList,
     /// Rows are [`RuleRow`]s.
     RuleList,
+    /// Adds a rule. Done is a [`Reloaded`], here and below.
+    RuleAdd {
+        /// `snat`, `static` or `forward`.
+        kind: String,
+        /// Its keys, as they stand in the configuration (TOML).
+        keys: String,
+        /// The ID or name of the rule that it is to be tried before; the last of its kind if none is named.
+        #[serde(default)]
+        before: Option<String>,
+        /// Whether the configuration file is changed, too.
+        #[serde(default)]
+        save: bool,
+    },
+    /// Deletes a rule.
+    RuleDelete {
+        /// Its ID or name.
+        rule: String,
+        /// Whether the configuration file is changed, too.
+        #[serde(default)]
+        save: bool,
+    },
     /// Rows are [`ServiceRow`]s.
     ServiceList,
     /// Changes a server's share; 0 drains it. Done is a [`ServiceRow`], here and below.
@@ -231,6 +252,12 @@ pub struct Reloaded {
     pub kept: u64,
     /// Sessions that the new rules do not allow.
     pub ended: u64,
+    /// What is different from before; a few words each.
+    #[serde(default)]
+    pub changes: Vec<String>,
+    /// The file that was changed, too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub saved: Option<String>,
     /// What is allowed but hardly wanted, and what waits for a restart; one sentence each.
     pub warnings: Vec<String>,
 }

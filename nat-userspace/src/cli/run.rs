@@ -25,13 +25,13 @@ pub(super) struct Run {
 
 impl Run {
     pub(super) fn carry_out(self, socket: Option<PathBuf>) -> Result<(), Failure> {
-        let config = Config::load(&self.file.config)?;
+        let (source, config) = Config::read(&self.file.config)?;
         tracing_subscriber::fmt()
             .with_env_filter(EnvFilter::try_from_env(LOG_VARIABLE).unwrap_or_else(|_| EnvFilter::new("info")))
             .with_ansi(io::stderr().is_terminal() && !output::plain_wanted())
             .with_writer(io::stderr)
             .init();
-        let options = RunOptions { keep: self.keep, config_path: self.file.config, socket };
+        let options = RunOptions { keep: self.keep, config_path: self.file.config, source, socket };
         daemon::run(options, config).map_err(|error| {
             let control = error.downcast_ref::<ServerError>().map(ServerError::hint);
             let metrics = error.downcast_ref::<ResponderError>().map(ResponderError::hint);

@@ -9,6 +9,8 @@
 mod address;
 mod conflicts;
 mod deterministic;
+mod differences;
+mod edit;
 mod error;
 mod file;
 mod log;
@@ -29,6 +31,8 @@ use ipnet::Ipv4Net;
 
 pub use self::address::{AddressPool, AddressRange, PortRange, show_prefix};
 pub use self::deterministic::{Beyond, Deterministic};
+pub use self::differences::differences;
+pub use self::edit::{Edit, EditError};
 pub use self::error::{ConfigError, Problem};
 pub use self::log::{EventClass, EventClasses, Log, LogTarget};
 pub use self::ports::{PortSet, Ports};
@@ -83,8 +87,14 @@ pub struct Config {
 impl Config {
     /// Reads and judges a configuration file.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        Ok(Self::read(path)?.1)
+    }
+
+    /// Reads a file and judges it; its text goes along.
+    pub fn read(path: &Path) -> Result<(String, Self), ConfigError> {
         let text = std::fs::read_to_string(path).map_err(|source| ConfigError::read(path, source))?;
-        Self::parse(&text, &path.display().to_string())
+        let config = Self::parse(&text, &path.display().to_string())?;
+        Ok((text, config))
     }
 
     /// Judges the text of a configuration; `origin` names it in errors.

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+use super::edits::RuleChange;
 use super::report;
 use super::services::{self, Change};
 use super::tracing_clients::Wanted;
@@ -291,6 +292,12 @@ impl Handler for Post {
                 self.change(service, Change::Add(ServerConfig { address: server, weight }))
             }
             Request::ServiceRemove { service, server } => self.change(service, Change::Remove(server)),
+            Request::RuleAdd { kind, keys, before, save } => {
+                Ok(value(&self.change_rules(&RuleChange::Add { kind, keys, before }, save)?))
+            }
+            Request::RuleDelete { rule, save } => {
+                Ok(value(&self.change_rules(&RuleChange::Delete { rule }, save)?))
+            }
             Request::RuleList => {
                 for row in self.ask(|worker| report::rules(worker))? {
                     reply.row(Row::Rule(&row)).map_err(gone)?;

@@ -4,6 +4,7 @@
 mod checks;
 mod claims;
 mod control;
+mod edits;
 mod interfaces;
 mod kernel;
 mod preflight;
@@ -41,6 +42,8 @@ pub struct RunOptions {
     pub keep: bool,
     /// Where the configuration was read, and is read anew.
     pub config_path: PathBuf,
+    /// The text of the configuration in force.
+    pub source: String,
     /// Where to listen instead of where the configuration says.
     pub socket: Option<PathBuf>,
 }
@@ -131,14 +134,15 @@ impl Drop for Serving {
 fn reload(worker: &mut Worker) -> Result<Reloaded, ApiError> {
     notify("RELOADING=1");
     let file = worker.options.config_path.clone();
-    let outcome = match Config::load(&file) {
-        Ok(config) => worker.reload(config),
+    let outcome = match Config::read(&file) {
+        Ok((text, config)) => worker.reload(config).inspect(|_| worker.options.source = text),
         // It names the file, the line, and what to do.
         Err(error) => Err(ApiError::new(format!("reload: {error}"), "")),
     };
     match &outcome {
-        Ok(Reloaded { kept, ended, warnings }) => {
-            tracing::info!(file = %file.display(), kept, ended, "configuration reloaded");
+        Ok(Reloaded { kept, ended, changes, saved: _, warnings }) => {
+            let changes = changes.join(", ");
+            tracing::info!(file = %file.display(), kept, ended, changes, "configuration reloaded");
             for warning in warnings {
                 tracing::warn!("{warning}");
             }

@@ -7,7 +7,7 @@ use super::super::interfaces::publish_addresses;
 use super::super::preflight;
 use super::Worker;
 use crate::api::{ApiError, Reloaded};
-use crate::config::{Config, Method, ServiceRule};
+use crate::config::{Config, Method, ServiceRule, differences};
 use crate::datapath::publish_rules;
 use crate::gateway::World as _;
 use crate::host::RouteQuery;
@@ -39,6 +39,7 @@ impl Worker {
             .filter(|(_, differs)| *differs)
             .map(|(section, _)| format!("[{section}] has changed: that takes effect at the next start"))
             .collect();
+        let changes = differences(&self.config, &config);
         let now = Instant::now();
         let reloaded = self.gateway.reload(&mut self.kernel, now, &config);
         self.config = Config {
@@ -66,7 +67,13 @@ impl Worker {
         warnings.extend(self.hidden_services());
         self.find_far_servers();
         warnings.extend(self.far_servers.iter().cloned());
-        Ok(Reloaded { kept: u64::from(reloaded.kept), ended: u64::from(reloaded.ended), warnings })
+        Ok(Reloaded {
+            kept: u64::from(reloaded.kept),
+            ended: u64::from(reloaded.ended),
+            changes,
+            saved: None,
+            warnings,
+        })
     }
 
     /// Takes other servers and weights for the services there are.
