@@ -43,7 +43,9 @@ pub fn inbound(
     if is_merged(interface, parsed) & (parsed.ttl > 1) {
         return Verdict::Stack;
     }
-    let Ok((hop, _)) = route(ctx.ctx.cast(), interface, parsed, false, rewrite.source, rewrite.destination)
+    // A way that leads outside is that of an inside host whose link is down: the daemon's, too.
+    let Ok((hop, false)) =
+        route(ctx.ctx.cast(), interface, parsed, false, rewrite.source, rewrite.destination)
     else {
         return Verdict::Punt;
     };

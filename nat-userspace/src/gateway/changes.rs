@@ -150,9 +150,12 @@ impl Gateway {
         }
         let translated = session.rewrite.source;
         let is_outbound = matches!(session.origin, Origin::Snat(_)) && direction == Direction::Original;
+        // While the link of an inside host is down, its address is one that only the default route leads to.
+        let stays_inside = session.key(opposite).realm == Realm::Inside as u16;
         let hop = match world.route(query) {
             Ok(route) if route.kind == RouteKind::Unicast => {
-                let egress = self.interfaces.get(&route.ifindex).cloned();
+                let leads = |egress: &&Arc<Interface>| !stays_inside || egress.realm() == Realm::Inside;
+                let egress = self.interfaces.get(&route.ifindex).filter(leads).cloned();
                 let stays = egress
                     .as_ref()
                     .filter(|_| is_outbound)

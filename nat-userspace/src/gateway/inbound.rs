@@ -78,6 +78,15 @@ impl Gateway {
             // A forward to the gateway itself: its own stack would answer from another address.
             return Err(Refusal::Silent(Reason::DropNoRoute));
         }
+        // An inside host whose link is down is not to be found at the end of the default route. A forward may lead
+        // to a host outside, but none there has a private address.
+        let is_beyond = route.gateway.is_some() && address(target.inside.0).is_private();
+        let is_astray = egress.realm() == Realm::Outside
+            && target.carriage == Carriage::Translated
+            && (is_beyond || matches!(target.origin, Origin::Inbound(_)));
+        if is_astray {
+            return Err(Refusal::Silent(Reason::DropNoRoute));
+        }
         if target.carriage == Carriage::Direct && route.gateway.is_some() {
             // A router on the way would send it back to this address: see the warning.
             return Err(Refusal::Told(Reason::DropNoRoute, Error::HostUnreachable));

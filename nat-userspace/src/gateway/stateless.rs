@@ -62,6 +62,12 @@ impl Gateway {
         rewrite: Rewrite,
     ) -> Outcome {
         match self.stateless_way(world, now, ingress, frame, parsed, rewrite.destination) {
+            // An inside host whose link is down is not to be found at the end of the default route.
+            Ok((_, egress))
+                if rewrite.destination != parsed.key.destination && egress.realm() == Realm::Outside =>
+            {
+                Outcome::Drop(Reason::DropNoRoute)
+            }
             Ok((hop, _)) => {
                 let value = FlowValue::translate(&parsed.key, &rewrite, 0);
                 self.clamp_mss(ingress, &hop, frame, parsed);
