@@ -135,3 +135,26 @@ fn contradictions_have_names() {
         }
     }
 }
+
+/// Found by `cargo xtask fuzz`: an echo reply that is all zeros once its identifier is 0 has a sum of +0, which only
+/// a checksum of ffff makes right. To any other message both zeros are.
+#[test]
+fn an_echo_reply_of_zeros_gets_the_other_zero() {
+    let sample = |id: u16| Sample {
+        protocol: wire::ICMP,
+        kind: wire::ICMP_ECHO_REPLY,
+        addresses: [[198, 51, 100, 1], [203, 0, 113, 1]],
+        ports: [id, 0],
+        ttl: 64,
+        option_words: 0,
+        payload: Vec::new(),
+    };
+    let mut frame = sample(40_000).frame();
+    let sequence = 14 + 20 + 6;
+    frame[sequence..sequence + 2].fill(0);
+    let right = !40_000_u16;
+    frame[14 + 20 + 2..14 + 20 + 4].copy_from_slice(&right.to_be_bytes());
+    let key = parsed(&mut frame).key;
+    rewrite(&mut frame, &towards(&key, [[198, 51, 100, 1], [192, 168, 1, 10]], [0, 0]));
+    assert_eq!(checksum(&frame), Some(0xffff));
+}

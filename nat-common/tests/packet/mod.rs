@@ -43,7 +43,8 @@ pub fn right_checksum(frame: &[u8]) -> Option<u16> {
     }
     let all = (all & 0xffff) + (all >> 16);
     let all = u16::try_from((all & 0xffff) + (all >> 16)).expect("folded");
-    Some(if !all == 0 && matches!(protocol, wire::UDP | wire::UDPLITE) { 0xffff } else { !all })
+    // To UDP a zero says that there is none, and to ICMP both zeros are right unless all else is zero.
+    Some(if !all == 0 && protocol != wire::TCP { 0xffff } else { !all })
 }
 
 /// The transport checksum that a frame has.
