@@ -17,5 +17,6 @@ mod hash;
 pub mod host;
 pub mod metrics;
 pub mod pcapng;
+pub mod privileges;
 pub mod slowpath;
 pub mod trace;

@@ -9,6 +9,7 @@
 
 mod client;
 mod filter;
+mod peer;
 mod protocol;
 mod rules;
 mod server;

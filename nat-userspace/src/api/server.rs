@@ -16,6 +16,7 @@ use rustix::net::{AddressFamily, RecvFlags, Shutdown, SocketAddrUnix, SocketFlag
 use serde_json::Value;
 use serde_json::value::RawValue;
 
+use super::peer;
 use super::protocol::{Envelope, Line};
 use super::{ApiError, Request, Row, VERSION};
 
@@ -101,7 +102,8 @@ impl Server {
             .name("control".to_owned())
             .spawn({
                 let (listener, stopping) = (Arc::clone(&listener), Arc::clone(&stopping));
-                move || accept(&listener, &handler, &stopping)
+                let path = path.to_owned();
+                move || accept(&listener, &path, &handler, &stopping)
             })
             .map_err(io("start a thread for"))?;
         Ok(Self {
@@ -163,7 +165,7 @@ fn listen(path: &Path) -> io::Result<UnixListener> {
     Ok(socket.into())
 }
 
-fn accept(listener: &UnixListener, handler: &Arc<dyn Handler>, stopping: &AtomicBool) {
+fn accept(listener: &UnixListener, path: &Path, handler: &Arc<dyn Handler>, stopping: &AtomicBool) {
     let clients = Arc::new(AtomicUsize::new(0));
     while !stopping.load(Ordering::Relaxed) {
         let stream = match listener.accept() {
@@ -177,9 +179,18 @@ fn accept(listener: &UnixListener, handler: &Arc<dyn Handler>, stopping: &Atomic
                 continue;
             }
         };
+        if let Err(stranger) = peer::admit(&stream, path) {
+            tracing::warn!("control socket: {}", stranger.message);
+            refuse(&stream, stranger);
+            continue;
+        }
         // Only this thread adds: the bound holds.
         if clients.load(Ordering::Relaxed) >= MOST_CLIENTS {
-            refuse(&stream);
+            let error = ApiError::new(
+                format!("the daemon serves {MOST_CLIENTS} clients already"),
+                "end a listing that nobody reads, or try again",
+            );
+            refuse(&stream, error);
             continue;
         }
         clients.fetch_add(1, Ordering::Relaxed);
@@ -207,11 +218,7 @@ impl Drop for Seat {
 }
 
 /// Turns a client away without waiting for it.
-fn refuse(mut stream: &UnixStream) {
-    let error = ApiError::new(
-        format!("the daemon serves {MOST_CLIENTS} clients already"),
-        "end a listing that nobody reads, or try again",
-    );
+fn refuse(mut stream: &UnixStream, error: ApiError) {
     let _ = stream.set_nonblocking(true);
     if let Ok(text) = serde_json::to_string(&Line::<(), ()>::Error(error)) {
         let _ = writeln!(stream, "{text}");

@@ -33,6 +33,7 @@ use crate::eventlog::Writer;
 use crate::gateway::{Gateway, Random};
 use crate::host::Host;
 use crate::metrics::Responder;
+use crate::privileges;
 use crate::slowpath::{Frames, receive_ring};
 
 /// What the command line says about a run.
@@ -72,6 +73,8 @@ pub fn run(options: RunOptions, config: Config) -> anyhow::Result<()> {
     // Interfaces that are not there yet will want theirs.
     let absent = u32::try_from(config.interfaces.len()).unwrap_or(present) - present;
     let frames = Frames::new(receive + absent * receive_ring(1), jumbo)?;
+    // The tables are read: nothing that follows needs more, and threads that it starts have no more.
+    privileges::drop_others();
     let kernel = Kernel::new(datapath, host)?;
     let gateway = Gateway::new(&config, Instant::now(), Random::new());
     let socket = options.socket.as_ref().unwrap_or(&config.control.socket).clone();

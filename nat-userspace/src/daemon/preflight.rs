@@ -7,17 +7,7 @@ use ipnet::Ipv4Net;
 use super::vlans;
 use crate::config::{Config, Side};
 use crate::host::Host;
-
-/// Capabilities `run` needs: number, name, what for.
-const CAPABILITIES: [(u32, &str, &str); 4] = [
-    (12, "CAP_NET_ADMIN", "attach XDP and tc programs, ask for neighbours"),
-    (13, "CAP_NET_RAW", "open AF_XDP sockets"),
-    (39, "CAP_BPF", "load eBPF programs and maps"),
-    (38, "CAP_PERFMON", "let the verifier trust packet pointers"),
-];
-
-/// `CAP_SYS_ADMIN`, which stands for those that were split off it.
-const SYS_ADMIN: u32 = 21;
+use crate::privileges;
 
 /// The largest MTU that can be served: a page, less the room that the kernel leaves in front of a
 /// received frame (`XDP_PACKET_HEADROOM`), room for two tags and an Ethernet header. What is larger would
@@ -26,16 +16,11 @@ pub const LARGEST_MTU: u32 = 4096 - 256 - 8 - 14;
 
 /// Errs with the capability that is missing.
 pub fn privileges() -> anyhow::Result<()> {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let effective = status
-        .lines()
-        .find_map(|line| line.strip_prefix("CapEff:"))
-        .and_then(|value| u64::from_str_radix(value.trim(), 16).ok());
-    let Some(effective) = effective else { return Ok(()) };
-    let has = |capability: u32| effective & (1 << capability) != 0;
-    let missing: Vec<String> = CAPABILITIES
-        .iter()
-        .filter(|(number, ..)| !(has(*number) || (*number >= 38 && has(SYS_ADMIN))))
+    let effective = privileges::effective();
+    let missing: Vec<String> = privileges::KEPT
+        .into_iter()
+        .chain([privileges::AT_START])
+        .filter(|(capability, ..)| !effective.contains(*capability))
         .map(|(_, name, purpose)| format!("{name} ({purpose})"))
         .collect();
     if !missing.is_empty() {

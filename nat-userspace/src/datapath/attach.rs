@@ -113,14 +113,16 @@ impl Datapath {
         if let Ok(pinned) = PinnedLink::from_pin(&pin) {
             // A pin whose interface is gone gives a link that cannot be updated.
             let link = XdpLink::try_from(FdLink::from(pinned))?;
-            if xdp.attach_to_link(link).is_ok() {
+            if let Ok(id) = xdp.attach_to_link(link) {
+                let link = FdLink::try_from(xdp.take_link(id)?)?;
+                self.links.insert(pin, link);
                 return Ok(());
             }
             let _ = std::fs::remove_file(&pin);
         }
         let id = xdp.attach(ifindex, mode)?;
         let link = FdLink::try_from(xdp.take_link(id)?)?;
-        link.pin(&pin)?;
+        self.links.insert(pin.clone(), link.pin(&pin)?.into());
         Ok(())
     }
 
@@ -135,7 +137,10 @@ impl Datapath {
         let tc: &mut SchedClassifier = program(&mut self.ebpf, name)?;
         if let Ok(pinned) = PinnedLink::from_pin(&pin) {
             let link = SchedClassifierLink::try_from(FdLink::from(pinned))?;
-            if tc.attach_to_link(link).is_ok() {
+            if let Ok(id) = tc.attach_to_link(link) {
+                if let Ok(link) = FdLink::try_from(tc.take_link(id)?) {
+                    self.links.insert(pin, link);
+                }
                 return Ok(());
             }
             let _ = std::fs::remove_file(&pin);
@@ -143,7 +148,7 @@ impl Datapath {
         let id = tc.attach(ifindex, hook)?;
         // Below 6.6 there is no tcx: the filter stays by itself, and is found again by its name.
         if let Ok(link) = FdLink::try_from(tc.take_link(id)?) {
-            link.pin(&pin)?;
+            self.links.insert(pin.clone(), link.pin(&pin)?.into());
         }
         Ok(())
     }
@@ -153,14 +158,17 @@ impl Datapath {
     }
 
     /// Takes the programs off an interface.
-    pub fn detach(&self, ifindex: u32) {
+    pub fn detach(&mut self, ifindex: u32) {
         for kind in ["xdp", "xdp-generic", "tc", "tc-own"] {
-            let _ = std::fs::remove_file(self.link_pin(kind, ifindex));
+            let pin = self.link_pin(kind, ifindex);
+            let _ = std::fs::remove_file(&pin);
+            self.links.remove(&pin);
         }
     }
 
     /// Takes every program off and every map away.
-    pub fn remove(self) {
+    pub fn remove(mut self) {
+        self.links.clear();
         remove_pins(&self.pins);
         let _ = std::fs::remove_dir(&self.pins);
     }
@@ -179,9 +187,26 @@ pub(super) fn prepare_pins(bpffs: &Path) -> Result<PathBuf, LoadError> {
             mount(bpffs).map_err(failed(bpffs))?;
         }
     }
+    if let Some((path, layout)) = other_layout(bpffs) {
+        return Err(LoadError::OtherLayout { path, layout });
+    }
     let pins = bpffs.join(format!("v{}", abi::VERSION));
     std::fs::create_dir_all(&pins).map_err(failed(&pins))?;
     Ok(pins)
+}
+
+/// A fast path of another version of natgw that is attached: its tables cannot be read, and must not be cut off.
+fn other_layout(bpffs: &Path) -> Option<(PathBuf, u32)> {
+    let entries = std::fs::read_dir(bpffs).ok()?.flatten();
+    let layouts = entries.filter_map(|entry| {
+        let layout = entry.file_name().to_str()?.strip_prefix('v')?.parse().ok()?;
+        (layout != abi::VERSION).then(|| (entry.path(), layout))
+    });
+    let mut attached = layouts.filter(|(path, _)| {
+        let pins = std::fs::read_dir(path).into_iter().flatten().flatten();
+        pins.into_iter().any(|pin| pin.file_name().to_string_lossy().starts_with("link-"))
+    });
+    attached.next()
 }
 
 fn is_bpffs(path: &Path) -> bool {

@@ -3,7 +3,7 @@
 use crate::hash::HashSet;
 use std::io;
 
-use aya::maps::MapData;
+use aya::maps::{MapData, MapError};
 use nat_common::activity::Activity;
 use nat_common::table::{self, FlowLine, PLACES, SEGMENT, SESSIONS, Secret, SessionLines};
 use nat_common::{Direction, FlowKey, FlowValue};
@@ -47,9 +47,10 @@ impl FlowTable {
         sessions: u32,
         secret: Secret,
     ) -> Result<Self, LoadError> {
-        let places = there(&mut maps, Part::Index, PLACES)?;
-        let segments = there(&mut maps, Part::Lines, SEGMENT)?;
-        let grace = Grace::new(for_grace).map_err(|source| LoadError::Memory { name: "LINES", source })?;
+        let (places, _) = there(&mut maps, Part::Index, PLACES)?;
+        let (segments, first) = there(&mut maps, Part::Lines, SEGMENT)?;
+        let grace =
+            Grace::new(for_grace, first).map_err(|source| LoadError::Memory { name: "LINES", source })?;
         Ok(Self {
             asked: [number(places.len()), number(segments.len())],
             index: Index::new(places, level, secret),
@@ -233,21 +234,25 @@ impl FlowTable {
     }
 }
 
-/// The segments of a map that are there, or the first one.
-fn there<T: Copy>(maps: &mut Maps, part: Part, entries: u32) -> Result<Vec<Mapped<T>>, LoadError> {
+/// The segments of a map that are there, or the first one; and the first one's map.
+fn there<T: Copy>(maps: &mut Maps, part: Part, entries: u32) -> Result<(Vec<Mapped<T>>, MapData), LoadError> {
     let name = if part == Part::Index { "INDEX" } else { "LINES" };
     let memory = |source| LoadError::Memory { name, source };
-    let mut segments = Vec::new();
+    let failed = |source| LoadError::Map { name, source };
+    let (mut segments, mut first) = (Vec::new(), None);
     loop {
         let map = if part == Part::Index { &maps.index } else { &maps.lines };
         let segment = match map.get(&number(segments.len()), 0) {
             Ok(segment) => segment,
-            Err(_) if segments.is_empty() => {
-                maps.make(part, 0).map_err(|source| LoadError::Map { name, source })?
-            }
-            Err(_) => return Ok(segments),
+            // Only what is not there is made: a segment that cannot be opened may have sessions.
+            Err(MapError::KeyNotFound | MapError::OutOfBounds { .. }) => match first {
+                Some(first) => return Ok((segments, first)),
+                None => maps.make(part, 0).map_err(failed)?,
+            },
+            Err(source) => return Err(failed(source)),
         };
         segments.push(Mapped::new(segment.fd(), entries).map_err(memory)?);
+        first.get_or_insert(segment);
     }
 }
 

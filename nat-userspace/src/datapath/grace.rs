@@ -9,6 +9,7 @@ use aya::maps::{ArrayOfMaps, MapData, MapError, MapType};
 use nat_common::table::{BUCKET, Bucket, PLACES, SEGMENT, SessionLines};
 
 use super::object::MMAPABLE;
+use crate::privileges;
 
 /// A map of segments.
 pub(super) type Segments = ArrayOfMaps<MapData, MapData>;
@@ -56,15 +57,17 @@ pub(super) struct Grace {
 }
 
 impl Grace {
-    /// A thread with its own handles of the maps of segments.
-    pub(super) fn new(mut maps: Maps) -> std::io::Result<Self> {
+    /// A thread with its own handles of the maps of segments, and of the first segment of lines: asking for that by
+    /// its number would want a capability that is dropped soon.
+    pub(super) fn new(mut maps: Maps, first: MapData) -> std::io::Result<Self> {
         let (requests, inbox) = channel();
         let (outbox, answers) = channel();
         thread::Builder::new().name("grace".to_owned()).spawn(move || {
+            privileges::drop_others();
             for request in inbox {
                 let answer = match request {
                     Request::Pass(sessions) => {
-                        wait_for_programs(&mut maps.lines);
+                        wait_for_programs(&mut maps.lines, &first);
                         Answer::Passed(sessions)
                     }
                     Request::Make(part, number) => Answer::Made(part, number, maps.make(part, number)),
@@ -127,9 +130,8 @@ impl Maps {
 
 /// Returns when every program that runs now has ended: the kernel waits for them before an update of a map of maps
 /// returns (commit 1ae80cf31938), also where it changes nothing.
-fn wait_for_programs(segments: &mut Segments) {
-    let again = segments.get(&0, 0).and_then(|first| segments.set(0, &first, 0));
-    if let Err(error) = again {
+fn wait_for_programs(segments: &mut Segments, first: &MapData) {
+    if let Err(error) = segments.set(0, first, 0) {
         tracing::warn!(%error, "waiting for running programs failed: a second has to do");
         thread::sleep(std::time::Duration::from_secs(1));
     }

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use aya::maps::{Array, DevMap, HashMap, Map, MapData, MapError, PerCpuArray, RingBuf, XskMap};
+use aya::programs::links::FdLink;
 use aya::programs::{ProgramError, TestRun as _, TestRunAttrs, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfError, EbpfLoader};
 use nat_common::abi::{self, Interface, LocalAddress, Settings, VlanKey};
@@ -82,6 +83,18 @@ pub enum LoadError {
         /// Why.
         source: aya::pin::PinError,
     },
+    /// Another version of natgw has left its fast path there.
+    #[error(
+        "take over {path}: it is the fast path of another version of natgw (layout {layout}, this one's is {own}); \
+         run that version and end it with `systemctl stop natgw` or SIGTERM, without --keep, or end its sessions with `rm -r {path}`",
+        own = abi::VERSION
+    )]
+    OtherLayout {
+        /// Its pins.
+        path: PathBuf,
+        /// What its tables are like.
+        layout: u32,
+    },
     /// The place for pins.
     #[error("prepare {path} for pins: {source}")]
     Pins {
@@ -99,6 +112,8 @@ pub struct Datapath {
     pub(super) secret: Secret,
     /// A second handle of the map of VLANs.
     pub(super) vlans_handle: MapData,
+    /// Links by their pins. They are held as well, so that unmounting the pins' file system detaches nothing.
+    pub(super) links: std::collections::HashMap<PathBuf, FdLink>,
     /// Whether the maps were another daemon's.
     pub taken_over: bool,
     /// The flow table.
@@ -243,6 +258,7 @@ impl Datapath {
                 .map_err(|source| LoadError::Memory { name: "CLOCK", source })?,
             ebpf,
             pins,
+            links: std::collections::HashMap::new(),
             taken_over,
         })
     }

@@ -180,6 +180,7 @@ impl Host {
             events.push(HostEvent::RoutesChanged);
         }
         if let Notifications::Lost = outcome {
+            tracing::warn!("messages about changes of the host were lost (ENOBUFS): all of it is read anew");
             self.read_all()?;
             events.push(HostEvent::Resynced);
         }

@@ -209,9 +209,14 @@ impl Simulation {
     /// A packet comes in. Returns what becomes of it, and the packet.
     pub fn handle(&mut self, ifindex: u32, packet: Packet) -> (Outcome, Packet) {
         let mut frame = packet.frame();
-        let now = self.world.now;
-        let outcome = self.gateway.handle(&mut self.world, now, ifindex, &mut frame);
+        let outcome = self.handle_frame(ifindex, &mut frame);
         (outcome, Packet::of(&frame))
+    }
+
+    /// Any frame comes in.
+    pub fn handle_frame(&mut self, ifindex: u32, frame: &mut [u8]) -> Outcome {
+        let now = self.world.now;
+        self.gateway.handle(&mut self.world, now, ifindex, frame)
     }
 
     /// A packet comes in that has to leave: as what?
@@ -291,7 +296,7 @@ impl Packet {
     }
 
     /// The frame.
-    fn frame(self) -> Vec<u8> {
+    pub fn frame(self) -> Vec<u8> {
         let [source, destination] = [self.from, self.to].map(|endpoint| endpoint.port().to_be_bytes());
         let transport = match self.protocol {
             wire::TCP => {
