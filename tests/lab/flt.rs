@@ -159,7 +159,7 @@ fn flt_09_tracking_without_translation() {
     let configuration = gateway::STANDARD.replace("\"masquerade\"", "\"track\"");
     let mut stage = Stage::build(Lab::builder().forwarding(), &configuration);
     // The addresses inside are private, and outside as they are inside.
-    stage.expect_bad_packets();
+    stage.expect_inside_addresses_outside();
     let client = "192.168.1.10:40000";
     assert_eq!(source(&stage.crosses(&stage.udp(client, "198.51.100.1:1000"))), client);
     assert_eq!(stage.connect(client, "198.51.100.1:80"), client);

@@ -45,6 +45,7 @@ mod rtr;
 mod rtr_mtu;
 mod stn;
 
+mod faults;
 mod log;
 mod log_ipfix;
 mod log_records;
@@ -54,6 +55,7 @@ mod ops_rules;
 mod ops_top;
 mod ops_trace;
 mod ops_watch;
+mod torture;
 
 mod s000;
 mod s001;

@@ -134,7 +134,7 @@ fn pfw_07_a_forward_and_plain_routing_to_one_server_are_not_mixed_up() {
     for forward_first in [false, true] {
         let stage = Stage::build(Lab::builder().forwarding(), &format!("{configuration}{forward}"));
         // a is reached by its private address: that is what this is about.
-        stage.expect_bad_packets();
+        stage.expect_inside_addresses_outside();
         let (remote, routed, forwarded) = ("198.51.100.1:4321", "192.168.1.10:1234", "203.0.113.1:1234");
         if forward_first {
             let seen = stage.reaches(&stage.udp(remote, forwarded), &stage.a);

@@ -5,8 +5,11 @@ use std::{
     env, fs,
     os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
-    process::{self, Output, Stdio},
-    sync::atomic::{AtomicUsize, Ordering},
+    process::{self, ExitStatus, Output, Stdio},
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -20,6 +23,7 @@ use serde_json::Value;
 use crate::{
     host::{Host, Process, finish},
     lab::Lab,
+    leaks::LeakWatch,
 };
 
 /// The set-up that behaviour cases assume when they say nothing else: NAPT of the LAN behind P1.
@@ -40,8 +44,8 @@ out = "wan"
 to = "masquerade"
 "#;
 
-/// How long natgw may take until it answers.
-const START: Duration = Duration::from_secs(5);
+/// How long natgw may take until it answers: long on a busy machine.
+const START: Duration = Duration::from_secs(20);
 
 /// A natgw daemon in a lab. Dropped, it is killed and leaves nothing behind.
 #[derive(Debug)]
@@ -51,6 +55,10 @@ pub struct Gateway {
     folder: PathBuf,
     process: Option<Process>,
     keep: bool,
+    /// What is started: the binary under test, or a copy of it that takes its place.
+    program: PathBuf,
+    /// Where no inside address may be seen, from before its first start until after its end.
+    watches: Mutex<Vec<LeakWatch>>,
 }
 
 impl Gateway {
@@ -75,14 +83,36 @@ impl Gateway {
 
     /// Makes the folder with the configuration, but does not start natgw.
     pub fn prepare(lab: &Lab, configuration: &str) -> Self {
-        Self::prepare_on(&lab.gateway, configuration)
+        let gateway = Self::prepare_on(&lab.gateway, configuration);
+        *gateway.watched() = lab.watch_for_leaks();
+        gateway
+    }
+
+    fn watched(&self) -> MutexGuard<'_, Vec<LeakWatch>> {
+        self.watches.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What has been seen outside with an inside address so far.
+    pub fn leaks(&self) -> Vec<String> {
+        self.watched().iter().flat_map(LeakWatch::leaks).collect()
+    }
+
+    /// Inside addresses may be seen outside: something other than natgw sends them, or natgw is told to.
+    pub fn expect_inside_addresses_outside(&self) {
+        self.watched().clear();
     }
 
     fn prepare_on(host: &Host, configuration: &str) -> Self {
         static NEXT: AtomicUsize = AtomicUsize::new(0);
         let name = format!("natgw-test-{}-{}", process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-        let gateway =
-            Self { host: host.clone(), folder: env::temp_dir().join(name), process: None, keep: false };
+        let gateway = Self {
+            host: host.clone(),
+            folder: env::temp_dir().join(name),
+            process: None,
+            keep: false,
+            program: binary(),
+            watches: Mutex::default(),
+        };
         fs::DirBuilder::new().mode(0o700).create(&gateway.folder).expect("make natgw's folder");
         // `ip netns exec` gives a command its own /sys: the pins have to live elsewhere to outlive it.
         let bpffs = gateway.folder.join("bpf");
@@ -112,10 +142,23 @@ impl Gateway {
 
     /// Starts natgw again with some environment variables.
     pub fn restart_with(&mut self, environment: &[(&str, &Path)]) {
+        self.launch(environment);
+        let deadline = Instant::now() + START;
+        while !self.output(&["status", "--json"]).status.success() {
+            if let Some(status) = self.ended() {
+                panic!("natgw ended while starting: {status}");
+            }
+            assert!(Instant::now() < deadline, "natgw does not answer within {START:?}");
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Starts natgw, or starts it again, and waits for nothing.
+    pub fn launch(&mut self, environment: &[(&str, &Path)]) {
         self.process = None;
         let log =
             fs::OpenOptions::new().create(true).append(true).open(self.log_file()).expect("open the log");
-        let mut command = self.host.command(&binary().to_string_lossy());
+        let mut command = self.host.command(&self.program.to_string_lossy());
         command.args(["run", "--config"]).arg(self.configuration());
         if self.keep {
             command.arg("--keep");
@@ -123,15 +166,21 @@ impl Gateway {
         command.envs(environment.iter().copied());
         command.stdin(Stdio::null()).stdout(log.try_clone().expect("share the log")).stderr(log);
         self.process = Some(Process::start(&mut command, "natgw run"));
-        let deadline = Instant::now() + START;
-        while !self.output(&["status", "--json"]).status.success() {
-            let ended = self.process.as_mut().and_then(Process::ended);
-            if let Some(status) = ended {
-                panic!("natgw ended while starting: {status}");
-            }
-            assert!(Instant::now() < deadline, "natgw does not answer within {START:?}");
-            thread::sleep(Duration::from_millis(20));
-        }
+    }
+
+    /// How natgw ended, if it has by itself.
+    pub fn ended(&mut self) -> Option<ExitStatus> {
+        self.process.as_mut().and_then(Process::ended)
+    }
+
+    /// From the next start on, another file is natgw: an upgrade.
+    pub fn use_program(&mut self, program: &Path) {
+        program.clone_into(&mut self.program);
+    }
+
+    /// The file that is started as natgw.
+    pub fn program(&self) -> &Path {
+        &self.program
     }
 
     /// Asks natgw and gives back whatever it says.
@@ -198,11 +247,22 @@ impl Gateway {
         self.keep = true;
     }
 
+    /// From the next start on, natgw takes its fast path along when it is stopped, as it does by itself.
+    pub fn drop_fast_path(&mut self) {
+        self.keep = false;
+    }
+
+    /// Sends natgw a signal.
+    pub fn signal(&self, signal: Signal) {
+        let Some(process) = &self.process else { return };
+        let id = Pid::from_raw(i32::try_from(process.id()).expect("process ids fit")).expect("not process 0");
+        kill_process(id, signal).expect("send natgw a signal");
+    }
+
     /// Ends natgw with SIGTERM: it detaches and goes.
     pub fn stop(&mut self) {
+        self.signal(Signal::TERM);
         let Some(mut process) = self.process.take() else { return };
-        let id = Pid::from_raw(i32::try_from(process.id()).expect("process ids fit")).expect("not process 0");
-        kill_process(id, Signal::TERM).expect("send SIGTERM to natgw");
         let status = process.wait(START);
         assert!(status.success(), "natgw ended with {status} after SIGTERM");
     }
@@ -220,6 +280,22 @@ impl Gateway {
     /// What natgw has logged.
     pub fn log(&self) -> String {
         fs::read_to_string(self.log_file()).unwrap_or_default()
+    }
+
+    /// The names of everything that is pinned.
+    pub fn pins(&self) -> Vec<String> {
+        let mut found = Vec::new();
+        let mut folders = vec![self.folder.join("bpf").join("natgw")];
+        while let Some(folder) = folders.pop() {
+            for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+                match entry.file_type() {
+                    Ok(kind) if kind.is_dir() => folders.push(entry.path()),
+                    _ => found.push(entry.file_name().to_string_lossy().into_owned()),
+                }
+            }
+        }
+        found.sort();
+        found
     }
 
     /// The configuration file.
@@ -274,6 +350,10 @@ impl Drop for Gateway {
         // Unmounting drops the pins, and with them what a killed natgw left attached.
         let _ = unmount(self.folder.join("bpf"), UnmountFlags::DETACH);
         let _ = fs::remove_dir_all(&self.folder);
+        if !thread::panicking() {
+            let leaks = self.leaks();
+            assert!(leaks.is_empty(), "{} packets with an inside address outside: {leaks:#?}", leaks.len());
+        }
     }
 }
 

@@ -26,6 +26,7 @@ use std::{
 
 use crate::{
     host::{Host, feed, finish},
+    leaks::LeakWatch,
     packet::Mac,
     wire::Tap,
 };
@@ -241,6 +242,12 @@ impl Lab {
     /// A tap at the provider's end of the gateway's WAN link: what comes in there left the gateway.
     pub fn wan(&self) -> Tap {
         self.isp.tap()
+    }
+
+    /// Watches all uplinks for packets with an inside address.
+    pub fn watch_for_leaks(&self) -> Vec<LeakWatch> {
+        let uplinks = if self.has_second_uplink { &["gw", "gw2"][..] } else { &["gw"] };
+        uplinks.iter().map(|uplink| LeakWatch::on(&self.isp, uplink)).collect()
     }
 
     /// The switch's end of the gateway's LAN link, as a station of the LAN.

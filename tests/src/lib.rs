@@ -11,10 +11,12 @@ pub mod gateway;
 pub mod host;
 pub mod invariants;
 pub mod lab;
+pub mod leaks;
 pub mod packet;
 pub mod pcap;
 pub mod prometheus;
 pub mod router;
+pub mod torture;
 pub mod wire;
 
 pub use decode::Decoded;

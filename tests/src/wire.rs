@@ -210,6 +210,12 @@ impl Tap {
         self.settled.set(0);
     }
 
+    /// The next frame in either direction that was not read yet, which is kept nowhere: for traffic without end.
+    pub fn take(&self, patience: Duration) -> Option<Captured> {
+        receive(&self.socket, &mut self.buffer.borrow_mut(), patience)
+            .unwrap_or_else(|error| panic!("receive on {}: {error}", self.name))
+    }
+
     /// Takes what has passed out of the socket's buffer, which is large but not endless.
     pub fn drain(&self) {
         while self.read(Duration::ZERO) {}
@@ -236,7 +242,7 @@ impl Tap {
     }
 }
 
-fn open_socket(interface: &str) -> io::Result<OwnedFd> {
+pub(crate) fn open_socket(interface: &str) -> io::Result<OwnedFd> {
     let protocol = i32::from(libc::ETH_P_ALL.to_be_bytes()[3]) << 8;
     // SAFETY: a plain call; the descriptor is checked before it gets an owner.
     let socket = unsafe {
@@ -275,7 +281,11 @@ fn set_option(socket: &OwnedFd, level: i32, name: i32, value: i32) -> io::Result
     check(result as isize).map(drop)
 }
 
-fn receive(socket: &OwnedFd, buffer: &mut [u8], patience: Duration) -> io::Result<Option<Captured>> {
+pub(crate) fn receive(
+    socket: &OwnedFd,
+    buffer: &mut [u8],
+    patience: Duration,
+) -> io::Result<Option<Captured>> {
     let mut poll = libc::pollfd { fd: socket.as_raw_fd(), events: libc::POLLIN, revents: 0 };
     let milliseconds = i32::try_from(patience.as_millis()).unwrap_or(i32::MAX);
     // SAFETY: one pollfd, as the length says.

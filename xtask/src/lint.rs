@@ -1,6 +1,7 @@
 //! `cargo xtask lint`: what a reader should not have to say.
 
 use crate::{
+    inventory,
     machine::has_program,
     shell::{cargo, run, step, target, Result},
 };
@@ -19,6 +20,7 @@ type Check = (&'static str, fn() -> Result);
 /// The checks in order, quickest first.
 pub(crate) const CHECKS: &[Check] = &[
     ("rustfmt", format),
+    ("inventory of unsafe", inventory::check),
     ("clippy", clippy),
     ("clippy for the eBPF programs", clippy_ebpf),
     ("rustdoc", doc),

@@ -7,12 +7,15 @@ mod behaviour;
 mod bench;
 mod build;
 mod demo;
+mod fuzz;
+mod inventory;
 mod lint;
 mod machine;
 mod real_time;
 mod setup;
 mod shell;
 mod test;
+mod torture;
 
 use std::{env, process::ExitCode};
 
@@ -31,8 +34,12 @@ cargo xtask VERB
   demo [--keep]                   natgw between namespaces, with real traffic; --keep leaves them up
   demo --services                 three web servers behind one address by each method, one of which dies
   bench [ARGUMENTS]               measure; `cargo xtask bench --help` lists what
+  fuzz [--minutes N] [--seed S] [TARGET]...
+                                  inputs at random for parser, translation, core, configuration and protocol
+  torture [--minutes N] [--seed S] [--json]
+                                  faults at random under traffic of which every packet is counted
 
-setup, test, demo and bench change the machine (packages, network namespaces) and want root.
+setup, test, demo, bench and torture change the machine (packages, network namespaces) and want root.
 ";
 
 fn main() -> ExitCode {
@@ -48,6 +55,8 @@ fn main() -> ExitCode {
         ["demo", "--keep"] => demo::demo(true),
         ["demo", "--services"] => demo::services(),
         ["bench", rest @ ..] => bench::bench(rest),
+        ["fuzz", rest @ ..] => fuzz::fuzz(rest),
+        ["torture", rest @ ..] => torture::torture(rest),
         [] | ["help" | "--help" | "-h"] => {
             print!("{USAGE}");
             return ExitCode::SUCCESS;

@@ -106,7 +106,9 @@ impl Tier {
     fn run(self, filter: &[&str], printed: &mut String) -> Result<Tally> {
         let mut words = vec!["test", "--locked", "--no-fail-fast"];
         match self {
-            Self::Unit => words.extend(["-p", "nat-common", "-p", "nat-userspace", "-p", "xtask"]),
+            Self::Unit => {
+                words.extend(["-p", "nat-common", "-p", "nat-userspace", "-p", "nat-fuzz", "-p", "xtask"]);
+            }
             Self::Program => words.extend(["-p", "nat-tests", "--test", "program"]),
             Self::Lab => {
                 build_natgw()?;

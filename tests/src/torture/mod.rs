@@ -1,0 +1,365 @@
+//! Faults at random under traffic of which every packet is counted.
+//!
+//! A lab with numbered packets both ways, transfers between real kernels, and natgw, to which all happens that
+//! may happen to a gateway. What is judged: no packet of a flow that was there is lost, no flow changes its
+//! outside endpoint, no inside address is seen outside, new flows work soon after each start, and nothing grows.
+
+mod chance;
+mod faults;
+mod floods;
+mod ledger;
+mod report;
+mod resources;
+mod traffic;
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    path::PathBuf,
+    thread,
+    time::{Duration, Instant},
+};
+
+pub use self::report::Report;
+use self::{
+    chance::Chance,
+    faults::{DEADLY, Fault, SURVIVED},
+    report::Times,
+    resources::Resources,
+    traffic::Traffic,
+};
+use crate::{Gateway, Lab, Packet, Tap};
+
+/// Short timers, so that what floods leave is gone soon; a table that a flood can fill.
+const CONFIGURATION: &str = r#"
+[[interface]]
+name = "lan"
+side = "inside"
+
+[[interface]]
+name = "wan"
+side = "outside"
+
+[timeouts]
+udp = "8s"
+icmp = "8s"
+tcp_transitory = "8s"
+quarantine = "2s"
+
+[limits]
+sessions = 30000
+sessions_per_source = 8000
+
+[[snat]]
+name = "office"
+source = ["192.168.0.0/16"]
+out = "wan"
+to = "masquerade"
+"#;
+
+/// A packet that is under way for longer is lost.
+const PATIENCE: Duration = Duration::from_secs(3);
+/// How long new flows may take at the utmost before the run is given up.
+const GIVE_UP: Duration = Duration::from_secs(20);
+
+/// What to do.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// How long.
+    pub time: Duration,
+    /// What chance begins with.
+    pub seed: u64,
+}
+
+/// Tortures natgw, and says how it was; `progress` gets a line now and then.
+pub fn torture(options: Options, progress: &mut dyn FnMut(&str)) -> Report {
+    let lab = Lab::standard();
+    lab.gro_on();
+    for host in [&lab.b, &lab.c, &lab.s2, &lab.s3, &lab.attacker] {
+        host.mute();
+    }
+    let mut gateway = Gateway::prepare(&lab, CONFIGURATION);
+    gateway.keep_fast_path();
+    gateway.restart();
+    let mut torture = Torture {
+        program: gateway.program().to_path_buf(),
+        gateway,
+        chance: Chance::new(options.seed),
+        prober: (lab.b.tap(), lab.s3.tap()),
+        probes: 0,
+        forwards: false,
+        traffic: Traffic::start(&lab),
+        lab: &lab,
+        tally: Tally::default(),
+        history: Vec::new(),
+        excused: Vec::new(),
+        lost: BTreeMap::new(),
+        progress,
+    };
+    torture.prepare_routes();
+    let started = Instant::now();
+    torture.run(started + options.time);
+    torture.finish(options.seed, started.elapsed())
+}
+
+/// What is counted on the way.
+#[derive(Debug, Default)]
+struct Tally {
+    rounds: u64,
+    faults: BTreeMap<&'static str, u64>,
+    kills_while_starting: u64,
+    flood_packets: u64,
+    /// From a start to the first packet of a new flow.
+    starts: Times,
+    /// How long the daemon was on a CPU until then.
+    costs: Times,
+    /// From the end of a flood to the first packet of a new flow.
+    recoveries: Times,
+    /// Answers to `status`, floods or not.
+    status: Times,
+    before: Resources,
+    most: Resources,
+    after: Resources,
+    complaints: Vec<String>,
+}
+
+/// A run.
+struct Torture<'lab> {
+    lab: &'lab Lab,
+    gateway: Gateway,
+    /// The binary under test, which upgrades are copies of.
+    program: PathBuf,
+    chance: Chance,
+    traffic: Traffic,
+    /// Where new flows are sent and seen.
+    prober: (Tap, Tap),
+    probes: u32,
+    forwards: bool,
+    tally: Tally,
+    /// When which fault began.
+    history: Vec<(Instant, Fault)>,
+    /// When packets could not but be lost.
+    excused: Vec<(Instant, Instant)>,
+    /// Packets lost, by flow: those that had to arrive, and the others.
+    lost: BTreeMap<&'static str, (u64, u64)>,
+    progress: &'lab mut dyn FnMut(&str),
+}
+
+impl Torture<'_> {
+    fn run(&mut self, until: Instant) {
+        // Tables grow with what they hold and do not shrink, and who takes over holds the links it has found: what
+        // both take is no leak.
+        self.start();
+        self.inject(Fault::Flood(floods::Flood::Full));
+        thread::sleep(Duration::from_secs(10));
+        let start = self.resources();
+        (self.tally.before, self.tally.most) = (start, start);
+        while Instant::now() < until {
+            // One daemon lives through many faults before others end it: what leaks has time to.
+            let (mut survived, mut deadly) = (SURVIVED, [DEADLY, DEADLY].concat());
+            self.chance.shuffle(&mut survived);
+            self.chance.shuffle(&mut deadly);
+            for fault in survived.into_iter().chain(deadly) {
+                if Instant::now() > until {
+                    break;
+                }
+                self.round(fault);
+            }
+        }
+    }
+
+    fn round(&mut self, fault: Fault) {
+        self.tally.rounds += 1;
+        *self.tally.faults.entry(fault.name()).or_default() += 1;
+        let began = Instant::now();
+        self.history.push((began, fault));
+        self.inject(fault);
+        if fault.costs_packets() {
+            self.excused.push((began, Instant::now()));
+        }
+        self.pause(300);
+        if let Some(status) = self.gateway.ended() {
+            self.complain(format!("natgw ended by itself, {status}, after {}", fault.name()));
+            self.start();
+        }
+        self.look_for_losses();
+        if self.tally.rounds.is_multiple_of(5) {
+            self.check_sessions();
+            let now = self.resources();
+            self.tally.most = self.tally.most.most(now);
+        }
+        if self.tally.rounds.is_multiple_of(20) {
+            let rounds = self.tally.rounds;
+            let lost: u64 = self.lost.values().map(|(lost, _)| lost).sum();
+            (self.progress)(&format!("round {rounds}: {lost} packets lost"));
+        }
+    }
+
+    /// Starts the daemon, which may still be ending; notes how long new flows take.
+    fn start(&mut self) {
+        self.gateway.kill();
+        let start = Instant::now();
+        self.gateway.launch(&[]);
+        if let Some(time) = self.first_flow_since(start) {
+            self.tally.starts.note(time);
+            self.tally.costs.note(resources::processor_time(&self.gateway));
+        }
+        // It answers once all is in place.
+        while !self.gateway.socket().exists() && start.elapsed() < GIVE_UP {
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Notes how long it takes from now on until new flows work.
+    fn recover(&mut self) {
+        if let Some(time) = self.first_flow_since(Instant::now()) {
+            self.tally.recoveries.note(time);
+        }
+    }
+
+    fn wait_for_flows(&mut self) {
+        self.first_flow_since(Instant::now());
+    }
+
+    /// Opens flows until one gets through.
+    fn first_flow_since(&mut self, start: Instant) -> Option<Duration> {
+        let (own, remote) = &self.prober;
+        let first = self.probes + 1;
+        let number_of = |payload: &[u8]| payload.try_into().ok().map(u32::from_be_bytes);
+        let time = loop {
+            if start.elapsed() > GIVE_UP {
+                break None;
+            }
+            self.probes += 1;
+            let port = u16::try_from(50_000 + self.probes % 15_000).expect("a port");
+            let remote_port = u16::try_from(1 + self.probes / 15_000 % 60_000).expect("a port");
+            let packet = Packet::udp((self.lab.b.address, port), (self.lab.s3.address, remote_port));
+            own.send(&packet.payload(self.probes.to_be_bytes()));
+            let is_new =
+                |seen: &crate::Decoded| number_of(seen.payload()).is_some_and(|number| number >= first);
+            if let Some(seen) = remote.recv_matching(Duration::from_millis(4), is_new) {
+                break Some(seen.at.duration_since(start));
+            }
+        };
+        own.clear();
+        remote.clear();
+        if time.is_none() {
+            self.complain(format!("no new flow within {GIVE_UP:?}; natgw's log ends:\n{}", self.log_end()));
+        }
+        time
+    }
+
+    fn look_for_losses(&mut self) {
+        let mut complaints = Vec::new();
+        for ledger in &self.traffic.ledgers {
+            let lost = ledger.lost(PATIENCE);
+            let is_excused =
+                |sent: Instant| self.excused.iter().any(|&(from, until)| (from..=until).contains(&sent));
+            let (excused, due): (Vec<_>, Vec<_>) = lost.into_iter().partition(|lost| is_excused(lost.sent));
+            let entry = self.lost.entry(ledger.name).or_default();
+            entry.0 += due.len() as u64;
+            entry.1 += excused.len() as u64;
+            if let (Some(first), Some(last)) =
+                (due.iter().min_by_key(|lost| lost.number), due.iter().max_by_key(|lost| lost.number))
+            {
+                complaints.push(format!(
+                    "{}: {} lost, number {} to {}, the first {}, the last {}",
+                    ledger.name,
+                    due.len(),
+                    first.number,
+                    last.number,
+                    self.when(first.sent),
+                    self.when(last.sent)
+                ));
+            }
+        }
+        for complaint in complaints {
+            self.complain(complaint);
+        }
+        // Only packets that are under way may still be excused.
+        self.excused.retain(|(_, until)| until.elapsed() < 10 * PATIENCE);
+    }
+
+    /// In which round a moment was, and how long after its fault began.
+    fn when(&self, moment: Instant) -> String {
+        match self.history.iter().enumerate().rev().find(|(_, (began, _))| *began <= moment) {
+            Some((round, (began, fault))) => {
+                let after = moment.duration_since(*began).as_secs_f64();
+                format!("{after:.3} s after round {}, {}, began", round + 1, fault.name())
+            }
+            None => "before all rounds".to_owned(),
+        }
+    }
+
+    /// No outside endpoint is given twice.
+    fn check_sessions(&mut self) {
+        let mut owners = HashMap::new();
+        for session in self.gateway.sessions() {
+            let text = |field: &str| session[field].as_str().unwrap_or_default().to_owned();
+            let owner = owners.entry((text("protocol"), text("outside"))).or_insert_with(|| text("inside"));
+            if *owner != text("inside") {
+                let both = format!("{} and {} have one endpoint: {session}", owner, text("inside"));
+                self.tally.complaints.push(both);
+            }
+        }
+    }
+
+    fn resources(&self) -> Resources {
+        Resources::of(&self.gateway)
+    }
+
+    fn pause(&mut self, at_most: u32) {
+        thread::sleep(Duration::from_millis(u64::from(self.chance.below(at_most))));
+    }
+
+    fn complain(&mut self, what: String) {
+        (self.progress)(&what);
+        self.tally.complaints.push(what);
+    }
+
+    fn log_end(&self) -> String {
+        let log = self.gateway.log();
+        let lines: Vec<&str> = log.lines().collect();
+        lines[lines.len().saturating_sub(12)..].join("\n")
+    }
+
+    /// Lets all come to rest, counts, and takes natgw away.
+    fn finish(mut self, seed: u64, time: Duration) -> Report {
+        // What floods have left expires within eight seconds, and ports rest for two.
+        thread::sleep(Duration::from_secs(4));
+        self.traffic.stop();
+        self.look_for_losses();
+        self.check_sessions();
+        self.inject(Fault::Flood(floods::Flood::Full));
+        self.gateway.output(&["session", "flush"]);
+        thread::sleep(Duration::from_secs(1));
+        self.tally.after = self.resources();
+        self.tally.most = self.tally.most.most(self.tally.after);
+        let panicked = self.gateway.log().matches("panicked").count();
+        if panicked > 0 {
+            self.complain(format!("{panicked} panics are in natgw's log"));
+        }
+        let mut flows = Vec::new();
+        for ledger in &self.traffic.ledgers {
+            let (sent, arrived, moved) = ledger.totals();
+            let (lost, excused) = self.lost.get(ledger.name).copied().unwrap_or_default();
+            flows.push(report::Flow { name: ledger.name, sent, arrived, lost, excused, moved });
+        }
+        let transfers =
+            self.traffic.transfers.iter().map(|transfer| report::Transferred::of(transfer)).collect();
+        let left_behind = self.uninstall();
+        let leaks = self.gateway.leaks();
+        Report { seed, time, tally: self.tally, flows, transfers, leaks, left_behind }
+    }
+
+    /// A daemon that was not told to keep its fast path takes everything along.
+    fn uninstall(&mut self) -> Vec<String> {
+        self.gateway.stop();
+        self.gateway.drop_fast_path();
+        self.gateway.restart();
+        self.gateway.stop();
+        let mut left = self.gateway.pins();
+        let programs = self.lab.gateway.succeed("ip -details link show");
+        left.extend(programs.lines().filter(|line| line.contains("prog/xdp")).map(str::to_owned));
+        left
+    }
+}
