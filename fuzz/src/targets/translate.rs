@@ -164,7 +164,8 @@ fn reference(packet: &[u8], addresses: [[u8; 4]; 2], ports: [u16; 2]) -> Vec<u8>
     let Some(field) = checksum_field(protocol) else { return new };
     let at = header + field;
     let old = u16::from_be_bytes([packet[at], packet[at + 1]]);
-    if old == 0 && protocol == wire::UDP {
+    // A sender of UDP-Lite may leave none out (RFC 3828 section 3.1): what is wrong is left so.
+    if old == 0 && matches!(protocol, wire::UDP | wire::UDPLITE) {
         return new;
     }
     let covers_all = protocol != wire::UDPLITE

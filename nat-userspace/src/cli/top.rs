@@ -51,6 +51,9 @@ fn seconds(word: &str) -> Result<f64, String> {
 
 impl Top {
     pub(super) fn carry_out(self, daemon: &Daemon) -> Result<(), Failure> {
+        // The kernel measures its programs for as long as this is open, which wants CAP_SYS_ADMIN: the daemon has
+        // given that up. Whoever has not got it sees that column empty.
+        let _measured = aya::sys::enable_stats(aya::sys::Stats::RunTime);
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "at most a minute")]
         let request = Request::Top { interval: (self.interval * 1000.0) as u32, most: self.most };
         if !self.once && !self.json {

@@ -137,8 +137,6 @@ impl Post {
     /// Sends rates until the client goes.
     pub(super) fn top(&self, interval: Duration, most: usize, reply: &mut dyn Reply) -> Result<(), ApiError> {
         let interval = interval.clamp(SHORTEST, LONGEST);
-        // The kernel measures its programs for as long as this is open. Where it cannot, that column is empty.
-        let stats = aya::sys::enable_stats(aya::sys::Stats::RunTime).ok();
         let mut memory = Memory::default();
         let mut before = self.ask(|worker| Counters::read(worker))?;
         self.look(&mut memory)?;
@@ -152,7 +150,8 @@ impl Post {
             let now = self.ask(|worker| Counters::read(worker))?;
             let sums = self.look(&mut memory)?;
             let mut report = self.report(&before, &now, &sums, most)?;
-            if stats.is_none() {
+            // The kernel measures programs only while somebody wants it, who may not have had the right to ask.
+            if now.fast_path == before.fast_path {
                 report.cpu.fast_path = None;
             }
             reply.row(Row::Top(&report))?;

@@ -100,6 +100,11 @@ impl Fault {
         }
     }
 
+    /// Whether it sends more than the wire takes.
+    pub(super) fn is_flood(self) -> bool {
+        matches!(self, Self::Flood(_) | Self::KillUnderFlood | Self::Hang)
+    }
+
     /// Whether packets are lost by the fault itself, and not by natgw: there is no link, or nobody at its end.
     pub(super) fn costs_packets(self) -> bool {
         matches!(self, Self::LanFlap | Self::WanFlap | Self::NewMac)
@@ -281,7 +286,9 @@ impl Torture<'_> {
         let last = self.chance.below(200);
         let isp = &self.lab.isp;
         isp.ip(&format!("link set gw address 02:00:00:00:02:{last:02x}"));
+        // It speaks up from both of its addresses: nobody else can know.
         isp.run("ping -c 1 -W 1 203.0.113.1");
+        isp.run(&format!("ping -c 1 -W 1 -I {OTHER_ROUTER} 203.0.113.1"));
         self.wait_for_flows();
         thread::sleep(Duration::from_secs(1));
     }

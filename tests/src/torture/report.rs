@@ -37,7 +37,7 @@ pub(super) struct Flow {
     pub(super) arrived: u64,
     /// That had to arrive.
     pub(super) lost: u64,
-    /// That were lost with their link.
+    /// That were lost with their link, or in its full queue.
     pub(super) excused: u64,
     /// How often its outside endpoint changed.
     pub(super) moved: u64,
@@ -171,7 +171,7 @@ impl Report {
         let flow = |flow: &Flow| {
             json!({
                 "name": flow.name, "sent": flow.sent, "arrived": flow.arrived, "lost": flow.lost,
-                "lost_with_the_link": flow.excused, "moved": flow.moved,
+                "lost_with_the_link_or_in_its_queue": flow.excused, "moved": flow.moved,
             })
         };
         let transfer = |transfer: &Transferred| {
@@ -209,7 +209,7 @@ impl Display for Report {
         writeln!(to, "{} s, seed {}: {} rounds", self.time.as_secs(), self.seed, tally.rounds)?;
         writeln!(
             to,
-            "packets sent: {}, packets lost: {}, lost with their link: {}, packets of floods: {}\n",
+            "packets sent: {}, packets lost: {}, lost with their link or in its full queue: {}, packets of floods: {}\n",
             total(|flow| flow.sent),
             total(|flow| flow.lost),
             total(|flow| flow.excused),
@@ -224,7 +224,7 @@ impl Display for Report {
         }
         writeln!(
             to,
-            "\n| flow | sent | arrived | lost | lost with the link | moved |\n|---|--:|--:|--:|--:|--:|"
+            "\n| flow | sent | arrived | lost | lost with the link or in its queue | moved |\n|---|--:|--:|--:|--:|--:|"
         )?;
         for flow in &self.flows {
             let Flow { name, sent, arrived, lost, excused, moved } = flow;
