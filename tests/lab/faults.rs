@@ -253,6 +253,27 @@ fn killed_at_thirty_moments_nothing_established_is_lost() {
     }
 }
 
+/// Started in the moment that the last one is gone, while the kernel still has its `AF_XDP` sockets: it waits for them.
+/// Found by `cargo xtask torture`.
+#[test]
+fn a_start_right_after_the_end_finds_its_queues_free() {
+    let mut stage = Stage::standard();
+    stage.gateway.keep_fast_path();
+    stage.gateway.restart();
+    for round in 0..8 {
+        // Some work for those who clean up.
+        let address = format!("198.51.100.1:{}", 100 + round);
+        stage.send(&stage.udp(CLIENT, &address));
+        if round % 2 == 0 {
+            stage.gateway.stop();
+        } else {
+            stage.gateway.kill();
+        }
+        stage.gateway.restart();
+    }
+    stage.carries_the_next();
+}
+
 /// Kept, it leaves its pins; ended without, nothing.
 #[test]
 fn what_was_kept_is_taken_along_by_the_next_that_is_not() {

@@ -7,12 +7,13 @@
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, RawFd};
+use std::time::{Duration, Instant};
 
 use xdp::nic::NicIndex;
 use xdp::slab::{HeapSlab, Slab as _};
-use xdp::socket::{PollTimeout, XdpSocket, XdpSocketBuilder};
+use xdp::socket::{PollTimeout, SocketError, XdpSocket, XdpSocketBuilder};
 use xdp::umem::{FrameSize, UmemCfgBuilder};
-use xdp::{Packet, RingConfigBuilder, Umem, WakableRings};
+use xdp::{Packet, RingConfig, RingConfigBuilder, Umem, WakableRings};
 
 /// Entries of the transmit and completion ring of a socket.
 const RING: u32 = 2048;
@@ -117,13 +118,29 @@ pub struct Port {
     sending: usize,
 }
 
+/// How long the socket of an earlier daemon may take to go.
+const LET_GO: Duration = Duration::from_secs(2);
+
+/// A new socket with its rings, bound to a queue.
+fn bind(
+    frames: &Frames,
+    ifindex: u32,
+    queue: u32,
+    config: RingConfig,
+) -> Result<(WakableRings, XdpSocket), SocketError> {
+    let mut builder = XdpSocketBuilder::new()?;
+    let (rings, mut flags) = builder.build_wakable_rings(&frames.umem, config)?;
+    // First packets only: a copy costs less than what zero-copy would take from the driver.
+    flags.force_copy();
+    Ok((rings, builder.bind(NicIndex(ifindex), queue, flags)?))
+}
+
 impl Port {
     /// Opens a socket. The program's socket map still has to name it.
     ///
     /// `receive` is the size of its receive ring, see [`receive_ring`].
     pub fn open(frames: &mut Frames, ifindex: u32, queue: u32, receive: u32) -> Result<Self, PortError> {
         let failed = |message: String| PortError::Socket { ifindex, queue, message };
-        let mut builder = XdpSocketBuilder::new().map_err(|error| failed(error.to_string()))?;
         let config = RingConfigBuilder {
             rx_count: receive,
             tx_count: RING,
@@ -132,12 +149,18 @@ impl Port {
         }
         .build()
         .map_err(|error| failed(format!("{error:?}")))?;
-        let (rings, mut flags) =
-            builder.build_wakable_rings(&frames.umem, config).map_err(|error| failed(error.to_string()))?;
-        // First packets only: a copy costs less than what zero-copy would take from the driver.
-        flags.force_copy();
-        let socket =
-            builder.bind(NicIndex(ifindex), queue, flags).map_err(|error| failed(error.to_string()))?;
+        let deadline = Instant::now() + LET_GO;
+        let (rings, socket) = loop {
+            match bind(frames, ifindex, queue, config) {
+                // The kernel lets go of a dead daemon's socket some time after its process is gone (xp_put_pool).
+                Err(SocketError::Bind(error))
+                    if error.raw_os_error() == Some(libc::EBUSY) && Instant::now() < deadline =>
+                {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                outcome => break outcome.map_err(|error| failed(error.to_string()))?,
+            }
+        };
         let mut port = Self {
             ifindex,
             queue,
@@ -226,7 +249,7 @@ impl Port {
         }
         if self.sending > 0 {
             // A poll drives what a kick left behind.
-            let _ = self.socket.poll_read(PollTimeout::new(Some(std::time::Duration::ZERO)));
+            let _ = self.socket.poll_read(PollTimeout::new(Some(Duration::ZERO)));
             self.collect(frames);
         }
     }

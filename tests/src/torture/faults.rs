@@ -288,6 +288,7 @@ impl Torture<'_> {
         isp.ip(&format!("link set gw address 02:00:00:00:02:{last:02x}"));
         // It speaks up from both of its addresses: nobody else can know.
         isp.run("ping -c 1 -W 1 203.0.113.1");
+        isp.ip("neigh flush dev gw");
         isp.run(&format!("ping -c 1 -W 1 -I {OTHER_ROUTER} 203.0.113.1"));
         self.wait_for_flows();
         thread::sleep(Duration::from_secs(1));
