@@ -3,7 +3,7 @@
 use crate::vlan::Tags;
 
 /// Grows when the layout of any pinned map changes; pins of another version are not taken over.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 
 /// Name of the XDP program.
 pub const PROGRAM_XDP: &str = "natgw_xdp";
@@ -173,6 +173,10 @@ pub struct Settings {
     pub generation: u32,
     /// [`Settings::DROP_UNMATCHED_OUTSIDE`], …
     pub flags: u32,
+    /// Grants of another epoch are void, see [`crate::delegate::Grant`].
+    pub epoch: u32,
+    /// Zero.
+    pub pad: u32,
     /// What the flow table's hash was seeded with, for the next daemon's program.
     pub secret: crate::table::Secret,
     /// Rules whose target is "none" (exempt) whatever the egress.
@@ -193,18 +197,18 @@ impl Settings {
     pub const PASS_FORGED: u32 = 4;
 }
 
-/// Pushed by the program when a TCP session changes in a way that changes its timer.
+/// Pushed by the program when it opened a session, or a TCP session changes in a way that changes its timer.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SessionEvent {
     /// Slot of the session in the flow table.
     pub session: u32,
-    /// What the program saw: bits of [`crate::tcp::Seen`] in this direction.
+    /// What the program saw: bits of [`crate::tcp::Seen`] in this direction; none where it opened the session.
     pub seen: u8,
     /// [`crate::Direction`] as a number.
     pub direction: u8,
-    /// Zero.
-    pub pad: [u8; 2],
+    /// Where it opened the session: the end of [`Settings::epoch`] that it went by.
+    pub epoch: u16,
 }
 
 /// Bytes of a packet that [`TooBigEvent`] carries: Ethernet, the longest IPv4 header, and the eight bytes behind it that
@@ -231,7 +235,7 @@ const _: () = assert!(size_of::<ForwardKey>() == 8);
 const _: () = assert!(size_of::<SelectorKey>() == 8);
 const _: () = assert!(size_of::<StaticKey>() == 8);
 const _: () = assert!(size_of::<StaticValue>() == 8);
-const _: () = assert!(size_of::<Settings>() == 8 + 16 + 6 * 32);
+const _: () = assert!(size_of::<Settings>() == 16 + 16 + 6 * 32);
 const _: () = assert!(size_of::<SessionEvent>() == 8);
 const _: () = assert!(size_of::<TooBigEvent>() == 8 + HEAD);
 
@@ -261,6 +265,8 @@ mod user {
         super::SessionEvent,
         super::TooBigEvent,
         crate::classify::RuleSet,
+        crate::delegate::GrantKey,
+        crate::delegate::Grant,
         crate::flow::FlowKey,
         crate::flow::FlowValue,
         crate::next_hop::NextHop,

@@ -74,6 +74,18 @@ impl RuleSet {
         false
     }
 
+    /// The position of the first rule in file order; of an empty set, what is no rule's.
+    #[inline(always)]
+    pub fn lowest(&self) -> u32 {
+        let (mut word, mut base) = (self.0[3], 192);
+        for (earlier, position) in [(self.0[2], 128), (self.0[1], 64), (self.0[0], 0)] {
+            if earlier != 0 {
+                (word, base) = (earlier, position);
+            }
+        }
+        base + word.trailing_zeros()
+    }
+
     /// The first rule in file order.
     #[inline(always)]
     pub fn first(&self) -> Option<usize> {

@@ -12,6 +12,7 @@ pub mod abi;
 pub mod activity;
 pub mod checksum;
 pub mod classify;
+pub mod delegate;
 pub mod flow;
 pub mod frame;
 pub mod next_hop;

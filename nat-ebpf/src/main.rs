@@ -6,6 +6,8 @@
 //! flow and no one-to-one rule covers goes to the daemon, to the gateway's own stack, or nowhere.
 #![no_std]
 #![no_main]
+#![feature(core_intrinsics)]
+#![expect(internal_features, reason = "atomic operations, see `atomic`")]
 #![expect(missing_docs, reason = "the program macros make public symbols that no Rust code calls")]
 #![expect(clippy::needless_pass_by_value, reason = "the program macros hand the context over by value")]
 #![expect(clippy::not_unsafe_ptr_arg_deref, reason = "as above: nothing but the kernel calls a program")]
@@ -14,11 +16,13 @@
     reason = "offsets, sizes and helpers' codes, all small; a checked conversion is a branch for the verifier"
 )]
 
+mod atomic;
 mod count;
 mod flow;
 mod frame;
 mod maps;
 mod miss;
+mod open;
 mod relay;
 mod skb;
 mod sockets;
@@ -37,6 +41,7 @@ use nat_common::{
     Parsed, Realm, Reason,
     abi::{Interface, MARK, MARK_LENGTH},
     parse::{ETHERNET, Kind, parse_ipv4},
+    table::EMPTY,
     wire::{ETHERTYPE_IPV4, Ethernet},
 };
 
@@ -51,6 +56,8 @@ pub enum Verdict {
     Injected,
     /// To the daemon, untouched.
     Punt,
+    /// As the flow with this line, which was just made.
+    Opened(u32),
     /// Translated and handed to the way out: what the redirect helper returned, what it was counted under, and the
     /// interface that it leaves by.
     Sent(u32, Reason, u32),
@@ -125,12 +132,18 @@ fn judge(ctx: &XdpContext, interface: &Interface) -> Verdict {
         Err(reason) => return Verdict::Drop(reason),
     };
     let transport = frame.skip(parsed.transport);
-    if matches!(parsed.kind, Kind::Ported | Kind::Portless)
-        && let Some(flow) = maps::flow(&parsed.key)
-    {
-        return flow::forward(ctx, interface, &frame, &transport, &parsed, &flow);
+    let mut number = EMPTY;
+    if matches!(parsed.kind, Kind::Ported | Kind::Portless) {
+        number = maps::search(parsed.key.words());
     }
-    miss::judge(ctx, interface, &frame, &transport, &parsed)
+    if number == EMPTY {
+        match miss::judge(ctx, interface, &frame, &transport, &parsed) {
+            Verdict::Opened(opened) => number = opened,
+            verdict => return verdict,
+        }
+    }
+    let Some(flow) = maps::flow_of(number) else { return Verdict::Punt };
+    flow::forward(ctx, interface, &frame, &transport, &parsed, &flow)
 }
 
 /// Hands the frame to the daemon's socket of this queue; without one it goes nowhere, because a

@@ -17,6 +17,7 @@ use nat_common::{
         VlanKey,
     },
     classify::RuleSet,
+    delegate::{CELL_WORDS, CPUS, GRANTS, Grant, GrantKey, LentSlots, PORT_TABLES, TakenPorts},
     next_hop::NextHop,
     reason::REASONS,
     table::{
@@ -107,9 +108,27 @@ static FORWARDS: LpmTrie<ForwardKey, u32> = LpmTrie::with_max_entries(FORWARD_PR
 #[map]
 pub static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(REASONS, 0);
 
-/// TCP sessions whose timer changed. Full: the loss is counted, and the daemon looks at all.
+/// What the program opened, and TCP sessions whose timer changed. Full: nothing is opened here; the loss of the others
+/// is counted, and the daemon looks at all.
 #[map]
 pub static EVENTS: RingBuf = RingBuf::with_byte_size(1 << 20, 0);
+
+/// Inside host and rule → what its sessions may be opened with. Written by the daemon. Full: a host's first packets go up.
+#[map]
+static GRANTED: HashMap<GrantKey, Grant> = HashMap::with_max_entries(GRANTS, NO_PREALLOC);
+
+/// CPU → slots lent to it. Filled by the daemon, emptied by the program, both as memory. Empty: first packets go up.
+#[map]
+static SLOTS: Array<LentSlots> = Array::with_max_entries(CPUS, MMAPABLE);
+
+/// Number of a table → ports taken of one external address and protocol. Written by both, as memory, by atomic
+/// operations.
+#[map]
+static PORTS: Array<TakenPorts> = Array::with_max_entries(PORT_TABLES, MMAPABLE);
+
+/// Cells of inside endpoints, eight in a word: which have a mapping. Written by both, as memory, by atomic operations.
+#[map]
+static CELLS: Array<u64> = Array::with_max_entries(CELL_WORDS, MMAPABLE);
 
 /// One entry: jiffies when the daemon last asked. Read by the daemon as memory.
 #[map]
@@ -144,12 +163,23 @@ impl Flow {
 /// The flow of a packet.
 #[inline(always)]
 pub fn flow(key: &FlowKey) -> Option<Flow> {
-    let number = search(key.words());
-    if number == EMPTY {
-        return None;
+    match search(key.words()) {
+        EMPTY => None,
+        number => flow_of(number),
     }
+}
+
+/// Both lines of a session, one of which has this number.
+#[inline(always)]
+pub fn lines(number: u32) -> Option<*mut FlowLine> {
     let (segment, at) = table::segment_of(number);
-    let lines = LINES.get_value_ptr_mut(segment, &at)?.cast::<FlowLine>();
+    Some(LINES.get_value_ptr_mut(segment, &at)?.cast::<FlowLine>())
+}
+
+/// The flow whose line has this number.
+#[inline(always)]
+pub fn flow_of(number: u32) -> Option<Flow> {
+    let lines = lines(number)?;
     let direction = (number & 1) as usize;
     // SAFETY: a session has two lines.
     Some(unsafe { Flow { number, line: lines.add(direction), other: lines.add(direction ^ 1) } })
@@ -175,10 +205,9 @@ struct Search {
 /// once for each. For the same reason all but the first rounds are `bpf_loop`'s (kernel 5.17), whose body is walked
 /// once.
 #[inline(always)]
-fn search(words: [u64; 2]) -> u32 {
-    let hash = table::hash(words, &Secret(SECRET.load()));
-    let Some(&level) = LEVEL.get(0) else { return EMPTY };
-    let mut search = Search { words, hash, level: level as u32, step: 0, number: EMPTY };
+pub fn search(words: [u64; 2]) -> u32 {
+    let hash = table::hash(words, &secret());
+    let mut search = Search { words, hash, level: level(), step: 0, number: EMPTY };
     for _ in 0..UNROLLED {
         if look(&mut search) {
             return search.number;
@@ -222,6 +251,55 @@ fn has_key(number: u32, words: [u64; 2]) -> bool {
     // SAFETY: a session has two lines; a key is two words at the beginning of its line.
     let [first, second] = unsafe { *lines.cast::<FlowLine>().add((number & 1) as usize).cast::<[u64; 2]>() };
     first == words[0] && second == words[1]
+}
+
+/// The secret of the index's hash, and of the cells'.
+#[inline(always)]
+pub fn secret() -> Secret {
+    Secret(SECRET.load())
+}
+
+/// The level of the index that is in force.
+#[inline(always)]
+pub fn level() -> u32 {
+    LEVEL.get(0).map_or(0, |level| *level as u32)
+}
+
+/// The word of the index that a place and its neighbour are in, and how far the place is shifted there.
+#[inline(always)]
+pub fn place(place: u32) -> Option<(*mut u64, u32)> {
+    let (segment, at) = table::segment_of_place(place);
+    let bucket = INDEX.get_value_ptr_mut(segment, &(at / BUCKET))?;
+    #[expect(clippy::cast_ptr_alignment, reason = "a map's values are aligned to eight bytes")]
+    let bucket = bucket.cast::<u64>();
+    let half = if cfg!(target_endian = "little") { at & 1 } else { at & 1 ^ 1 };
+    // SAFETY: within its bucket.
+    Some((unsafe { bucket.add((at % BUCKET / 2) as usize) }, half * 32))
+}
+
+/// What an inside host's sessions may be opened with under a rule.
+#[inline(always)]
+pub fn grant(address: u32, rule: u32) -> Option<&'static Grant> {
+    // SAFETY: as for `flow`; an entry that is taken out meanwhile was good when it was found.
+    unsafe { GRANTED.get(&GrantKey { address, rule }) }
+}
+
+/// The ports taken in a table; table 0 is none.
+#[inline(always)]
+pub fn ports(table: u16) -> Option<*mut TakenPorts> {
+    if table == 0 { None } else { PORTS.get_ptr_mut(u32::from(table)) }
+}
+
+/// The slots lent to a CPU.
+#[inline(always)]
+pub fn lent(cpu: u32) -> Option<*mut LentSlots> {
+    SLOTS.get_ptr_mut(cpu)
+}
+
+/// A word of cells.
+#[inline(always)]
+pub fn cell(word: u32) -> Option<*mut u64> {
+    CELLS.get_ptr_mut(word)
 }
 
 /// A next hop.

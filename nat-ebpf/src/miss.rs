@@ -9,13 +9,14 @@ use nat_common::{
     },
     flow::Query,
     parse::Kind,
+    table::EMPTY,
     wire,
 };
 
 use crate::{
     Verdict,
     frame::PacketFrame,
-    maps,
+    maps, open,
     sockets::{self, Taker},
     stateless,
 };
@@ -140,7 +141,11 @@ fn by_rules(
         rules = rules.and(&settings.inward);
     }
     if !rules.is_empty() {
-        return if rules.first_is_in(&settings.exempt) { Verdict::Pass } else { Verdict::Punt };
+        if rules.first_is_in(&settings.exempt) {
+            return Verdict::Pass;
+        }
+        let opened = if outside { EMPTY } else { open::open(ctx, interface, settings, parsed, &rules) };
+        return if opened == EMPTY { Verdict::Punt } else { Verdict::Opened(opened) };
     }
     if outside {
         // Would the answer be translated? Then this is an uninvited packet to a hidden host. Is

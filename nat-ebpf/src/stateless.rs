@@ -23,7 +23,7 @@ use nat_common::{
 use crate::{Verdict, fits, flow, frame::PacketFrame, is_merged, maps};
 
 /// `AF_INET`.
-const AF_INET: u8 = 2;
+pub const AF_INET: u8 = 2;
 
 /// To a one-to-one external address: the destination becomes the inside host.
 #[inline(always)]

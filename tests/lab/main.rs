@@ -6,6 +6,7 @@ mod selftest;
 mod stage;
 
 mod det;
+mod dlg;
 mod exh;
 mod map;
 mod one;

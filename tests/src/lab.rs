@@ -198,7 +198,8 @@ impl Lab {
 
     /// A lab with changes.
     pub fn builder() -> Builder {
-        Builder { lan_mtu: 1500, wan_mtu: 1500, forwarding: false, second_uplink: false, d: Behind::Nothing }
+        let forwarding = std::env::var_os("NATGW_LAB_FORWARDING").is_some();
+        Builder { lan_mtu: 1500, wan_mtu: 1500, forwarding, second_uplink: false, d: Behind::Nothing }
     }
 
     /// The clients a, b and c.

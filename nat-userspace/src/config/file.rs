@@ -208,6 +208,7 @@ pub(super) struct Limits {
     pub(super) sessions: Option<Spanned<i64>>,
     pub(super) sessions_per_source: Option<Spanned<i64>>,
     pub(super) new_per_second_per_source: Option<Spanned<i64>>,
+    pub(super) delegated: Option<Spanned<i64>>,
 }
 
 #[derive(Default, Deserialize)]

@@ -28,6 +28,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use ipnet::Ipv4Net;
+use nat_common::delegate::LENT;
 
 pub use self::address::{AddressPool, AddressRange, PortRange, show_prefix};
 pub use self::deterministic::{Beyond, Deterministic};
@@ -262,11 +263,13 @@ pub struct Limits {
     pub sessions_per_source: u32,
     /// New sessions of one inside address in a second.
     pub new_per_second_per_source: u32,
+    /// Sessions that each CPU may open before the daemon has taken note of them.
+    pub delegated: u32,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { sessions: 1_048_576, sessions_per_source: 0, new_per_second_per_source: 0 }
+        Self { sessions: 1_048_576, sessions_per_source: 0, new_per_second_per_source: 0, delegated: LENT }
     }
 }
 

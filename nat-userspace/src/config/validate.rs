@@ -1,5 +1,6 @@
 //! From the shape of the file to a [`Config`]: all but the rules.
 
+use nat_common::delegate::LENT;
 use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::ops::{Range, RangeInclusive};
@@ -232,6 +233,13 @@ fn limits(raw: &file::Limits, problems: &mut Problems<'_>) -> Limits {
             0,
             u32::MAX,
             none,
+        ),
+        delegated: one(
+            raw.delegated.as_ref(),
+            default.delegated,
+            0,
+            LENT,
+            "with 0 the daemon opens every session itself",
         ),
     }
 }

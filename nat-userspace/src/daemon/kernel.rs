@@ -4,11 +4,13 @@ use crate::hash::{HashMap, HashSet};
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
+use nat_common::abi::{SessionEvent, TooBigEvent};
 use nat_common::activity::Activity;
+use nat_common::delegate::{Grant, GrantKey};
 use nat_common::next_hop::NextHop;
 use nat_common::{FlowKey, FlowValue};
 
-use crate::datapath::{Datapath, LoadError, ticks};
+use crate::datapath::{Datapath, Found, LoadError, ticks};
 use crate::gateway::{World, address};
 use crate::host::{BoundPorts, Host, Route, RouteError, RouteQuery, bound_ports};
 
@@ -40,6 +42,8 @@ pub struct Kernel {
     bound_every: Duration,
     clock_read: Instant,
     jiffies: u64,
+    /// What merged packets were too big for, as reported.
+    pub too_big: Vec<TooBigEvent>,
     /// The first reading, to measure the rate by.
     first: (Instant, u64),
     /// Jiffies a second.
@@ -61,6 +65,7 @@ impl Kernel {
             bound_every: SOCKETS_EVERY,
             clock_read: now,
             jiffies,
+            too_big: Vec::new(),
             first: (now, jiffies),
             // The slowest there is: nothing is too old before the rate is known.
             rate: RATES[3],
@@ -134,6 +139,47 @@ impl World for Kernel {
 
     fn released(&mut self) -> Vec<u32> {
         self.datapath.flows.released()
+    }
+
+    fn reports(&mut self) -> Vec<SessionEvent> {
+        let mut reports = Vec::new();
+        while let Some(event) = self.datapath.events.next() {
+            // Their sizes tell them apart.
+            reports.extend(bytemuck::try_pod_read_unaligned::<SessionEvent>(&event));
+            self.too_big.extend(bytemuck::try_pod_read_unaligned::<TooBigEvent>(&event));
+        }
+        reports
+    }
+
+    fn session(&self, session: u32) -> Option<Found> {
+        self.datapath.flows.session(session)
+    }
+
+    fn adopt(&mut self, session: u32, keys: &[FlowKey; 2]) -> bool {
+        self.datapath.flows.adopt(session, keys)
+    }
+
+    fn grant(&mut self, key: &GrantKey, grant: &Grant) {
+        self.datapath.delegation.grant(key, grant);
+    }
+
+    fn set_epoch(&mut self, epoch: u32) {
+        if let Err(error) = self.datapath.set_epoch(epoch) {
+            tracing::error!(%error, "the program could not be told that its grants are void");
+        }
+    }
+
+    fn lend(&mut self, slot: &mut dyn FnMut() -> Option<u32>) {
+        let Datapath { flows, delegation, .. } = &mut self.datapath;
+        delegation.lender.lend(&mut || {
+            let slot = slot()?;
+            flows.prepare(slot);
+            Some(slot)
+        });
+    }
+
+    fn revoke(&mut self) -> Vec<u32> {
+        self.datapath.delegation.lender.revoke()
     }
 
     fn activity(&self, session: u32) -> Activity {

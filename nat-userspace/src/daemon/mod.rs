@@ -59,7 +59,7 @@ pub fn run(options: RunOptions, config: Config) -> anyhow::Result<()> {
     preflight::interfaces(&host, &config)?;
     let metrics = config.metrics.listen.map(Responder::bind).transpose()?;
     let (mailbox, post) = Mailbox::new().context("listen for signals")?;
-    let datapath = Datapath::load(&config.control.bpffs, config.limits.sessions)?;
+    let datapath = Datapath::load(&config.control.bpffs, config.limits.sessions, config.limits.delegated)?;
     let taken_over = datapath.taken_over;
     let instructions = datapath.verified_instructions();
     let links = config.interfaces.iter().filter_map(|interface| {
@@ -76,7 +76,10 @@ pub fn run(options: RunOptions, config: Config) -> anyhow::Result<()> {
     // The tables are read: nothing that follows needs more, and threads that it starts have no more.
     privileges::drop_others();
     let kernel = Kernel::new(datapath, host)?;
-    let gateway = Gateway::new(&config, Instant::now(), Random::new());
+    let mut gateway = Gateway::new(&config, Instant::now(), Random::new());
+    if config.limits.delegated > 0 {
+        gateway.delegate(std::rc::Rc::clone(&kernel.datapath.delegation.claims));
+    }
     let socket = options.socket.as_ref().unwrap_or(&config.control.socket).clone();
     let keep = options.keep;
     let checks = Checks::new(post.clone());

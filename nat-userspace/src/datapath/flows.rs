@@ -93,6 +93,35 @@ impl FlowTable {
         self.grace.close(session);
     }
 
+    /// A session that the program has written: as it is, if it can be read.
+    pub fn session(&self, session: u32) -> Option<Found> {
+        let lines = self.lines(session)?;
+        Some(Found {
+            session,
+            entries: lines.directions.map(|line| (line.key, line.value)),
+            origin: lines.origin(),
+        })
+    }
+
+    /// Sees to it that a session's lines are there, for the program to write.
+    pub fn prepare(&mut self, session: u32) {
+        self.make_ready(session);
+    }
+
+    /// Counts the entries of a session that the program has opened, and enters what it found no place for. `false`
+    /// if there is none.
+    pub fn adopt(&mut self, session: u32, keys: &[FlowKey; 2]) -> bool {
+        let segments = &self.segments;
+        Direction::BOTH.into_iter().zip(keys).all(|(direction, key)| {
+            self.index.adopt(key, table::line_of(session, direction), |line| key_of(segments, line))
+        })
+    }
+
+    /// Waits until the programs that run now have ended.
+    pub fn wait_for_programs(&mut self) {
+        self.grace.wait();
+    }
+
     /// Sessions that found no place since the last time: their packets must not be sent.
     pub fn flush(&mut self) -> Vec<u32> {
         std::mem::take(&mut self.failed)
@@ -144,7 +173,7 @@ impl FlowTable {
     pub fn retain(&mut self, sessions: &HashSet<u32>) {
         let keep = |line| table::session_of(line).is_some_and(|session| sessions.contains(&session));
         self.index.retain(keep, |line| key_of(&self.segments, line));
-        self.grace.wait();
+        self.wait_for_programs();
     }
 
     fn write(&self, session: u32, entries: &[(FlowKey, FlowValue); 2], origin: u32) -> bool {

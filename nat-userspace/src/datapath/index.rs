@@ -1,4 +1,5 @@
-//! The index of the flow table: which line a key has. Only this writes it; the program searches it meanwhile.
+//! The index of the flow table: which line a key has. The program searches it meanwhile, and enters lines of its own
+//! where nothing ever was; each of them is then adopted here.
 //!
 //! When a level is two fifths full the next one, twice as large, is filled beside it, a few places with each entry
 //! that comes, and then put in force with one write. Searches that began in the old level end there.
@@ -61,6 +62,34 @@ impl Index {
         }
         self.grow(key_of);
         true
+    }
+
+    /// Takes note of a line that the program has entered: counts it, and enters it where it is missing. The program
+    /// may have found no place, or one that became unreachable while it looked, because a run was closed up before it
+    /// or another level put in force. `false` if there is no place near.
+    pub(super) fn adopt(&mut self, key: &FlowKey, line: u32, key_of: impl Fn(u32) -> FlowKey) -> bool {
+        let hash = table::hash(key.words(), &self.secret);
+        let Some(place) = self.find(hash, line, self.level) else {
+            self.sweep(hash, line, &key_of);
+            return self.insert(key, line, key_of);
+        };
+        self.taken += 1;
+        if self.is_carried(place) && self.find(hash, line, self.level * 2).is_none() {
+            self.enter(hash, line, self.level * 2);
+        }
+        self.grow(key_of);
+        true
+    }
+
+    /// Takes a line out of where no search for it comes.
+    fn sweep(&self, hash: u64, line: u32, key_of: impl Fn(u32) -> FlowKey) {
+        let entry = table::entry(hash, line);
+        if let Some(place) = Self::places(hash, self.level).find(|&place| self.load(place) == entry) {
+            self.store(place, REMOVED);
+            if self.carried.is_none() {
+                self.close_up(place, self.level, key_of);
+            }
+        }
     }
 
     /// Takes a key's line out.
@@ -154,9 +183,12 @@ impl Index {
     }
 
     fn enter(&self, hash: u64, line: u32, level: u32) -> Option<u32> {
-        let place = Self::places(hash, level).find(|&place| self.load(place) <= REMOVED)?;
-        self.store(place, table::entry(hash, line));
-        Some(place)
+        let entry = table::entry(hash, line);
+        // Meanwhile the program may take a place that is empty, never one that was removed.
+        Self::places(hash, level).find(|&place| {
+            let there = self.load(place);
+            there <= REMOVED && self.exchange(place, there, entry)
+        })
     }
 
     fn find(&self, hash: u64, line: u32, level: u32) -> Option<u32> {
@@ -199,6 +231,13 @@ impl Index {
     fn load(&self, place: u32) -> u32 {
         let (segment, at) = table::segment_of_place(place);
         self.segments.get(segment as usize).map_or(EMPTY, |segment| segment.load(at))
+    }
+
+    fn exchange(&self, place: u32, expected: u32, entry: u32) -> bool {
+        let (segment, at) = table::segment_of_place(place);
+        self.segments
+            .get(segment as usize)
+            .is_some_and(|segment| segment.exchange(at, expected, entry).is_ok())
     }
 
     fn store(&self, place: u32, entry: u32) {

@@ -60,6 +60,12 @@ impl Mapped<u32> {
         }
     }
 
+    /// Stores a word if it is the expected one; else tells what it is.
+    pub fn exchange(&self, index: u32, expected: u32, value: u32) -> Result<(), u32> {
+        let Some(word) = self.atomic(index) else { return Ok(()) };
+        word.compare_exchange(expected, value, Ordering::AcqRel, Ordering::Acquire).map(drop)
+    }
+
     fn atomic(&self, index: u32) -> Option<&AtomicU32> {
         // SAFETY: a live, aligned word that everybody, the program included, reads and writes as a whole.
         self.at(index).map(|word| unsafe { AtomicU32::from_ptr(word.as_ptr()) })
@@ -67,11 +73,26 @@ impl Mapped<u32> {
 }
 
 impl Mapped<u64> {
+    /// A word, and all that was written before it was stored.
+    pub fn load(&self, index: u32) -> u64 {
+        self.atomic(index).map_or(0, |word| word.load(Ordering::Acquire))
+    }
+
+    /// Stores a word if it is the expected one; else tells what it is.
+    pub fn exchange(&self, index: u32, expected: u64, value: u64) -> Result<(), u64> {
+        let Some(word) = self.atomic(index) else { return Ok(()) };
+        word.compare_exchange(expected, value, Ordering::AcqRel, Ordering::Acquire).map(drop)
+    }
+
+    fn atomic(&self, index: u32) -> Option<&AtomicU64> {
+        // SAFETY: a live, aligned word that everybody, the program included, reads and writes as a whole.
+        self.at(index).map(|word| unsafe { AtomicU64::from_ptr(word.as_ptr()) })
+    }
+
     /// Stores a word after all that was written before.
     pub fn store(&self, index: u32, value: u64) {
-        if let Some(word) = self.at(index) {
-            // SAFETY: a live, aligned word that the program reads as a whole.
-            unsafe { AtomicU64::from_ptr(word.as_ptr()) }.store(value, Ordering::Release);
+        if let Some(word) = self.atomic(index) {
+            word.store(value, Ordering::Release);
         }
     }
 }

@@ -2,16 +2,21 @@
 //! pinned so that they outlive the daemon.
 
 mod attach;
+mod claims;
+mod delegation;
 mod flows;
 mod forwards;
 mod grace;
 mod index;
+mod lender;
 mod mapped;
 mod object;
 mod sets;
 mod traced;
 
 pub use self::attach::{AttachError, Attached};
+pub use self::claims::{Claims, Endpoint, SharedPorts};
+pub use self::delegation::Delegation;
 pub use self::flows::{FlowTable, Found, capacity};
 pub use self::forwards::publish_forwards;
 pub use self::mapped::Mapped;

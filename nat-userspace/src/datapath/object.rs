@@ -4,6 +4,7 @@
 use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::time::Duration;
 
 use aya::maps::{Array, DevMap, HashMap, Map, MapData, MapError, PerCpuArray, RingBuf, XskMap};
@@ -12,13 +13,17 @@ use aya::programs::{ProgramError, TestRun as _, TestRunAttrs, TestRunOptions, Xd
 use aya::{Ebpf, EbpfError, EbpfLoader};
 use nat_common::abi::{self, Interface, LocalAddress, Settings, VlanKey};
 use nat_common::activity::TICK_SHIFT;
+use nat_common::delegate::{CELL_WORDS, CPUS, PORT_TABLES};
 use nat_common::next_hop::NextHop;
 use nat_common::table::Secret;
 use nat_common::tunnel;
 use nat_common::vlan::TAG;
 
+use super::claims::Claims;
+use super::delegation::Delegation;
 use super::flows::FlowTable;
 use super::grace::{Maps, Segments};
+use super::lender::Lender;
 use super::mapped::Mapped;
 
 /// `BPF_F_MMAPABLE`.
@@ -28,7 +33,7 @@ pub(super) const MMAPABLE: u32 = 1 << 10;
 pub(super) static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/natgw-ebpf"));
 
 /// Maps that outlive the daemon: all but those that only it uses.
-pub(super) const PINNED: [&str; 16] = [
+pub(super) const PINNED: [&str; 20] = [
     "INDEX",
     "LEVEL",
     "LINES",
@@ -45,6 +50,10 @@ pub(super) const PINNED: [&str; 16] = [
     "COUNTERS",
     "EVENTS",
     "INJECTED",
+    "GRANTED",
+    "SLOTS",
+    "PORTS",
+    "CELLS",
 ];
 
 /// What can go wrong while loading.
@@ -118,6 +127,8 @@ pub struct Datapath {
     pub taken_over: bool,
     /// The flow table.
     pub flows: FlowTable,
+    /// What the program may open by itself.
+    pub delegation: Delegation,
     /// Next hops.
     pub hops: Array<MapData, NextHop>,
     /// Interfaces by slot.
@@ -134,7 +145,7 @@ pub struct Datapath {
     pub settings: Array<MapData, Settings>,
     /// What the fast path counted.
     pub counters: PerCpuArray<MapData, u64>,
-    /// TCP sessions whose timer changed.
+    /// What the program opened, and TCP sessions whose timer changed.
     pub events: RingBuf<MapData>,
     clock: Mapped<u64>,
 }
@@ -186,6 +197,12 @@ fn data(map: Map, name: &'static str) -> Result<MapData, LoadError> {
     }
 }
 
+/// The memory of an array of so many values.
+fn memory<T: Copy>(ebpf: &mut Ebpf, name: &'static str, entries: u32) -> Result<Mapped<T>, LoadError> {
+    let map = data(take(ebpf, name)?, name)?;
+    Mapped::new(map.fd(), entries).map_err(|source| LoadError::Memory { name, source })
+}
+
 /// A map of segments, and a second handle of it.
 fn segments(ebpf: &mut Ebpf, name: &'static str) -> Result<(Segments, Segments), LoadError> {
     let Map::ArrayOfMaps(map) = take(ebpf, name)? else { return Err(LoadError::MissingMap(name)) };
@@ -209,7 +226,9 @@ fn vlans(ebpf: &mut Ebpf) -> Result<(HashMap<MapData, VlanKey, u32>, MapData), L
 impl Datapath {
     /// Loads everything for at most `sessions` sessions, with pins below `bpffs`. Maps pinned
     /// there by a daemon of the same layout (which their path tells) are taken over; others are put away first.
-    pub fn load(bpffs: &Path, sessions: u32) -> Result<Self, LoadError> {
+    ///
+    /// The program may open as many sessions as `delegated` on each CPU before the daemon has taken note of them.
+    pub fn load(bpffs: &Path, sessions: u32, delegated: u32) -> Result<Self, LoadError> {
         let pins = super::attach::prepare_pins(bpffs)?;
         let taken_over = PINNED.iter().all(|name| pins.join(name).exists());
         if !taken_over {
@@ -234,15 +253,29 @@ impl Datapath {
         let (lines, for_grace_lines) = segments(&mut ebpf, "LINES")?;
         let maps = Maps { index, lines };
         let for_grace = Maps { index: for_grace_index, lines: for_grace_lines };
-        let level = data(take(&mut ebpf, "LEVEL")?, "LEVEL")?;
-        let level =
-            Mapped::new(level.fd(), 1).map_err(|source| LoadError::Memory { name: "LEVEL", source })?;
+        let level = memory(&mut ebpf, "LEVEL", 1)?;
         let mut settings: Array<MapData, Settings> = typed(&mut ebpf, "SETTINGS")?;
         remember(&mut settings, secret)?;
-        let clock = data(take(&mut ebpf, "CLOCK")?, "CLOCK")?;
+        let clock = memory(&mut ebpf, "CLOCK", 1)?;
+        let mut flows = FlowTable::new(maps, for_grace, level, sessions, secret)?;
+        let cpus = aya::util::nr_cpus().map_or(1, |cpus| cpus.get() as usize);
+        let lender = Lender::new(memory(&mut ebpf, "SLOTS", CPUS)?, cpus, delegated);
+        if taken_over {
+            // An earlier daemon's program had taken slots, and is still writing sessions.
+            flows.wait_for_programs();
+        }
+        let claims = Claims::new(
+            memory(&mut ebpf, "CELLS", CELL_WORDS)?,
+            memory(&mut ebpf, "PORTS", PORT_TABLES)?,
+            secret,
+        );
+        let mut delegation =
+            Delegation { claims: Rc::new(claims), lender, granted: typed(&mut ebpf, "GRANTED")? };
+        delegation.forget(|_| true);
         let (vlans, vlans_handle) = vlans(&mut ebpf)?;
         Ok(Self {
-            flows: FlowTable::new(maps, for_grace, level, sessions, secret)?,
+            flows,
+            delegation,
             hops: typed(&mut ebpf, "HOPS")?,
             interfaces: typed(&mut ebpf, "INTERFACE")?,
             vlans,
@@ -254,8 +287,7 @@ impl Datapath {
             settings,
             counters: typed(&mut ebpf, "COUNTERS")?,
             events: typed(&mut ebpf, "EVENTS")?,
-            clock: Mapped::new(clock.fd(), 1)
-                .map_err(|source| LoadError::Memory { name: "CLOCK", source })?,
+            clock,
             ebpf,
             pins,
             links: std::collections::HashMap::new(),
@@ -316,6 +348,13 @@ impl Datapath {
         let is_marked =
             left.len() == abi::MARK_LENGTH + frame.len() && left.starts_with(&abi::MARK.to_ne_bytes());
         Ok((result.return_value, left.split_off(if is_marked { abi::MARK_LENGTH } else { 0 })))
+    }
+
+    /// Makes all grants of former epochs void.
+    pub fn set_epoch(&mut self, epoch: u32) -> Result<(), LoadError> {
+        let of_settings = |source| LoadError::Map { name: "SETTINGS", source };
+        let before = self.settings.get(&0, 0).map_err(of_settings)?;
+        self.settings.set(0, &Settings { epoch, ..before }, 0).map_err(of_settings)
     }
 
     /// Readable when [`Datapath::events`] has some.

@@ -16,7 +16,7 @@ const GENERATION: u32 = 32;
 ///
 /// `inside` are the inside networks: from outside, no packet may come from there.
 pub fn publish_rules(datapath: &mut Datapath, rules: &Rules, inside: &[Ipv4Net]) -> Result<(), LoadError> {
-    let Settings { generation: before, secret, .. } = datapath.settings.get(&0, 0).unwrap_or_default();
+    let Settings { generation: before, secret, epoch, .. } = datapath.settings.get(&0, 0).unwrap_or_default();
     let generation = before.wrapping_add(1);
     let forwarded: Vec<Ipv4Net> = rules.forwarded_to().map(Ipv4Net::from).collect();
     for (name, sets) in [
@@ -49,6 +49,8 @@ pub fn publish_rules(datapath: &mut Datapath, rules: &Rules, inside: &[Ipv4Net])
     let flag = |set, flag| if set { flag } else { 0 };
     let settings = Settings {
         generation,
+        epoch,
+        pad: 0,
         secret,
         flags: flag(rules.drop_unmatched, Settings::DROP_UNMATCHED_OUTSIDE)
             | flag(rules.pass_forged, Settings::PASS_FORGED)

@@ -26,6 +26,7 @@ impl Gateway {
     /// An interface is new or changed.
     pub fn set_interface(&mut self, world: &mut dyn World, now: Instant, interface: Interface) {
         let ifindex = interface.ifindex;
+        self.end_grants(world);
         let interface = Arc::new(interface);
         let before = self.interfaces.insert(ifindex, Arc::clone(&interface));
         let gone: Vec<Ipv4Addr> = before
@@ -45,6 +46,7 @@ impl Gateway {
     /// An interface is gone.
     pub fn remove_interface(&mut self, world: &mut dyn World, now: Instant, ifindex: u32) {
         if let Some(interface) = self.interfaces.remove(&ifindex) {
+            self.end_grants(world);
             let down = Interface { up: false, ..Interface::clone(&interface) };
             for neighbour in self.next_hops.behind(ifindex) {
                 self.next_hops.refresh(world, &down, neighbour);
@@ -108,6 +110,7 @@ impl Gateway {
 
     /// Routes changed: every session's way is looked up again, and changed where it is another.
     pub fn routes_changed(&mut self, world: &mut dyn World) {
+        self.end_grants(world);
         let slots: Vec<u32> = self
             .sessions
             .iter()
@@ -212,6 +215,7 @@ impl Gateway {
 
     /// Takes new rules: sessions that they would open the same way live on.
     pub fn reload(&mut self, world: &mut dyn World, now: Instant, config: &Config) -> Reloaded {
+        self.end_grants(world);
         // Whether the new rules would let them knock is seen when they do it again.
         self.forget_knocks(now, |_| true);
         self.drop_permanent_mappings();

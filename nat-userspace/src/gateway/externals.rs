@@ -2,6 +2,7 @@
 
 use crate::hash::HashMap;
 use std::net::Ipv4Addr;
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use nat_common::wire;
@@ -10,6 +11,7 @@ use super::leases::Leases;
 use super::ports::{Holder, PortTable};
 use super::random::Random;
 use crate::config::{Pooling, PortRange, Ports};
+use crate::datapath::{Claims, SharedPorts};
 
 /// All ports a mapping may have unless the rule names others: RFC 4787 REQ-3a wants well-known
 /// source ports kept well-known, and all others not.
@@ -149,14 +151,11 @@ impl Externals {
             let random = &mut self.random;
             let tries = (0..TRIES).map(|_| nth(random.below(length) & !1 | (start & 1))).collect::<Vec<_>>();
             let sweep = (0..length).map(|n| nth(start + n));
-            let found = wanted
-                .into_iter()
-                .chain(tries)
-                .chain(sweep)
-                .find(|&port| ports.contains(port) && table.is_shareable(port) && vacant(port));
-            if let Some(port) = found {
-                table.share(port);
-                return Some(port);
+            let found = wanted.into_iter().chain(tries).chain(sweep).find(|&port| {
+                ports.contains(port) && table.is_shareable(port) && vacant(port) && table.share(port)
+            });
+            if found.is_some() {
+                return found;
             }
         }
         None
@@ -220,13 +219,24 @@ impl Externals {
             self.table(wish.address, wish.protocol, ports);
         }
         let Some(table) = self.tables.get_mut(&(wish.address, wish.protocol)) else { return false };
-        if shared {
-            let shareable = table.is_shareable(wish.port);
-            table.share(wish.port);
-            shareable
-        } else {
-            table.adopt(wish.port)
+        if shared { table.share(wish.port) } else { table.adopt(wish.port) }
+    }
+
+    /// Takes a port that the program has claimed.
+    pub fn adopt_claimed(&mut self, address: u32, protocol: u8, port: u16) -> bool {
+        self.tables.get_mut(&(address, protocol)).is_some_and(|table| table.adopt_claimed(port))
+    }
+
+    /// The number by which the program knows the ports of an address; 0 if it does not, because nothing of that
+    /// protocol has come by yet, or too many others are known.
+    pub fn shared(&mut self, address: u32, protocol: u8, claims: &Rc<Claims>) -> u16 {
+        let Some(table) = self.tables.get_mut(&(address, protocol)) else { return 0 };
+        if table.shared().is_none()
+            && let Some(shared) = claims.table()
+        {
+            table.share_with_program(shared);
         }
+        table.shared().map_or(0, SharedPorts::number)
     }
 
     /// Keeps a forward's port from mappings. `false` if a mapping has it now: it is reserved once

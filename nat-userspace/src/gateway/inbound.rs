@@ -91,7 +91,7 @@ impl Gateway {
             // A router on the way would send it back to this address: see the warning.
             return Err(Refusal::Told(Reason::DropNoRoute, Error::HostUnreachable));
         }
-        self.admit(&target, now)?;
+        self.admit(world, &target, now)?;
         let rewrite = self
             .inbound_rewrite(world, now, ingress, &egress, key, &target)
             .inspect_err(|_| self.turn_away(&target))?;
@@ -298,9 +298,12 @@ impl Gateway {
     }
 
     /// Whether there is room for one more session. Limits of inside hosts are not a server's, who has clients.
-    fn admit(&mut self, target: &Target, now: Instant) -> Result<(), Refusal> {
+    fn admit(&mut self, world: &mut dyn World, target: &Target, now: Instant) -> Result<(), Refusal> {
         if !matches!(target.origin, Origin::Service(_)) {
-            return self.may_open(target.inside.0, now);
+            return self.may_open(world, target.inside.0, now);
+        }
+        if self.is_lent_out() {
+            self.revoke(world);
         }
         if self.sessions.is_full() {
             return Err(Refusal::Told(Reason::DropSessionsFull, Error::AdministrativelyProhibited));

@@ -43,7 +43,7 @@ impl Gateway {
     ) -> Result<(), Refusal> {
         let Some((position, rule)) = self.rules.hairpin(key) else { return Ok(()) };
         let rule = rule.clone();
-        self.may_open(key.source, now)?;
+        self.may_open(world, key.source, now)?;
         let mapping = self
             .mapping_for(world, now, key, position, &rule, outside, Some(key.destination))
             .inspect_err(|_| {

@@ -64,6 +64,11 @@ impl Sources {
         true
     }
 
+    /// Whether there are any limits.
+    pub fn are_limited(&self) -> bool {
+        self.sessions_limit != 0 || self.rate_limit != 0
+    }
+
     /// The most sessions a source may have; 0 for any number.
     pub fn sessions_limit(&self) -> u32 {
         self.sessions_limit

@@ -2,8 +2,12 @@
 //! external port; sessions hold the mapping.
 
 use crate::hash::HashMap;
+use std::rc::Rc;
+
+use nat_common::wire;
 
 use crate::config::Mapping as Behaviour;
+use crate::datapath::{Claims, Endpoint};
 
 /// What shares a mapping. How much of the remote belongs to it is the rule's mapping behaviour.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -53,6 +57,8 @@ pub struct MappingTable {
     by_external: HashMap<External, u32>,
     /// How many sessions a mapping has with a remote address: what address-dependent filtering asks.
     contacts: HashMap<(u32, u32), u32>,
+    /// Where the program sees which endpoints have one.
+    claims: Option<Rc<Claims>>,
 }
 
 impl MappingKey {
@@ -73,7 +79,26 @@ impl MappingKey {
     }
 }
 
+impl Mapping {
+    /// The inside endpoint.
+    pub fn endpoint(&self) -> Endpoint {
+        (self.key.protocol, self.key.address, self.key.port)
+    }
+}
+
 impl MappingTable {
+    /// Lets the program see which endpoints have a mapping.
+    pub fn share(&mut self, claims: Rc<Claims>) {
+        self.claims = Some(claims);
+    }
+
+    /// What the program has made of an endpoint is known.
+    pub fn settle(&self, endpoint: Endpoint) {
+        if let Some(claims) = &self.claims {
+            claims.settle(endpoint);
+        }
+    }
+
     /// The mapping an inside endpoint has.
     pub fn find(&self, key: &MappingKey) -> Option<u32> {
         self.by_inside.get(key).copied()
@@ -104,6 +129,9 @@ impl MappingTable {
             u32::try_from(self.slots.len() - 1).unwrap_or(u32::MAX)
         };
         self.by_inside.insert(mapping.key, slot);
+        if let Some(claims) = self.claims.as_ref().filter(|_| is_claimed(&mapping)) {
+            claims.count(mapping.endpoint());
+        }
         if !mapping.shared {
             self.by_external.insert((mapping.key.protocol, mapping.external, mapping.external_port), slot);
         }
@@ -153,6 +181,9 @@ impl MappingTable {
             self.by_external.remove(&external);
         }
         self.free.push(slot);
+        if let Some(claims) = self.claims.as_ref().filter(|_| is_claimed(&mapping)) {
+            claims.uncount(mapping.endpoint());
+        }
         Some(mapping)
     }
 
@@ -168,4 +199,9 @@ impl MappingTable {
             .enumerate()
             .filter_map(|(slot, mapping)| Some((u32::try_from(slot).ok()?, mapping.as_ref()?)))
     }
+}
+
+/// Whether the program must know of a mapping: it makes none of what others share, or of protocols without ports.
+fn is_claimed(mapping: &Mapping) -> bool {
+    !mapping.shared && matches!(mapping.key.protocol, wire::TCP | wire::UDP)
 }

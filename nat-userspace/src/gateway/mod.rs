@@ -11,6 +11,7 @@ mod blocks;
 mod changes;
 mod cut;
 mod datagrams;
+mod delegate;
 mod errors;
 mod events;
 mod expire;
@@ -178,6 +179,8 @@ pub struct Gateway {
     holds: hold::Holds,
     datagrams: datagrams::Datagrams,
     wheel: wheel::Wheel,
+    /// What the program may open by itself; nothing if none.
+    delegation: Option<delegate::Delegation>,
     sources: limits::Sources,
     errors: limits::Bucket,
     /// ICMP errors that may be about a socket of the gateway that is too new to be known.
@@ -246,6 +249,7 @@ impl Gateway {
             holds: hold::Holds::default(),
             datagrams: datagrams::Datagrams::new(config.timeouts.fragment),
             wheel: wheel::Wheel::new(now),
+            delegation: None,
             sources: limits::Sources::new(
                 config.limits.sessions_per_source,
                 config.limits.new_per_second_per_source,

@@ -11,7 +11,7 @@ use super::mappings::{Mapping, MappingKey};
 use super::notices::Condition;
 use super::sessions::{Carriage, NO_MAPPING, Origin, Session};
 use super::world::{Route, RouteError, RouteKind, RouteQuery, World};
-use super::{Gateway, Interface, Outcome, Shortage, address, network, next_hops};
+use super::{Gateway, Interface, Outcome, Shortage, address, delegate, network, next_hops};
 use crate::config::{Mapping as Behaviour, SnatRule, SnatTarget};
 
 /// Why a packet opens nothing.
@@ -87,7 +87,7 @@ impl Gateway {
             return Err(Refusal::Silent(Reason::DropSpoofed));
         }
         let rule = rule.clone();
-        self.may_open(key.source, now)?;
+        self.may_open(world, key.source, now)?;
         let opened = self.map_and_open(world, now, ingress, &egress, key, position, &rule, &route);
         if opened.is_err() {
             self.sources.close(key.source);
@@ -96,7 +96,15 @@ impl Gateway {
     }
 
     /// Whether the table and the source's limits leave room for one more session.
-    pub(super) fn may_open(&mut self, source: u32, now: Instant) -> Result<(), Refusal> {
+    pub(super) fn may_open(
+        &mut self,
+        world: &mut dyn World,
+        source: u32,
+        now: Instant,
+    ) -> Result<(), Refusal> {
+        if self.is_lent_out() {
+            self.revoke(world);
+        }
         if self.sessions.is_full() {
             return Err(Refusal::Told(Reason::DropSessionsFull, Error::AdministrativelyProhibited));
         }
@@ -150,10 +158,13 @@ impl Gateway {
             origin: Origin::Snat(position),
             reply_refreshes: key.protocol == wire::TCP,
         };
-        self.enter(world, now, session).ok_or_else(|| {
+        let granted = session.clone();
+        let opened = self.enter(world, now, session).ok_or_else(|| {
             self.drop_if_unused(now, mapping);
             Refusal::Told(Reason::DropPortsExhausted, Error::AdministrativelyProhibited)
-        })
+        })?;
+        self.grant(world, ingress, egress, position, rule, route, &granted);
+        Ok(opened)
     }
 
     /// Whether answers to an inside source would leave by an outside interface: then the source is forged, or the
@@ -231,6 +242,7 @@ impl Gateway {
         let shared_by_all =
             MappingKey::new(Behaviour::EndpointIndependent, key.protocol, inside, remote, FORWARDS);
         let mapping_key = MappingKey::new(rule.mapping, key.protocol, inside, remote, pool);
+        self.await_endpoint(world, now, delegate::endpoint(key));
         for candidate in [&shared_by_all, &mapping_key] {
             if let Some(slot) = self.mappings.find(candidate)
                 && let Some(mapping) = self.mappings.get(slot)
@@ -283,6 +295,11 @@ impl Gateway {
         Ok((slot, external, mapping.external_port))
     }
 
+    /// Milliseconds since the start.
+    pub(super) fn age(&self, now: Instant) -> u64 {
+        u64::try_from(now.saturating_duration_since(self.started).as_millis()).unwrap_or(u64::MAX)
+    }
+
     /// Puts a session and its entries in, and arms its timer.
     pub(super) fn enter(
         &mut self,
@@ -293,8 +310,7 @@ impl Gateway {
         let (mapping, remote) = (session.mapping, session_remote(&session));
         let timeout = self.first_timeout(&session.original);
         let origin = session.origin;
-        let opened = now.saturating_duration_since(self.started).as_millis();
-        session.opened = u64::try_from(opened).unwrap_or(u64::MAX);
+        session.opened = self.age(now);
         let slot = self.sessions.insert(session)?;
         if mapping != NO_MAPPING {
             self.mappings.hold(mapping, remote);

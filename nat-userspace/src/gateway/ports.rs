@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 
 use super::random::Random;
 
+use crate::datapath::SharedPorts;
+
 /// A range of ports, or a set within one.
 pub use crate::config::Ports;
 
@@ -53,6 +55,8 @@ pub struct PortTable {
     holders: HashMap<u16, Holder>,
     quarantine: Duration,
     used: u32,
+    /// The same for the program: every port that is not free here is taken there, and perhaps others.
+    shared: Option<SharedPorts>,
 }
 
 /// The class of a port.
@@ -72,6 +76,7 @@ impl PortTable {
             holders: HashMap::default(),
             quarantine,
             used: 0,
+            shared: None,
         };
         for port in ports.iter() {
             table.make_free(port);
@@ -94,10 +99,41 @@ impl PortTable {
         true
     }
 
+    /// From now on the program may take ports, too.
+    pub fn share_with_program(&mut self, shared: SharedPorts) {
+        for &port in self.free.iter().flatten() {
+            shared.give_back(port);
+        }
+        for &port in self.holders.keys() {
+            shared.rest(port, true);
+        }
+        self.shared = Some(shared);
+    }
+
+    /// The ports as the program knows them.
+    pub fn shared(&self) -> Option<&SharedPorts> {
+        self.shared.as_ref()
+    }
+
+    /// Claims a free port from the program. `false` if it has just taken it.
+    fn claim(&self, port: u16) -> bool {
+        self.shared.as_ref().is_none_or(|shared| shared.take(port))
+    }
+
+    /// Takes a port that the program has claimed for a mapping. `false` if it was not its to claim.
+    pub fn adopt_claimed(&mut self, port: u16) -> bool {
+        let is_free = self.states[usize::from(port)] == State::Free;
+        if is_free {
+            self.remove_free(port);
+            self.own(port);
+        }
+        is_free
+    }
+
     /// Takes a port out of what may be allocated, if it is free.
     pub fn reserve(&mut self, port: u16) -> bool {
         match self.states[usize::from(port)] {
-            State::Free => {
+            State::Free if self.claim(port) => {
                 self.remove_free(port);
                 self.states[usize::from(port)] = State::Reserved;
                 true
@@ -125,12 +161,15 @@ impl PortTable {
         self.release_rested(now);
         if ports.contains(wanted) && usable(wanted) {
             match self.states[usize::from(wanted)] {
-                State::Free => {
+                State::Free if self.claim(wanted) => {
                     self.remove_free(wanted);
                     return Some(self.own(wanted));
                 }
                 State::Resting if self.holders.get(&wanted) == Some(&holder) => {
                     self.holders.remove(&wanted);
+                    if let Some(shared) = &self.shared {
+                        shared.rest(wanted, false);
+                    }
                     return Some(self.own(wanted));
                 }
                 _ => {}
@@ -166,7 +205,9 @@ impl PortTable {
             let found = (0..length as usize)
                 .map(|n| ports.range.first + u16::try_from((start + n) % length as usize).unwrap_or(0))
                 .filter(|&port| self::class(port) == class && ports.contains(port))
-                .find(|&port| self.states[usize::from(port)] == State::Free && usable(port))?;
+                .find(|&port| {
+                    self.states[usize::from(port)] == State::Free && usable(port) && self.claim(port)
+                })?;
             self.remove_free(found);
             return Some(found);
         }
@@ -176,13 +217,14 @@ impl PortTable {
                 return None;
             }
             let port = list[random.below(list.len())];
-            if ports.contains(port) && usable(port) {
+            if ports.contains(port) && usable(port) && self.claim(port) {
                 self.remove_free(port);
                 return Some(port);
             }
         }
         // A narrow range within a wide table: look through the list once.
-        let found = self.free[class].iter().copied().find(|port| ports.contains(*port) && usable(*port));
+        let mut may_be_had = |port: &u16| ports.contains(*port) && usable(*port) && self.claim(*port);
+        let found = self.free[class].iter().copied().find(|port| may_be_had(port));
         if let Some(port) = found {
             self.remove_free(port);
         }
@@ -194,17 +236,18 @@ impl PortTable {
         matches!(self.states[usize::from(port)], State::Free | State::Shared(_))
     }
 
-    /// One more session shares the port.
-    pub fn share(&mut self, port: u16) {
+    /// One more session shares the port. `false` if it cannot be shared.
+    pub fn share(&mut self, port: u16) -> bool {
         match self.states[usize::from(port)] {
             State::Shared(count) => self.states[usize::from(port)] = State::Shared(count + 1),
-            State::Free => {
+            State::Free if self.claim(port) => {
                 self.remove_free(port);
                 self.states[usize::from(port)] = State::Shared(1);
                 self.used += 1;
             }
-            _ => {}
+            _ => return false,
         }
+        true
     }
 
     /// One session less shares the port.
@@ -231,6 +274,9 @@ impl PortTable {
             return;
         }
         self.states[usize::from(port)] = State::Resting;
+        if let Some(shared) = &self.shared {
+            shared.rest(port, true);
+        }
         self.holders.insert(port, holder);
         self.resting.push_back((now + self.quarantine, port));
         self.release_rested(now);
@@ -239,7 +285,7 @@ impl PortTable {
     /// Takes a certain port for a mapping that exists already: what a restart finds.
     pub fn adopt(&mut self, port: u16) -> bool {
         match self.states[usize::from(port)] {
-            State::Free => {
+            State::Free if self.claim(port) => {
                 self.remove_free(port);
                 self.own(port);
                 true
@@ -289,6 +335,9 @@ impl PortTable {
         self.position[usize::from(port)] = u16::try_from(list.len()).unwrap_or(u16::MAX);
         list.push(port);
         self.states[usize::from(port)] = State::Free;
+        if let Some(shared) = &self.shared {
+            shared.give_back(port);
+        }
     }
 
     fn remove_free(&mut self, port: u16) {

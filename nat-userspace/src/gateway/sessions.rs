@@ -197,6 +197,8 @@ pub struct SessionTable {
     free: Vec<u32>,
     count: u32,
     limit: u32,
+    /// Slots that the program may open a session in.
+    lent: Vec<bool>,
     index: HashTable<u32>,
     hasher: ahash::RandomState,
 }
@@ -209,6 +211,7 @@ impl SessionTable {
             free: Vec::new(),
             count: 0,
             limit,
+            lent: Vec::new(),
             index: HashTable::new(),
             hasher: ahash::RandomState::new(),
         }
@@ -261,6 +264,45 @@ impl SessionTable {
         };
         self.enter(slot, keys);
         Some(slot)
+    }
+
+    /// Sets a slot aside for the program to open a session in. None if there is none.
+    pub fn lend(&mut self) -> Option<u32> {
+        let slot = match self.free.pop() {
+            Some(slot) => slot,
+            None if self.slots() < capacity(self.limit) => {
+                self.slots.push(None);
+                u32::try_from(self.slots.len() - 1).ok()?
+            }
+            None => return None,
+        };
+        self.lent.resize(self.slots.len(), false);
+        self.lent[slot as usize] = true;
+        Some(slot)
+    }
+
+    /// Whether a slot is set aside for the program.
+    pub fn is_lent(&self, slot: u32) -> bool {
+        self.lent.get(slot as usize).is_some_and(|lent| *lent)
+    }
+
+    /// A slot that was lent holds nothing after all.
+    pub fn forget(&mut self, slot: u32) {
+        if let Some(lent) = self.lent.get_mut(slot as usize) {
+            *lent = false;
+        }
+    }
+
+    /// Puts the session that the program has opened into its slot. `false` if one of its keys is taken.
+    pub fn adopt(&mut self, slot: u32, session: Session) -> bool {
+        if self.find(&session.original).is_some() || self.find(&session.reply).is_some() {
+            return false;
+        }
+        self.forget(slot);
+        let keys = [session.original, session.reply];
+        self.slots[slot as usize] = Some(session);
+        self.enter(slot, keys);
+        true
     }
 
     /// Puts a session into a certain slot, as a restart finds it. `false` if it cannot be had.
@@ -316,8 +358,11 @@ impl SessionTable {
         self.slots[slot as usize].take()
     }
 
-    /// Slots whose sessions are gone, for packets on their way, too.
+    /// Slots whose sessions are gone, for packets on their way, too, or that were lent in vain.
     pub fn reuse(&mut self, slots: Vec<u32>) {
+        for &slot in &slots {
+            self.forget(slot);
+        }
         self.free.extend(slots);
     }
 

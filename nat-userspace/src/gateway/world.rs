@@ -4,8 +4,11 @@
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
+use nat_common::abi::SessionEvent;
+use nat_common::delegate::{Grant, GrantKey};
 use nat_common::{FlowKey, FlowValue, activity::Activity, next_hop::NextHop};
 
+use crate::datapath::Found;
 pub use crate::host::{Route, RouteError, RouteKind, RouteQuery};
 
 /// Everything outside the core.
@@ -48,4 +51,29 @@ pub trait World {
     fn read_bound(&mut self) -> bool;
     /// Whether a socket of the gateway is bound to a port (network byte order).
     fn is_bound(&self, protocol: u8, address: u32, port: u16) -> bool;
+
+    /// What the program has reported since the last time. This and all that follows: nothing, where the program opens no
+    /// sessions by itself.
+    fn reports(&mut self) -> Vec<SessionEvent> {
+        Vec::new()
+    }
+    /// A session as the program has written it.
+    fn session(&self, _session: u32) -> Option<Found> {
+        None
+    }
+    /// Takes note of the entries of a session that the program has opened, and enters what it could not. `false` if
+    /// there is no place.
+    fn adopt(&mut self, _session: u32, _keys: &[FlowKey; 2]) -> bool {
+        false
+    }
+    /// Grants a host what its sessions may be opened with.
+    fn grant(&mut self, _key: &GrantKey, _grant: &Grant) {}
+    /// Makes grants of other epochs void.
+    fn set_epoch(&mut self, _epoch: u32) {}
+    /// Lends the program slots, as many as it can use and `slot` gives.
+    fn lend(&mut self, _slot: &mut dyn FnMut() -> Option<u32>) {}
+    /// Takes back those that the program has not taken.
+    fn revoke(&mut self) -> Vec<u32> {
+        Vec::new()
+    }
 }

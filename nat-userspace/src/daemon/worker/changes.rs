@@ -3,7 +3,6 @@
 use std::time::{Duration, Instant};
 
 use nat_common::Reason;
-use nat_common::abi::{SessionEvent, TooBigEvent};
 
 use super::super::interfaces::publish_addresses;
 use super::Worker;
@@ -152,18 +151,11 @@ impl Worker {
         }
     }
 
-    /// What the fast path reported of TCP sessions.
+    /// What the fast path reported: sessions it has opened, TCP sessions that changed, merged packets too big.
     pub(super) fn read_session_events(&mut self, now: Instant) {
-        let mut events = Vec::new();
-        while let Some(event) = self.kernel.datapath.events.next() {
-            // Their sizes tell them apart.
-            events.extend(bytemuck::try_pod_read_unaligned::<SessionEvent>(&event));
-            if let Ok(too_big) = bytemuck::try_pod_read_unaligned::<TooBigEvent>(&event) {
-                self.gateway.merged_too_big(now, &too_big);
-            }
-        }
-        for event in &events {
-            self.gateway.session_event(&mut self.kernel, now, event);
+        self.gateway.read_reports(&mut self.kernel, now);
+        for too_big in std::mem::take(&mut self.kernel.too_big) {
+            self.gateway.merged_too_big(now, &too_big);
         }
     }
 }

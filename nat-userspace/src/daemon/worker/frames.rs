@@ -27,6 +27,8 @@ impl Worker {
                     continue;
                 }
                 any = true;
+                // What the program opened before it sent these up is known before they are judged.
+                self.gateway.read_reports(&mut self.kernel, now);
                 let mut packets = std::mem::take(&mut self.packets);
                 for mut packet in packets.drain(..) {
                     let interface = self.interface_of(ifindex, &packet);

@@ -124,6 +124,7 @@ impl Worker {
         for index in 0..self.served.len() {
             self.attach(index)?;
         }
+        self.gateway.lend(&mut self.kernel);
         self.transmit(announcements);
         self.checks.follow(&self.config.services);
         self.find_far_servers();
@@ -167,6 +168,7 @@ impl Worker {
             self.read_session_events(Instant::now());
             self.read_traces();
             self.serve_frames();
+            self.gateway.lend(&mut self.kernel);
         }
     }
 

@@ -4,7 +4,7 @@ use anyhow::Context as _;
 use nat_bench_ebpf::FLOOD;
 
 use crate::{
-    gateways::{Readiness, Setup, most_flows},
+    gateways::{Ports, Readiness, Setup, most_flows},
     generator::Pattern,
     machine::pin,
     report::{Bound, FigureReport, quotient},
@@ -27,7 +27,7 @@ pub(crate) fn measure(
 ) -> anyhow::Result<()> {
     let pattern = Pattern { hostile, ..PATTERN };
     let limits = if hostile { LIMITS } else { (0, 0) };
-    let setup = Setup { shared_ports: true, needs_nat: true, limits, ..Setup::of(PATTERN.flows.into()) };
+    let setup = Setup { ports: Ports::Shared, needs_nat: true, limits, ..Setup::of(PATTERN.flows.into()) };
     for number in 0..stage.gateways.len() {
         if let Readiness::Absent(reason) = stage.prepare(number, &setup)? {
             report.absent(stage.name(number), reason);

@@ -3,7 +3,7 @@
 use nat_bench_ebpf::IN_TURN;
 
 use crate::{
-    gateways::{Readiness, Setup},
+    gateways::{Ports, Readiness, Setup},
     generator::Pattern,
     report::{Bound, FigureReport, quotient},
     stage::{Settings, Stage},
@@ -35,7 +35,11 @@ pub(crate) fn measure(
                 stride: own_mapping.into(),
                 ..Pattern::PLAIN
             };
-            let setup = Setup { shared_ports: own_mapping, needs_nat: true, ..Setup::of(sessions.into()) };
+            let setup = Setup {
+                ports: if own_mapping { Ports::Shared } else { Ports::OfOneAddress },
+                needs_nat: true,
+                ..Setup::of(sessions.into())
+            };
             let rounds = if first { rounds } else { 1 };
             measure_one(settings, stage, report, (number, quantity, rounds), (pattern, setup))?;
         }

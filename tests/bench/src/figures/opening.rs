@@ -3,7 +3,7 @@
 use nat_bench_ebpf::FRESH;
 
 use crate::{
-    gateways::{Readiness, Setup},
+    gateways::{Ports, Readiness, Setup},
     generator::Pattern,
     report::{Bound, FigureReport, quotient},
     stage::{FLOOR, Settings, Stage, nanoseconds_each},
@@ -14,8 +14,13 @@ use crate::{
 pub(crate) const NEW: Pattern =
     Pattern { kind: FRESH, flows: 1 << 17, endpoint_bits: 14, stride: 1, ..Pattern::PLAIN };
 
-/// New flows have endpoints of their own, more than an address has ports: they share ports between remotes.
-pub(crate) const SETUP: Setup = Setup { shared_ports: true, needs_nat: true, ..Setup::of(1 << 17) };
+/// New flows have endpoints of their own, more than an address has ports: natgw gets several addresses, nftables
+/// shares ports between remotes.
+pub(crate) const SETUP: Setup = Setup { ports: Ports::OfPool, needs_nat: true, ..Setup::of(1 << 17) };
+
+/// natgw with every flow opened by its daemon.
+const DAEMON: Setup = Setup { delegated: false, ..SETUP };
+const DAEMON_NAME: &str = "natgw, by the daemon";
 
 /// New connections of a virtual server, all to its one address.
 const CONNECTIONS: Pattern = Pattern { one_remote: true, ..NEW };
@@ -49,6 +54,7 @@ fn measure_with(
 ) -> anyhow::Result<()> {
     let mut floors = Vec::new();
     let mut costs = vec![Vec::new(); stage.gateways.len()];
+    let mut of_daemon = Vec::new();
     for round in settings.rounds(report.name()) {
         round?;
         stage.aim_at_floor(pattern)?;
@@ -60,24 +66,46 @@ fn measure_with(
                 report.absent(stage.name(number), reason);
                 continue;
             }
-            if setup.service {
-                stage.aim_at_service(number, pattern)?;
-            } else {
-                stage.aim(number, pattern)?;
-            }
-            let sample = stage.generator.feed(pattern.flows.into(), stage.helping(number))?;
-            costs.push(flow_cost(&sample, floor));
+            costs.push(opening(stage, number, &setup, pattern, floor)?);
+        }
+        if !setup.service
+            && let Some((number, _)) = stage.natgw()
+        {
+            stage.prepare(number, &DAEMON)?;
+            of_daemon.push(opening(stage, number, &DAEMON, pattern, floor)?);
         }
     }
     report.measure(FLOOR, "frame_ns", &floors);
-    for (number, costs) in costs.iter().enumerate().filter(|(_, costs)| !costs.is_empty()) {
+    let named = costs.iter().enumerate().map(|(number, costs)| (stage.name(number), costs));
+    for (name, costs) in named.chain([(DAEMON_NAME, &of_daemon)]).filter(|(_, costs)| !costs.is_empty()) {
         let rates: Vec<_> = costs.iter().map(|cost| 1e9 / cost).collect();
-        report.measure(stage.name(number), "flow_ns", costs);
-        report.measure(stage.name(number), RATE, &rates);
+        report.measure(name, "flow_ns", costs);
+        report.measure(name, RATE, &rates);
     }
     let ratio = report.ratio(RATE, "natgw", "nft");
     report.goal("natgw/nft, flows a second", ratio, must, aim);
+    if !of_daemon.is_empty() {
+        let ratio = report.ratio(RATE, DAEMON_NAME, "nft");
+        report.goal("by the daemon alone", ratio, Some(Bound::AtLeast(1.0)), Some(Bound::AtLeast(1.5)));
+    }
     Ok(())
+}
+
+/// What each of the flows costs, nanoseconds.
+fn opening(
+    stage: &mut Stage,
+    number: usize,
+    setup: &Setup,
+    pattern: Pattern,
+    floor: f64,
+) -> anyhow::Result<f64> {
+    if setup.service {
+        stage.aim_at_service(number, pattern)?;
+    } else {
+        stage.aim(number, pattern)?;
+    }
+    let sample = stage.generator.feed(pattern.flows.into(), stage.helping(number))?;
+    Ok(flow_cost(&sample, floor))
 }
 
 /// Nanoseconds a flow. A frame that opened none is not a flow's: its time is shared by those that did.

@@ -15,13 +15,26 @@ pub(crate) use self::{
 };
 use crate::{Contender, generator::Generator, topology::Lane};
 
+/// Ports for inside endpoints; nftables always shares them between remotes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ports {
+    /// One each, of one address.
+    OfOneAddress,
+    /// Of one address, shared between remotes: for more endpoints than it has ports.
+    Shared,
+    /// One each, of several addresses.
+    OfPool,
+}
+
 /// What a gateway has to be ready for.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Setup {
     /// Flows there are at most at a time.
     pub(crate) flows: u64,
-    /// Whether there are more inside endpoints than an address has ports, so that remotes have to share them.
-    pub(crate) shared_ports: bool,
+    /// Where natgw has their ports from.
+    pub(crate) ports: Ports,
+    /// Whether natgw's fast path may open flows by itself.
+    pub(crate) delegated: bool,
     /// Whether it is about what a router without NAT does not do.
     pub(crate) needs_nat: bool,
     /// Whether flows are connections of a virtual server, spread over three servers, and nothing is masqueraded.
@@ -39,7 +52,8 @@ impl Setup {
     pub(crate) const fn of(flows: u64) -> Self {
         Self {
             flows,
-            shared_ports: false,
+            ports: Ports::OfOneAddress,
+            delegated: true,
             needs_nat: false,
             service: false,
             timeout: 3600,

@@ -20,7 +20,7 @@ use rustix::{
 use serde_json::Value;
 
 use super::{
-    Gateway, Readiness, Setup,
+    Gateway, Ports, Readiness, Setup,
     memory::{self, Memory},
 };
 use crate::{
@@ -68,7 +68,10 @@ impl Natgw {
         let folder = self.folder.display();
         // What users have; more only if the figure needs it.
         let sessions = (1 << 20).max(setup.flows * 5 / 4);
-        let mapping = if setup.shared_ports { "endpoint-dependent" } else { "endpoint-independent" };
+        let mapping =
+            if setup.ports == Ports::Shared { "endpoint-dependent" } else { "endpoint-independent" };
+        let to = if setup.ports == Ports::OfPool { "203.0.113.16-203.0.113.23" } else { "masquerade" };
+        let delegated = if setup.delegated { "" } else { "delegated = 0" };
         let service = if setup.service { SERVICE } else { "" };
         // Else the rule would hide clients from servers.
         let hairpin = !setup.service;
@@ -89,7 +92,7 @@ mode = "{mode}"
 name = "bench"
 source = ["{INSIDE}"]
 out = "wan"
-to = "masquerade"
+to = "{to}"
 mapping = "{mapping}"
 hairpin = {hairpin}
 {service}
@@ -100,6 +103,7 @@ udp = "{timeout}s"
 sessions = {sessions}
 sessions_per_source = {of_source}
 new_per_second_per_source = {new_of_source}
+{delegated}
 
 [control]
 socket = "{folder}/natgw.sock"
@@ -116,6 +120,8 @@ listen = ""
         self.stop()?;
         self.configure(setup)?;
         let log = File::create(self.folder.join("log")).context("make natgw's log")?;
+        // As gateways have it: the routing table then answers the fast path.
+        lane.gateway.sysctl("ipv4/ip_forward", "1")?;
         let _entered = lane.gateway.enter()?;
         let start = Instant::now();
         let process = Command::new(&self.binary)

@@ -1,0 +1,116 @@
+//! What the daemon lets the program decide by itself: to open a plain session from inside to outside.
+//!
+//! The daemon stays the one who owns ports, mappings and slots: it grants a host a rule's external address once it
+//! has judged a packet of that host, lends slots of the session table, and shares who has which port. The program
+//! claims each of them with one atomic operation, and reports what it opened; what it cannot claim goes up as before.
+//!
+//! All words claimed have 64 bits: the program's processor has no atomic operations on shorter ones before v3.
+
+use crate::table::{self, Secret};
+
+/// Key of the table of grants.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct GrantKey {
+    /// Inside host, network byte order.
+    pub address: u32,
+    /// Position of the snat rule.
+    pub rule: u32,
+}
+
+/// What an inside host's packets become under a rule.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Grant {
+    /// Holds while this is [`crate::abi::Settings::epoch`].
+    pub epoch: u32,
+    /// The interface the host is behind.
+    pub ingress: u32,
+    /// The interface that it holds for.
+    pub egress: u32,
+    /// The neighbour that it holds for, network byte order.
+    pub gateway: u32,
+    /// The external address, network byte order.
+    pub external: u32,
+    /// The external ports, host byte order.
+    pub first_port: u16,
+    /// The last of them.
+    pub last_port: u16,
+    /// Which table tells the ports taken: of TCP, of UDP. 0: none is shared.
+    pub tables: [u16; 2],
+    /// Next hops of both directions.
+    pub next_hops: [u16; 2],
+}
+
+const _: () = assert!(size_of::<GrantKey>() == 8);
+const _: () = assert!(size_of::<Grant>() == 32);
+
+/// Hosts that can have grants.
+pub const GRANTS: u32 = 65_536;
+
+/// Ports of one external address and protocol, a bit each.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct TakenPorts {
+    /// In use, resting, reserved, or in no rule's range.
+    pub taken: [u64; 1024],
+    /// Resting: its last holder may have it back, which the daemon knows.
+    pub resting: [u64; 1024],
+}
+
+/// Tables of taken ports; number 0 is none.
+pub const PORT_TABLES: u32 = 256;
+
+/// Slots that a CPU has been lent at most; a power of two.
+pub const LENT: u32 = 4096;
+
+/// Slots lent to a CPU: a ring, which its program empties and the daemon fills.
+#[repr(C, align(64))]
+#[derive(Clone, Copy, Debug)]
+pub struct LentSlots {
+    /// Slots that the program has taken so far.
+    pub taken: u64,
+    /// Fills the line.
+    pub pad: [u64; 7],
+    /// Slots plus one, at the place of their number of order modulo [`LENT`]; 0 where there is none.
+    pub slots: [u64; LENT as usize],
+}
+
+/// CPUs that can be lent slots.
+pub const CPUS: u32 = 256;
+
+/// Words in which inside endpoints are claimed, eight cells each.
+pub const CELL_WORDS: u32 = 1 << 19;
+
+/// The cell of an inside endpoint: how many mappings there are of endpoints that fall here, see [`PENDING`]. An
+/// endpoint whose cell is 0 has none, so that the program may make one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cell {
+    /// Its word.
+    pub word: u32,
+    /// How far its byte is shifted there, bits.
+    pub shift: u32,
+}
+
+/// Bit of a cell: the program is making a mapping, and has not told the daemon.
+pub const PENDING: u64 = 0x80;
+/// The mappings that a cell counts; the last number stays.
+pub const COUNTED: u64 = 0x7f;
+
+impl Cell {
+    /// The cell of an endpoint; address and port in network byte order.
+    #[inline(always)]
+    #[must_use]
+    #[expect(clippy::cast_possible_truncation, reason = "the low bits")]
+    pub const fn of(protocol: u8, address: u32, port: u16, secret: &Secret) -> Self {
+        let hash = table::hash([address as u64, (port as u64) << 8 | protocol as u64], secret) as u32;
+        Self { word: (hash >> 3) & (CELL_WORDS - 1), shift: (hash & 7) * 8 }
+    }
+
+    /// Its byte in its word.
+    #[inline(always)]
+    #[must_use]
+    pub const fn byte(self, word: u64) -> u64 {
+        (word >> self.shift) & 0xff
+    }
+}

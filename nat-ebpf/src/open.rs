@@ -1,0 +1,302 @@
+//! A plain first packet from inside, of a host that the daemon knows: its session is opened here. See
+//! [`nat_common::delegate`].
+
+use core::ffi::c_void;
+
+use aya_ebpf::{
+    bindings::{BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup as Fib},
+    helpers::generated::{bpf_fib_lookup, bpf_get_prandom_u32, bpf_get_smp_processor_id, bpf_loop},
+    maps::ring_buf::RingBufEntry,
+    programs::XdpContext,
+};
+use nat_common::{
+    Direction, FlowKey, FlowValue, Parsed, Realm,
+    abi::{Interface, SessionEvent, Settings},
+    classify::RuleSet,
+    delegate::{Cell, Grant, LENT, LentSlots, PENDING, TakenPorts},
+    flow::Rewrite,
+    parse::Kind,
+    table::{self, EMPTY, FlowLine, SEARCHED, Secret},
+    tcp, wire,
+};
+
+use crate::{
+    atomic, maps,
+    sockets::{self, Taker},
+    stateless::AF_INET,
+};
+
+/// Ports tried beside the host's own: where half are taken, one in 256 packets goes up for want of more.
+const TRIES: u32 = 8;
+
+/// Kind of origin and position of an snat rule, as the daemon writes them.
+const SNAT: u16 = 1;
+
+/// Opens a session for a packet whose rules these are. The number of its line, or [`EMPTY`]: then the packet is the
+/// daemon's, and nothing is claimed.
+#[inline(always)]
+pub fn open(
+    ctx: &XdpContext,
+    interface: &Interface,
+    settings: &Settings,
+    parsed: &Parsed,
+    rules: &RuleSet,
+) -> u32 {
+    let key = &parsed.key;
+    let opens = match key.protocol {
+        wire::TCP => tcp::opens(parsed.tcp_flags),
+        wire::UDP => true,
+        _ => false,
+    };
+    if !opens || parsed.kind as u8 != Kind::Ported as u8 || parsed.ttl <= 1 {
+        return EMPTY;
+    }
+    let rule = rules.lowest();
+    let Some(grant) = maps::grant(key.source, rule) else { return EMPTY };
+    if grant.epoch != settings.epoch
+        || grant.ingress != interface.ifindex
+        || !leads(ctx, interface, parsed, grant)
+    {
+        return EMPTY;
+    }
+    let table = grant.tables[usize::from(key.protocol == wire::UDP)];
+    // SAFETY: the helper has no preconditions.
+    let cpu = unsafe { bpf_get_smp_processor_id() };
+    let (Some(ports), Some(lent)) = (maps::ports(table), maps::lent(cpu)) else { return EMPTY };
+    let Some(report) = maps::EVENTS.reserve::<SessionEvent>(0) else { return EMPTY };
+    let number = claim(ctx, parsed, rule, grant, ports, lent);
+    finish(report, number, settings.epoch);
+    number
+}
+
+/// Reports what was opened, if anything was.
+#[inline(always)]
+fn finish(mut report: RingBufEntry<SessionEvent>, number: u32, epoch: u32) {
+    match table::session_of(number) {
+        Some(session) if number != EMPTY => {
+            report.write(SessionEvent { session, seen: 0, direction: 0, epoch: epoch as u16 });
+            report.submit(0);
+        }
+        _ => report.discard(0),
+    }
+}
+
+/// Whether the packet's way is the one that was granted: the kernel's routing table is asked, as for every first packet.
+#[inline(always)]
+fn leads(ctx: &XdpContext, interface: &Interface, parsed: &Parsed, grant: &Grant) -> bool {
+    // SAFETY: all zeroes is a valid value of this C structure.
+    let mut fib: Fib = unsafe { core::mem::zeroed() };
+    fib.family = AF_INET;
+    fib.l4_protocol = parsed.key.protocol;
+    fib.__bindgen_anon_1.tot_len = parsed.total_length;
+    fib.ifindex = interface.ifindex;
+    fib.__bindgen_anon_3.ipv4_src = parsed.key.source;
+    fib.__bindgen_anon_4.ipv4_dst = parsed.key.destination;
+    #[expect(clippy::cast_possible_wrap, reason = "the size is 64")]
+    // SAFETY: the context is valid and the size is the structure's.
+    let found = unsafe { bpf_fib_lookup(ctx.ctx.cast(), &raw mut fib, size_of::<Fib>() as i32, 0) };
+    // SAFETY: on success the neighbour's address stands there, which every bit pattern is.
+    let neighbour = unsafe { fib.__bindgen_anon_4.ipv4_dst };
+    found == i64::from(BPF_FIB_LKUP_RET_SUCCESS) && fib.ifindex == grant.egress && neighbour == grant.gateway
+}
+
+/// Claims the endpoint, a port and a slot, and writes the session. All or nothing.
+#[inline(always)]
+fn claim(
+    ctx: &XdpContext,
+    parsed: &Parsed,
+    rule: u32,
+    grant: &Grant,
+    ports: *mut TakenPorts,
+    lent: *mut LentSlots,
+) -> u32 {
+    let key = &parsed.key;
+    let secret = maps::secret();
+    let cell = Cell::of(key.protocol, key.source, key.source_port, &secret);
+    let Some(word) = maps::cell(cell.word) else { return EMPTY };
+    let pending = PENDING << cell.shift;
+    // SAFETY: an aligned word of a map, which everybody writes by atomic operations; so below.
+    let before = cell.byte(unsafe { atomic::set(word, pending) });
+    if before != 0 {
+        // It has a mapping, or seems to: the daemon knows. Whoever else has set the bit clears it.
+        if before & PENDING == 0 {
+            // SAFETY: as above.
+            unsafe { atomic::keep(word, !pending) };
+        }
+        return EMPTY;
+    }
+    let mut number = EMPTY;
+    let port = port(ports, u16::from_be(key.source_port), grant);
+    if port != 0 {
+        let rewrite = Rewrite {
+            source: grant.external,
+            destination: key.destination,
+            source_port: (port as u16).to_be(),
+            destination_port: key.destination_port,
+        };
+        let sent = FlowKey { source: rewrite.source, source_port: rewrite.source_port, ..*key };
+        let reply = sent.reversed(Realm::Outside);
+        if !matches!(sockets::taker(ctx, &reply), Taker::Connection | Taker::Service)
+            && let Some(session) = take_slot(lent)
+        {
+            number = write(session, key, &reply, &rewrite, rule, grant, &secret);
+        }
+        if number == EMPTY {
+            give_port_back(ports, port);
+        }
+    }
+    if number == EMPTY {
+        // SAFETY: as above.
+        unsafe { atomic::keep(word, !pending) };
+    }
+    number
+}
+
+/// Claims a port: the host's own if it can be had, else a random one of the same parity (RFC 4787 REQ-4). 0 if none.
+#[inline(always)]
+fn port(ports: *mut TakenPorts, wanted: u16, grant: &Grant) -> u32 {
+    let (first, last) = (u32::from(grant.first_port), u32::from(grant.last_port));
+    let mut port = u32::from(wanted);
+    // Well-known ports stay such, and others never become that (RFC 4787 REQ-3a): the daemon's.
+    if wanted < 1024 || first < 1024 || last < first {
+        return 0;
+    }
+    if is_resting(ports, port) {
+        return 0;
+    }
+    for _ in 0..=TRIES {
+        if port >= first && port <= last && take_port(ports, port) {
+            return port;
+        }
+        // SAFETY: the helper has no preconditions.
+        let random = unsafe { bpf_get_prandom_u32() };
+        let span = u64::from(last - first + 1);
+        port = (first + ((u64::from(random) * span) >> 32) as u32) & !1 | u32::from(wanted) & 1;
+    }
+    0
+}
+
+/// The word of a port, and its bit there.
+#[inline(always)]
+fn bit_of(ports: *mut TakenPorts, port: u32) -> (*mut u64, u64) {
+    // The compiler knows that a port has 16 bits and leaves the mask out, the verifier does not: read like this, neither.
+    // SAFETY: a live variable.
+    let port = unsafe { (&raw const port).read_volatile() };
+    // SAFETY: one of the table's 1,024 words.
+    let word = unsafe { ports.cast::<u64>().add((port >> 6 & 1023) as usize) };
+    (word, 1 << (port & 63))
+}
+
+#[inline(always)]
+fn is_resting(ports: *mut TakenPorts, port: u32) -> bool {
+    let (word, bit) = bit_of(ports, port);
+    // SAFETY: a live table; the word of the port's other bit is as far behind as the words of taken ports are long.
+    unsafe { atomic::load(word.add(1024)) & bit != 0 }
+}
+
+#[inline(always)]
+fn take_port(ports: *mut TakenPorts, port: u32) -> bool {
+    let (word, bit) = bit_of(ports, port);
+    // Most that are taken are not even tried.
+    // SAFETY: an aligned word of a map, which everybody writes by atomic operations.
+    unsafe { atomic::load(word) & bit == 0 && atomic::set(word, bit) & bit == 0 }
+}
+
+#[inline(always)]
+fn give_port_back(ports: *mut TakenPorts, port: u32) {
+    let (word, bit) = bit_of(ports, port);
+    // SAFETY: as in `take_port`.
+    unsafe { atomic::keep(word, !bit) };
+}
+
+/// Takes the next slot that this CPU has been lent.
+#[inline(always)]
+fn take_slot(lent: *mut LentSlots) -> Option<u32> {
+    // SAFETY: a map's value; nothing but this CPU writes the number, slots are written by atomic operations.
+    unsafe {
+        let taken = (*lent).taken;
+        let slots = (&raw mut (*lent).slots).cast::<u64>();
+        let slot = atomic::swap(slots.add((taken & u64::from(LENT - 1)) as usize), 0);
+        if slot == 0 {
+            return None;
+        }
+        (*lent).taken = taken.wrapping_add(1);
+        Some(slot as u32 - 1)
+    }
+}
+
+/// Writes the session's lines, and enters them into the index, the reply first. Where one of them finds no place at
+/// once the daemon finds it one: until then its packets go up.
+#[inline(always)]
+fn write(
+    session: u32,
+    key: &FlowKey,
+    reply: &FlowKey,
+    rewrite: &Rewrite,
+    rule: u32,
+    grant: &Grant,
+    secret: &Secret,
+) -> u32 {
+    let numbers = Direction::BOTH.map(|direction| table::line_of(session, direction));
+    let Some(lines) = maps::lines(numbers[0]) else { return EMPTY };
+    let back = Rewrite {
+        source: key.destination,
+        destination: key.source,
+        source_port: key.destination_port,
+        destination_port: key.source_port,
+    };
+    // SAFETY: a session has two lines, and this one's are nobody's else before they are in the index.
+    unsafe {
+        *lines = FlowLine {
+            key: *key,
+            value: FlowValue::translate(key, rewrite, grant.next_hops[0]),
+            origin: SNAT,
+            ..FlowLine::default()
+        };
+        *lines.add(1) = FlowLine {
+            key: *reply,
+            value: FlowValue::translate(reply, &back, grant.next_hops[1]),
+            origin: rule as u16,
+            ..FlowLine::default()
+        };
+    }
+    enter(reply.words(), numbers[1], secret);
+    enter(key.words(), numbers[0], secret);
+    numbers[0]
+}
+
+/// A place being looked for; the loop's context.
+struct Place {
+    hash: u64,
+    level: u32,
+    step: u32,
+    entry: u32,
+}
+
+/// Enters a line into the index, at the first place where none ever was.
+#[inline(always)]
+fn enter(words: [u64; 2], number: u32, secret: &Secret) {
+    let hash = table::hash(words, secret);
+    let mut place = Place { hash, level: maps::level(), step: 0, entry: table::entry(hash, number) };
+    let context = (&raw mut place).cast::<c_void>();
+    // SAFETY: the context lives as long as the loop, whose body takes it for what it is.
+    unsafe { bpf_loop(SEARCHED, try_place as *mut c_void, context, 0) };
+}
+
+/// The body of the loop: 1 ends it.
+extern "C" fn try_place(_round: u32, context: *mut c_void) -> i64 {
+    // SAFETY: `enter` gives its context and nothing else calls this.
+    let place = unsafe { &mut *context.cast::<Place>() };
+    let Some((pair, shift)) = maps::place(table::place(place.hash, place.level, place.step)) else {
+        return 1;
+    };
+    // SAFETY: an aligned word of a map, whose halves everybody writes as a whole.
+    let before = unsafe { atomic::load(pair) };
+    // Not where one was removed: the daemon moves others there.
+    if (before >> shift) as u32 != EMPTY {
+        place.step += 1;
+        return 0;
+    }
+    // SAFETY: as above. Where its neighbour has changed meanwhile the place is tried again.
+    i64::from(unsafe { atomic::exchange(pair, before, before | u64::from(place.entry) << shift) })
+}

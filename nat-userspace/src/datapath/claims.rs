@@ -1,0 +1,145 @@
+//! What program and daemon claim from each other: ports and inside endpoints, as memory, by atomic operations. See
+//! [`nat_common::delegate`].
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use nat_common::delegate::{CELL_WORDS, COUNTED, Cell, PENDING, PORT_TABLES, TakenPorts};
+use nat_common::table::Secret;
+
+use super::Mapped;
+
+/// Ports and endpoints that are taken.
+pub struct Claims {
+    cells: Mapped<u64>,
+    ports: Mapped<TakenPorts>,
+    secret: Secret,
+    tables: RefCell<Tables>,
+}
+
+/// Numbers of tables of ports.
+struct Tables {
+    free: Vec<u16>,
+    /// Those that grants in force may still name.
+    retired: Vec<u16>,
+}
+
+/// An inside endpoint: protocol, and address and port in network byte order.
+pub type Endpoint = (u8, u32, u16);
+
+impl Claims {
+    /// Nothing is taken.
+    pub(super) fn new(cells: Mapped<u64>, ports: Mapped<TakenPorts>, secret: Secret) -> Self {
+        let most = u16::try_from(PORT_TABLES).unwrap_or(u16::MAX);
+        for word in 0..CELL_WORDS {
+            if cells.load(word) != 0 {
+                cells.store(word, 0);
+            }
+        }
+        let tables = Tables { free: (1..most).rev().collect(), retired: Vec::new() };
+        Self { cells, ports, secret, tables: RefCell::new(tables) }
+    }
+
+    /// An endpoint has a mapping more.
+    pub fn count(&self, endpoint: Endpoint) {
+        self.change(endpoint, |count| if count & COUNTED == COUNTED { count } else { count + 1 });
+    }
+
+    /// An endpoint has a mapping less.
+    pub fn uncount(&self, endpoint: Endpoint) {
+        let less = |count: u64| if matches!(count & COUNTED, 0 | COUNTED) { count } else { count - 1 };
+        self.change(endpoint, less);
+    }
+
+    /// The mapping that the program has made of an endpoint is known.
+    pub fn settle(&self, endpoint: Endpoint) {
+        self.change(endpoint, |count| count & COUNTED);
+    }
+
+    /// Whether the program is making a mapping of an endpoint, and has not told.
+    pub fn is_pending(&self, endpoint: Endpoint) -> bool {
+        let cell = self.cell(endpoint);
+        cell.byte(self.cells.load(cell.word)) & PENDING != 0
+    }
+
+    fn cell(&self, (protocol, address, port): Endpoint) -> Cell {
+        Cell::of(protocol, address, port, &self.secret)
+    }
+
+    fn change(&self, endpoint: Endpoint, new: impl Fn(u64) -> u64) {
+        let cell = self.cell(endpoint);
+        let mut word = self.cells.load(cell.word);
+        loop {
+            let changed = word & !(0xff << cell.shift) | new(cell.byte(word)) << cell.shift;
+            match self.cells.exchange(cell.word, word, changed) {
+                Ok(()) => return,
+                Err(other) => word = other,
+            }
+        }
+    }
+
+    /// A table for the ports of an external address and protocol, all of them taken. None if all tables are.
+    pub fn table(self: &Rc<Self>) -> Option<SharedPorts> {
+        let number = self.tables.borrow_mut().free.pop()?;
+        let shared = SharedPorts { claims: Rc::clone(self), number };
+        (0..1024).for_each(|word| shared.word(word).store(u64::MAX, Ordering::Release));
+        (1024..2048).for_each(|word| shared.word(word).store(0, Ordering::Release));
+        Some(shared)
+    }
+
+    /// No grant in force names a table that was given up.
+    pub fn renew(&self) {
+        let mut tables = self.tables.borrow_mut();
+        let mut retired = std::mem::take(&mut tables.retired);
+        tables.free.append(&mut retired);
+    }
+}
+
+/// A table of taken ports that the program knows, too.
+pub struct SharedPorts {
+    claims: Rc<Claims>,
+    number: u16,
+}
+
+impl SharedPorts {
+    /// Its number, for grants.
+    pub fn number(&self) -> u16 {
+        self.number
+    }
+
+    /// Takes a port (host byte order). `false` if it is taken: by the program, where the daemon thinks it free.
+    pub fn take(&self, port: u16) -> bool {
+        let bit = 1 << (port % 64);
+        self.word(port / 64).fetch_or(bit, Ordering::AcqRel) & bit == 0
+    }
+
+    /// Gives a port back.
+    pub fn give_back(&self, port: u16) {
+        self.rest(port, false);
+        self.word(port / 64).fetch_and(!(1 << (port % 64)), Ordering::AcqRel);
+    }
+
+    /// Says of a port that is taken whether it rests.
+    pub fn rest(&self, port: u16, rests: bool) {
+        let (word, bit) = (self.word(1024 + port / 64), 1 << (port % 64));
+        if rests {
+            word.fetch_or(bit, Ordering::AcqRel);
+        } else {
+            word.fetch_and(!bit, Ordering::AcqRel);
+        }
+    }
+
+    fn word(&self, word: u16) -> &AtomicU64 {
+        static NOWHERE: AtomicU64 = AtomicU64::new(u64::MAX);
+        let Some(table) = self.claims.ports.at(self.number.into()) else { return &NOWHERE };
+        // SAFETY: one of the 2,048 aligned words of a live value, which everybody writes by atomic operations.
+        unsafe { AtomicU64::from_ptr(table.as_ptr().cast::<u64>().add(usize::from(word % 2048))) }
+    }
+}
+
+impl Drop for SharedPorts {
+    fn drop(&mut self) {
+        self.claims.tables.borrow_mut().retired.push(self.number);
+    }
+}

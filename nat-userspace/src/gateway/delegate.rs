@@ -1,0 +1,260 @@
+//! What the program opens by itself, see [`nat_common::delegate`]: hosts are granted what a packet of theirs was
+//! judged to be worth, and the sessions that the program reports are taken into the tables as if opened here.
+
+use crate::hash::HashMap;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use nat_common::abi::SessionEvent;
+use nat_common::delegate::{Grant, GrantKey};
+use nat_common::{FlowKey, Realm, wire};
+
+use super::mappings::{Mapping, MappingKey};
+use super::next_hops;
+use super::open::session_remote;
+use super::sessions::{Carriage, Origin, Session};
+use super::world::{Route, World};
+use super::{Gateway, Interface, address, network};
+use crate::config::{Mapping as Behaviour, Pooling, SnatRule, SnatTarget};
+use crate::datapath::{Claims, Endpoint};
+
+/// How long the program may take from claiming an endpoint to telling of it, if the host takes its CPU away.
+const PATIENCE: Duration = Duration::from_millis(20);
+
+/// What of the gateway the program may do.
+pub(super) struct Delegation {
+    claims: Rc<Claims>,
+    epoch: u32,
+    granted: HashMap<GrantKey, Grant>,
+    /// Slots that the program has been lent and that are not adopted.
+    lent: u32,
+    /// Not before there are as few sessions: the table was full.
+    paused_until: Option<u32>,
+}
+
+impl Gateway {
+    /// Lets the program open sessions, which claims from these.
+    pub fn delegate(&mut self, claims: Rc<Claims>) {
+        self.mappings.share(Rc::clone(&claims));
+        self.delegation =
+            Some(Delegation { claims, epoch: 0, granted: HashMap::default(), lent: 0, paused_until: None });
+    }
+
+    /// Grants a host what a session of its was just opened with, if all its like may be opened that way.
+    #[expect(clippy::too_many_arguments, reason = "a first packet and everything known of it")]
+    pub(super) fn grant(
+        &mut self,
+        world: &mut dyn World,
+        ingress: &Interface,
+        egress: &Interface,
+        position: u16,
+        rule: &SnatRule,
+        route: &Route,
+        session: &Session,
+    ) {
+        let key = &session.original;
+        let Some(delegation) = &mut self.delegation else { return };
+        let is_plain = rule.mapping == Behaviour::EndpointIndependent
+            && rule.deterministic.is_none()
+            && rule.port_set.is_none()
+            && rule.to.translates()
+            && (rule.pooling == Pooling::Paired || matches!(rule.to, SnatTarget::Masquerade))
+            && !self.sources.are_limited()
+            && matches!(key.protocol, wire::TCP | wire::UDP)
+            && (ingress.realm(), egress.realm()) == (Realm::Inside, Realm::Outside)
+            && !session.next_hops.contains(&next_hops::UNKNOWN);
+        if !is_plain {
+            return;
+        }
+        let external = session.rewrite.source;
+        let claims = &delegation.claims;
+        let tables = [wire::TCP, wire::UDP].map(|protocol| self.externals.shared(external, protocol, claims));
+        let grant = Grant {
+            epoch: delegation.epoch,
+            ingress: ingress.ifindex,
+            egress: egress.ifindex,
+            gateway: network(route.gateway.unwrap_or(address(key.destination))),
+            external,
+            first_port: rule.ports.first,
+            last_port: rule.ports.last,
+            tables,
+            next_hops: session.next_hops,
+        };
+        let key = GrantKey { address: key.source, rule: position.into() };
+        if delegation.granted.insert(key, grant) != Some(grant) {
+            world.grant(&key, &grant);
+        }
+    }
+
+    /// Rules, interfaces, addresses or routes are others: nothing that was granted holds any more.
+    pub(super) fn end_grants(&mut self, world: &mut dyn World) {
+        if let Some(delegation) = &mut self.delegation {
+            delegation.epoch = delegation.epoch.wrapping_add(1);
+            delegation.granted.clear();
+            world.set_epoch(delegation.epoch);
+            delegation.claims.renew();
+        }
+    }
+
+    /// Lends the program slots.
+    pub fn lend(&mut self, world: &mut dyn World) {
+        let Some(delegation) = &mut self.delegation else { return };
+        let sessions = &mut self.sessions;
+        if delegation.paused_until.is_some_and(|few| sessions.count() > few) {
+            return;
+        }
+        delegation.paused_until = None;
+        world.lend(&mut || {
+            if sessions.count() + delegation.lent >= sessions.limit() / 4 * 3 {
+                return None;
+            }
+            let slot = sessions.lend()?;
+            delegation.lent += 1;
+            Some(slot)
+        });
+    }
+
+    /// Takes back what the program has not used: the last places of the table are the daemon's to give.
+    pub(super) fn revoke(&mut self, world: &mut dyn World) {
+        let Some(delegation) = &mut self.delegation else { return };
+        delegation.paused_until = Some(self.sessions.limit() / 2);
+        let slots = world.revoke();
+        delegation.lent -= u32::try_from(slots.len()).unwrap_or(0).min(delegation.lent);
+        self.sessions.reuse(slots);
+    }
+
+    /// Whether the table would be full if the program used all that it was lent.
+    pub(super) fn is_lent_out(&self) -> bool {
+        self.delegation.as_ref().is_some_and(|delegation| {
+            delegation.lent > 0 && self.sessions.count() + delegation.lent >= self.sessions.limit()
+        })
+    }
+
+    /// Takes note of what the program has reported.
+    pub fn read_reports(&mut self, world: &mut dyn World, now: Instant) {
+        for event in world.reports() {
+            if event.seen == 0 {
+                self.adopt(world, now, event);
+            } else {
+                self.session_event(world, now, &event);
+            }
+        }
+    }
+
+    /// Waits until what the program is making of an endpoint is known. Whether it was making something.
+    pub(super) fn await_endpoint(&mut self, world: &mut dyn World, now: Instant, endpoint: Endpoint) -> bool {
+        let Some(delegation) = &self.delegation else { return false };
+        let claims = Rc::clone(&delegation.claims);
+        if !claims.is_pending(endpoint) {
+            return false;
+        }
+        let begun = Instant::now();
+        while claims.is_pending(endpoint) && begun.elapsed() < PATIENCE {
+            self.read_reports(world, now);
+            std::hint::spin_loop();
+        }
+        true
+    }
+
+    /// Takes a session that the program has opened into the tables.
+    fn adopt(&mut self, world: &mut dyn World, now: Instant, event: SessionEvent) {
+        let slot = event.session;
+        // One that an earlier daemon had left unread was found in the table.
+        if self.sessions.get(slot).is_some() || !self.sessions.is_lent(slot) {
+            return;
+        }
+        let Some(found) = world.session(slot) else { return };
+        let [(original, value), (reply, back)] = found.entries;
+        if let Some(delegation) = &mut self.delegation {
+            delegation.lent = delegation.lent.saturating_sub(1);
+        }
+        let position = u16::try_from(found.origin & 0xffff).unwrap_or(u16::MAX);
+        let session = Session {
+            original,
+            rewrite: value.rewrite(),
+            reply,
+            mapping: 0,
+            next_hops: [value.next_hop, back.next_hop],
+            carriage: Carriage::Translated,
+            armed: 0,
+            opened: self.age(now),
+            origin: Origin::Snat(position),
+            reply_refreshes: original.protocol == wire::TCP,
+        };
+        let adopted = self.adopt_session(world, now, slot, &session);
+        if !adopted {
+            // Its port or one of its keys is another's: as if it had never been.
+            tracing::debug!(slot, "a session that the program opened clashes with another");
+            self.mappings.settle(endpoint(&original));
+            self.sessions.forget(slot);
+            world.close(slot, &[original, reply]);
+            return;
+        }
+        let is_of_now = |own: &Delegation| own.epoch & 0xffff == u32::from(event.epoch);
+        if !self.delegation.as_ref().is_some_and(is_of_now) {
+            self.judge_anew(world, now, slot);
+        }
+    }
+
+    /// `false` if its port, or a key, is taken.
+    fn adopt_session(&mut self, world: &mut dyn World, now: Instant, slot: u32, session: &Session) -> bool {
+        let (key, rewrite) = (session.original, session.rewrite);
+        let Origin::Snat(position) = session.origin else { return false };
+        let pool = match self.rules.snat.get(usize::from(position)).map(|rule| &rule.to) {
+            Some(SnatTarget::Pool(pool)) if pool.len() > 1 => u32::from(position),
+            _ => rewrite.source,
+        };
+        let port = u16::from_be(rewrite.source_port);
+        if !self.externals.adopt_claimed(rewrite.source, key.protocol, port) {
+            return false;
+        }
+        let inside = (key.source, key.source_port);
+        let mapping = Mapping {
+            key: MappingKey::new(Behaviour::EndpointIndependent, key.protocol, inside, (0, 0), pool),
+            external: rewrite.source,
+            external_port: rewrite.source_port,
+            sessions: 0,
+            rule: position,
+            permanent: false,
+            shared: false,
+        };
+        if self.mappings.find(&mapping.key).is_some() {
+            self.externals.give_back((key.protocol, rewrite.source), port, inside, false, now);
+            return false;
+        }
+        let number = self.mappings.insert(mapping);
+        self.mappings.settle(endpoint(&key));
+        let remote = session_remote(session);
+        if !self.sessions.adopt(slot, Session { mapping: number, ..session.clone() }) {
+            self.drop_if_unused(now, number);
+            return false;
+        }
+        self.record_mapping(now, &mapping);
+        self.mappings.hold(number, remote);
+        *self.opened.entry(session.origin).or_default() += 1;
+        self.arm(now + self.first_timeout(&key), slot);
+        self.record_session(now, slot);
+        if !world.adopt(slot, &[key, session.reply]) {
+            self.abort(world, now, slot);
+        }
+        true
+    }
+
+    /// A session that was opened by what held before: does it still?
+    fn judge_anew(&mut self, world: &mut dyn World, now: Instant, slot: u32) {
+        match self.allowed_by(slot) {
+            Some(origin) => {
+                self.belongs_to(world, slot, origin);
+                for direction in nat_common::Direction::BOTH {
+                    self.renew_way(world, slot, direction);
+                }
+            }
+            None => self.abandon(world, now, slot),
+        }
+    }
+}
+
+/// The inside endpoint of a first packet.
+pub(super) fn endpoint(key: &FlowKey) -> Endpoint {
+    (key.protocol, key.source, key.source_port)
+}
