@@ -12,6 +12,7 @@ use std::{
 use rustix::process::Signal;
 
 use super::{CONFIGURATION, Torture, floods::Flood};
+use crate::{host::Host, lab::P1};
 
 /// An outside address that comes and goes.
 const PASSING: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 9);
@@ -283,13 +284,18 @@ impl Torture<'_> {
     }
 
     fn new_mac(&mut self) {
-        let last = self.chance.below(200);
-        let isp = &self.lab.isp;
-        isp.ip(&format!("link set gw address 02:00:00:00:02:{last:02x}"));
+        let mac = [2, 0, 0, 0, 2, 0x10 + self.chance.short(200).to_be_bytes()[1]];
+        self.lab.isp.ip(&format!("link set gw address 02:00:00:00:02:{:02x}", mac[5]));
         // It speaks up from both of its addresses: nobody else can know.
-        isp.run("ping -c 1 -W 1 203.0.113.1");
-        isp.ip("neigh flush dev gw");
-        isp.run(&format!("ping -c 1 -W 1 -I {OTHER_ROUTER} 203.0.113.1"));
+        let router = Host { mac, ..self.lab.isp.clone() }.tap();
+        for address in ["203.0.113.254", OTHER_ROUTER] {
+            let address: Ipv4Addr = address.parse().expect("an address");
+            // Ethernet for IPv4, a request: who is there, and where to answer (RFC 826).
+            let mut frame = [[0xff; 6], mac].concat();
+            frame.extend([8, 6, 0, 1, 8, 0, 6, 4, 0, 1]);
+            frame.extend([mac.as_slice(), &address.octets(), &[0; 6], &P1.octets()].concat());
+            router.send_frame(&frame);
+        }
         self.wait_for_flows();
         thread::sleep(Duration::from_secs(1));
     }
