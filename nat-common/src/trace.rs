@@ -176,7 +176,7 @@ pub struct Tracing {
 pub struct Header {
     /// Nanoseconds of `CLOCK_MONOTONIC`.
     pub time: u64,
-    /// The device that it came in by.
+    /// The interface that it came in by, or the device if it is in no VLAN of natgw's.
     pub ifindex: u32,
     /// The interface that it leaves by; 0 if it does not.
     pub out: u32,

@@ -95,9 +95,15 @@ fn receive(ctx: &XdpContext) -> Finished<u32> {
         }
     }
     let Some(interface) = maps::interface(ifindex) else { return Finished::untold(xdp_action::XDP_PASS) };
+    Finished { interface: ifindex, ..serve(ctx, interface) }
+}
+
+/// A frame of an interface of natgw's, without its tags.
+#[inline(always)]
+fn serve(ctx: &XdpContext, interface: &Interface) -> Finished<u32> {
     let verdict = if is_injected(interface) { Verdict::Injected } else { judge(ctx, interface) };
     match verdict {
-        Verdict::Sent(action, reason, out) => return Finished { action, reason: reason.index(), out },
+        Verdict::Sent(action, reason, out) => return Finished { out, ..Finished::told(action, reason) },
         Verdict::Drop(reason) => {
             count(reason);
             return Finished::told(xdp_action::XDP_DROP, reason);
@@ -194,6 +200,12 @@ fn finish(ctx: &TcContext) -> Finished<i32> {
         Entered::Foreign => return Finished::untold(TC_ACT_OK),
     };
     let Some(interface) = maps::interface(ifindex) else { return Finished::untold(TC_ACT_OK) };
+    Finished { interface: ifindex, ..serve_skb(ctx, interface, marked) }
+}
+
+/// An skb of an interface of natgw's, without its inner tag.
+#[inline(always)]
+fn serve_skb(ctx: &TcContext, interface: &Interface, marked: bool) -> Finished<i32> {
     match skb::translate(ctx, interface, realm(interface)) {
         Some(finished) => finished,
         None if marked => {

@@ -288,7 +288,7 @@ pub fn send(
     count(reason);
     // SAFETY: the helper has no preconditions.
     let action = unsafe { bpf_redirect(device, 0) } as i32;
-    Some(Finished { action, reason: reason.index(), out: hop.ifindex })
+    Some(Finished { out: hop.ifindex, ..Finished::told(action, reason) })
 }
 
 /// Brings the transport checksum after. What the pseudo-header changed is told apart, because a

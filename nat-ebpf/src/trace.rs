@@ -52,6 +52,8 @@ pub struct Finished<A> {
     pub reason: u32,
     /// The interface that it leaves by; 0 if it does not.
     pub out: u32,
+    /// The interface that it came in by, which may be a VLAN's; 0 if that is none of natgw's.
+    pub interface: u32,
 }
 
 impl<A> Finished<A> {
@@ -61,13 +63,13 @@ impl<A> Finished<A> {
     /// It ends or goes on here.
     #[inline(always)]
     pub fn told(action: A, reason: Reason) -> Self {
-        Self { action, reason: reason.index(), out: 0 }
+        Self { action, reason: reason.index(), out: 0, interface: 0 }
     }
 
     /// Somebody else tells.
     #[inline(always)]
     pub fn untold(action: A) -> Self {
-        Self { action, reason: Self::UNTOLD, out: 0 }
+        Self { action, reason: Self::UNTOLD, out: 0, interface: 0 }
     }
 }
 
@@ -139,6 +141,7 @@ pub fn note<A>(finished: &Finished<A>) {
         unsafe {
             (*sheet).header.reason = finished.reason;
             (*sheet).header.out = finished.out;
+            (*sheet).header.ifindex = finished.interface;
         }
     }
 }
@@ -206,7 +209,9 @@ fn end(context: Context, hook: u32) -> u32 {
         return 0;
     }
     let header = &mut sheet.header;
-    header.ifindex = context.ifindex();
+    if header.ifindex == 0 {
+        header.ifindex = context.ifindex();
+    }
     header.length_after = length;
     header.kept_after = after;
     header.hook = hook;

@@ -399,3 +399,36 @@ fn vlans_follow_their_parents_and_a_new_daemon_goes_on() {
     let links = stage.lab.gateway.ip("-details link show");
     assert!(!links.contains("xdp"), "{links}");
 }
+
+/// In a VLAN and out by another: told of under the VLANs' names, whoever sends it.
+#[test]
+fn a_trace_tells_of_vlans() {
+    for way in [Way::Stack, Way::Redirect, Way::Generic] {
+        let stage = Stage::new(way, "");
+        let path = stage.gateway.socket().with_extension("trace");
+        let _trace = stage.gateway.spawn(&["trace", "--json", "dst", "host", "198.51.100.3"], &path);
+        let lines = || -> Vec<serde_json::Value> {
+            let text = std::fs::read_to_string(&path).unwrap_or_default();
+            let lines = text.split_inclusive('\n').filter_map(|line| line.strip_suffix('\n'));
+            lines.filter_map(|line| serde_json::from_str(line).ok()).collect()
+        };
+        stage.gateway.wait_until("it has begun", Duration::from_secs(10), |_| !lines().is_empty());
+        let (tenant, leased) = (&INSIDE[2], &OUTSIDE[2].0);
+        for payload in ["the daemon's", "the fast path's"] {
+            let packet = Packet::udp(TENANT, "198.51.100.3:9").payload(payload);
+            stage.send_inside(&packet, &tenant.tags([3, 2]));
+            assert_eq!(arrives(&stage.wan, payload.as_bytes()).0, leased.tags([3, 2]), "{way:?}");
+        }
+        stage.gateway.wait_until("both are told of", Duration::from_secs(5), |_| lines().len() >= 3);
+        let by = if way == Way::Redirect { "xdp" } else { "tc" };
+        for (line, by) in lines()[1..].iter().zip(["daemon", by]) {
+            assert_eq!(
+                (&line["by"], &line["interface"], &line["out"]),
+                (&by.into(), &"tenant".into(), &"leased".into()),
+                "{way:?} {line}"
+            );
+            assert_eq!(line["before"], serde_json::json!([TENANT, "198.51.100.3:9"]), "{way:?} {line}");
+            assert_eq!(line["after"][0], "198.18.9.1:40000", "{way:?} {line}");
+        }
+    }
+}

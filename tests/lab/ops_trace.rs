@@ -246,6 +246,33 @@ fn established_traffic_does_not_notice_a_trace() {
     }
 }
 
+/// A daemon that is killed while somebody traces leaves the tracing programs behind: they go on translating, and the
+/// next daemon puts the plain ones back.
+#[test]
+fn a_daemon_killed_in_a_trace_goes_on() {
+    let mut stage = Stage::standard();
+    stage.crosses(&stage.udp(CLIENT, SERVER));
+    drop(Trace::begin(&stage, "first", &[]));
+    let path = stage.gateway.socket().with_extension("second");
+    let trace = stage.gateway.spawn(&["trace", "--json"], &path);
+    stage.gateway.wait_until("it has begun", Duration::from_secs(10), |_| !lines(&path).is_empty());
+    stage.gateway.kill();
+    drop(trace);
+    stage.cross_many(&(0..200).map(|_| stage.udp(CLIENT, SERVER)).collect::<Vec<_>>());
+    stage.gateway.restart();
+    stage.crosses(&stage.udp(CLIENT, SERVER));
+    assert_eq!(stage.session_count(), 1);
+    let status = stage.gateway.natgw(&["status", "--json"]);
+    let pin = stage.gateway.pin(&format!("link-xdp-{}", status["interfaces"][0]["index"]));
+    let link = stage.gateway.bpftool(&["link", "show", "pinned", &pin]);
+    let program = stage.gateway.bpftool(&["prog", "show", "id", &link["prog_id"].to_string()]);
+    assert_eq!(program["name"], "natgw_xdp");
+    // And it can be traced anew.
+    let trace = Trace::begin(&stage, "third", &[]);
+    stage.crosses(&stage.udp(CLIENT, SERVER));
+    trace.packets(1);
+}
+
 /// A kernel's own TCP leaves its checksums to an offload: the tc program finishes them, and tells.
 #[test]
 fn a_trace_tells_of_the_tc_hook() {

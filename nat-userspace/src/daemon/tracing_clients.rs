@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use nat_common::Reason;
 use nat_common::trace::{Header, QUERIES, Query, ROOM, Spent, Tracing, Tuple};
+use nat_common::vlan::Tags;
 
 use super::control::Post;
 use super::worker::Worker;
@@ -18,6 +19,8 @@ use crate::trace::{By, Filter, Frames, Missed, Seen, TraceLine, TraceRow, Verdic
 
 /// Packets that wait for one client.
 const WAITING: usize = 4096;
+/// Length of the two MACs, which tags come after.
+const MACS: usize = 12;
 /// Packets told of by the programs that are looked at in one round.
 const ROUND: usize = 512;
 /// How often it is looked whether a client is still there, and what it has missed.
@@ -206,13 +209,14 @@ impl Worker {
             Outcome::Held => (Verdict::Held, None),
             Outcome::Drop(reason) => (Verdict::Counted(reason), None),
         };
-        let after = if out.is_some() { &frame[..frame.len().min(noted.before.len())] } else { &[] };
+        let sent = out.map(|out| self.as_sent(out, frame)).unwrap_or_default();
+        let after = &sent[..sent.len().min(self.tracers.snap() as usize)];
         let seen = Seen {
             time: monotonic(),
             interface: self.interface_name(ingress),
             out: out.map(|out| self.interface_name(out)),
             by: By::Daemon,
-            lengths: [noted.length, if out.is_some() { frame.len() } else { 0 }].map(short),
+            lengths: [noted.length, sent.len()].map(short),
             after: after.to_vec(),
             before: noted.before,
             found: noted.found,
@@ -233,15 +237,16 @@ impl Worker {
         if !self.tracers.are_there() {
             return;
         }
-        let kept = emission.frame.len().min(self.tracers.snap() as usize);
+        let frame = self.as_sent(emission.ifindex, &emission.frame);
+        let kept = frame.len().min(self.tracers.snap() as usize);
         let seen = Seen {
             time: monotonic(),
             interface: "".into(),
             out: Some(self.interface_name(emission.ifindex)),
             by: By::Daemon,
             before: Vec::new(),
-            after: emission.frame[..kept].to_vec(),
-            lengths: [0, short(emission.frame.len())],
+            after: frame[..kept].to_vec(),
+            lengths: [0, short(frame.len())],
             found: Explained::of("natgw"),
             verdict: Verdict::Made,
         };
@@ -269,12 +274,12 @@ impl Worker {
     fn hand_on(&mut self, header: Header, mut before: Vec<u8>, after: Vec<u8>) {
         let reason = Reason::ALL.iter().copied().find(|reason| reason.index() == header.reason);
         let Some(reason) = reason else { return };
-        let ingress = self.interface_of(header.ifindex, &before);
+        let ingress = header.ifindex;
         let length = header.length_before as usize;
         let found = self.gateway.explain(&mut self.kernel, ingress, &mut before, length);
         let seen = Seen {
             time: header.time,
-            interface: self.interface_name(if ingress == 0 { header.ifindex } else { ingress }),
+            interface: self.interface_name(ingress),
             out: (header.out != 0).then(|| self.interface_name(header.out)),
             by: if header.hook == Header::TC { By::Tc } else { By::Xdp },
             before,
@@ -284,6 +289,16 @@ impl Worker {
             verdict: Verdict::Counted(reason),
         };
         self.tracers.hand_over(header.queries, seen);
+    }
+
+    /// A frame with the tags of its way out, as `send` will give it.
+    fn as_sent(&self, out: u32, frame: &[u8]) -> Vec<u8> {
+        let Some(came) = Tags::of_frame(frame) else { return frame.to_vec() };
+        let (_, tags) = self.place_of(out);
+        let bytes = tags.with_priority_of(came).0.to_ne_bytes();
+        let macs = frame.len().min(MACS);
+        let behind = (MACS + came.length()).min(frame.len());
+        [&frame[..macs], &bytes[..tags.length()], &frame[behind..]].concat()
     }
 
     fn interface_name(&self, ifindex: u32) -> Arc<str> {

@@ -129,7 +129,7 @@ impl Worker {
     }
 
     /// The interface that a frame from a device belongs to: the device's own, or that of its VLAN.
-    pub(in crate::daemon) fn interface_of(&self, device: u32, frame: &[u8]) -> u32 {
+    fn interface_of(&self, device: u32, frame: &[u8]) -> u32 {
         let tags = Tags::of_frame(frame).unwrap_or_default().vlan();
         if tags.is_empty() {
             return device;
@@ -141,7 +141,7 @@ impl Worker {
     }
 
     /// The device that an interface's frames pass, and their tags there.
-    pub(super) fn place_of(&self, ifindex: u32) -> (u32, Tags) {
+    pub(in crate::daemon) fn place_of(&self, ifindex: u32) -> (u32, Tags) {
         let served = self.served.iter().find(|served| served.ifindex == Some(ifindex));
         let place = served.and_then(|served| served.place.as_ref());
         place.map_or((ifindex, Tags::NONE), |place| (place.device.index, place.tags))
