@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nat_common::Reason;
 use nat_common::trace::{Header, QUERIES, Query, ROOM, Spent, Tracing, Tuple};
@@ -356,14 +356,13 @@ impl Post {
             (Asking { post: self, number }, packets)
         };
         reply.row(Row::Trace(&TraceLine::Begun))?;
-        let mut missed = Missed::default();
+        let (mut missed, mut looked) = (Missed::default(), Instant::now());
         while reply.flush()? {
             let mut next = match packets.recv_timeout(LOOK_AFTER) {
                 Ok(seen) => Some(seen),
                 Err(RecvTimeoutError::Timeout) => None,
                 Err(RecvTimeoutError::Disconnected) => break,
             };
-            let is_quiet = next.is_none();
             for _ in 0..BATCH {
                 let Some(seen) = next else { break };
                 let mut row = TraceRow::new(&seen, wanted.snap > 0);
@@ -371,8 +370,12 @@ impl Post {
                 reply.row(Row::Trace(&TraceLine::Packet(Box::new(row))))?;
                 next = packets.try_recv().ok();
             }
+            if looked.elapsed() < LOOK_AFTER {
+                continue;
+            }
+            looked = Instant::now();
             let number = asking.number;
-            let now = if is_quiet { self.ask(move |worker| worker.tracers.missed(number))? } else { missed };
+            let now = self.ask(move |worker| worker.tracers.missed(number))?;
             if now != missed {
                 missed = now;
                 reply.row(Row::Trace(&TraceLine::Missed(missed)))?;
