@@ -437,7 +437,7 @@ fn traces_and_captures() {
         "tracing; end it with Ctrl-C\n\
          not shown since the beginning: 7 packets beyond --rate, 1 that were too many to take\n"
     );
-    let lines = daemon.stdout("trace --json tcp and port 80");
+    let lines = daemon.stdout("trace tcp and port 80 --json");
     let lines: Vec<Value> = lines.lines().map(|line| line.parse().expect("JSON")).collect();
     let events: Vec<&Value> = lines.iter().map(|line| &line["event"]).collect();
     assert_eq!(events, ["begun", "packet", "missed"]);

@@ -33,7 +33,7 @@ pub(super) struct FilterWords {
     ///
     /// In tcpdump's words: host, net, port and proto, with src or dst before them; tcp, udp and icmp; joined by `and`.
     /// Without a filter all packets are meant.
-    #[arg(value_name = "FILTER", trailing_var_arg = true)]
+    #[arg(value_name = "FILTER")]
     words: Vec<String>,
 }
 
