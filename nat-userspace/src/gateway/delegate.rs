@@ -58,7 +58,11 @@ impl Gateway {
             && rule.deterministic.is_none()
             && rule.port_set.is_none()
             && rule.to.translates()
-            && (rule.pooling == Pooling::Paired || matches!(rule.to, SnatTarget::Masquerade))
+            && match rule.to {
+                // Of several addresses the route may name one, which the program does not see.
+                SnatTarget::Masquerade => egress.addresses.len() == 1,
+                _ => rule.pooling == Pooling::Paired,
+            }
             && !self.sources.are_limited()
             && matches!(key.protocol, wire::TCP | wire::UDP)
             && (ingress.realm(), egress.realm()) == (Realm::Inside, Realm::Outside)
@@ -126,7 +130,8 @@ impl Gateway {
     /// Whether the table would be full if the program used all that it was lent.
     pub(super) fn is_lent_out(&self) -> bool {
         self.delegation.as_ref().is_some_and(|delegation| {
-            delegation.lent > 0 && self.sessions.count() + delegation.lent >= self.sessions.limit()
+            let would_be = self.sessions.count() + delegation.lent;
+            delegation.lent > 0 && (would_be >= self.sessions.limit() || self.sessions.is_full())
         })
     }
 
@@ -187,6 +192,8 @@ impl Gateway {
             tracing::debug!(slot, "a session that the program opened clashes with another");
             self.mappings.settle(endpoint(&original));
             self.sessions.forget(slot);
+            // Only what was counted can be taken out.
+            world.adopt(slot, &[original, reply]);
             world.close(slot, &[original, reply]);
             return;
         }
