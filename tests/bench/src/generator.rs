@@ -110,8 +110,11 @@ impl Generator {
 
     /// Aims at a lane, with a pattern of flows; the numbers of flows start anew.
     pub(crate) fn aim(&mut self, slot: u32, translates: bool, pattern: Pattern) -> anyhow::Result<()> {
-        let (source, source_mask) =
-            if translates { (EXTERNAL, u32::MAX) } else { (Ipv4Addr::from_bits(FIRST_CLIENT), !0xff) };
+        let (source, source_mask) = if translates {
+            (Ipv4Addr::from_bits(EXTERNAL.to_bits() & !0xff), !0xff_u32)
+        } else {
+            (Ipv4Addr::from_bits(FIRST_CLIENT), !0xff)
+        };
         self.plan = Plan {
             pattern: pattern.kind,
             out: slot,
