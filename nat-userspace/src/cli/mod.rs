@@ -4,6 +4,7 @@
 
 mod capture;
 mod check;
+mod convert;
 mod doctor;
 mod generate;
 mod metrics;
@@ -106,6 +107,12 @@ enum Verb {
     /// Each finding says what it was seen by, what it does to packets, and the command that mends it. With HOST, an
     /// inside host, also what became of its packets.
     Doctor(doctor::Doctor),
+    /// Turn netfilter's translation rules into a configuration
+    ///
+    /// Reads what `iptables-save` or `nft list ruleset` (also with -j) printed, and writes a configuration that `natgw
+    /// check` accepts, each section with the rule it comes from. Rules that cannot be carried over stand at its end as
+    /// comments, and on standard error, each with its reason; the exit code is then 1.
+    Convert(convert::Convert),
     /// Print a completion script for a shell
     ///
     /// For bash: `natgw completions bash > /etc/bash_completion.d/natgw`.
@@ -150,6 +157,7 @@ pub fn main() -> ExitCode {
         Verb::Capture(capture) => capture.carry_out(&daemon),
         Verb::Metrics => metrics::carry_out(&daemon),
         Verb::Doctor(doctor) => doctor.carry_out(&daemon),
+        Verb::Convert(convert) => convert.carry_out(),
         Verb::Completions(completions) => completions.carry_out(),
         Verb::Man => generate::man(),
     };
