@@ -11,6 +11,7 @@ mod fuzz;
 mod inventory;
 mod lint;
 mod machine;
+mod package;
 mod real_time;
 mod setup;
 mod shell;
@@ -31,6 +32,7 @@ cargo xtask VERB
                                   packets as they say where the normal run has fewer
   test behaviour --real-time [--minutes N] [--write]
                                   the default timers by the clock: up to 137 minutes, or those tests that fit into N
+  package                         a Debian package, tried by installing it into an empty root and removing it
   demo [--keep]                   natgw between namespaces, with real traffic; --keep leaves them up
   demo --services                 three web servers behind one address by each method, one of which dies
   bench [ARGUMENTS]               measure; `cargo xtask bench --help` lists what
@@ -51,6 +53,7 @@ fn main() -> ExitCode {
         ["build", "--release"] => build::build(build::Profile::Release),
         ["lint"] => lint::lint(),
         ["test", rest @ ..] => test::test(rest),
+        ["package"] => package::package(),
         ["demo"] => demo::demo(false),
         ["demo", "--keep"] => demo::demo(true),
         ["demo", "--services"] => demo::services(),
