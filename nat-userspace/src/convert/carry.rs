@@ -223,7 +223,7 @@ impl Carrier<'_> {
         Ok(outs.into_iter().map(kind).collect())
     }
 
-    /// A [[snat]] holds for what comes from any inside interface.
+    /// A `[[snat]]` holds for what comes from any inside interface.
     fn any_inside(&self, inbound: &[Name]) -> Result<(), String> {
         let named = |name: &String| inbound.iter().any(|named| named.name == *name);
         let all = match inbound.first() {
@@ -306,7 +306,7 @@ impl Carrier<'_> {
         Ok(rest.cloned().collect())
     }
 
-    /// What two rules say is there once: a [[static]] holds for both directions.
+    /// What two rules say is there once: a `[[static]]` holds for both directions.
     fn once(&mut self) {
         let Carried { sections, notes, .. } = &mut self.carried;
         let mut kept: Vec<Section> = Vec::new();
