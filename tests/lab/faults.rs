@@ -81,7 +81,7 @@ fn an_unmounted_bpffs_stops_nothing() {
         if !restarted {
             // Its end is the end of everything then: the next begins anew, with a bpffs that is there again.
             stage.gateway.kill();
-            stage.gateway.wait_until("the kernel has let go of the links", Duration::from_secs(5), |_| {
+            stage.gateway.wait_until("the kernel has let go of the links", Duration::from_secs(30), |_| {
                 !stage.lab.gateway.succeed("ip -details link show").contains("prog/xdp")
             });
             rustix::mount::mount("bpf", &bpffs, "bpf", rustix::mount::MountFlags::empty(), None).unwrap();

@@ -106,6 +106,10 @@ fn log_03_tshark_and_nfdump_read_the_records() {
             counted(&stage, "natgw_log_records_total") > 119.5
         });
         let took = begun.elapsed().expect("a clock that goes on");
+        // Counted, they are on their way.
+        stage.gateway.wait_until("the records arrive", Duration::from_secs(5), |_| {
+            decoded(&scratch, &stage.lab.c, &stage.c).len() >= 120
+        });
         let records = decoded(&scratch, &stage.lab.c, &stage.c);
         let gathered = nfcapd.end(&stage);
         assert_eq!((records.len(), gathered.len()), (120, 120), "{gathered:#?}");
