@@ -62,9 +62,9 @@ pub fn rewrite_transport<F: Frame>(transport: &F, protocol: u8, flow: &FlowValue
                 let is_reply = matches!((*icmp).kind, wire::ICMP_ECHO_REPLY | wire::ICMP_TIMESTAMP_REPLY);
                 (*icmp).id = if is_reply { flow.destination_port } else { flow.source_port };
                 // A message of zeros only, such as an echo reply to 0, has a sum of +0, and is right with -0 alone; to
-                // any other both zeros are the same (RFC 1624 section 3).
+                // any other both zeros are the same (RFC 1624 section 3). What does not change keeps its own.
                 let checksum = delta.apply((*icmp).checksum);
-                (*icmp).checksum = if checksum == 0 { u16::MAX } else { checksum };
+                (*icmp).checksum = if checksum == 0 && delta.0 != 0 { u16::MAX } else { checksum };
             }
         }
         _ => {}

@@ -158,3 +158,22 @@ fn an_echo_reply_of_zeros_gets_the_other_zero() {
     rewrite(&mut frame, &towards(&key, [[198, 51, 100, 1], [192, 168, 1, 10]], [0, 0]));
     assert_eq!(checksum(&frame), Some(0xffff));
 }
+
+/// CKS-09 where the one before would write the other zero: what does not change keeps its own.
+#[test]
+fn a_checksum_of_zero_stays_where_nothing_changes() {
+    let mut frame = Sample {
+        protocol: wire::ICMP,
+        kind: wire::ICMP_ECHO_REQUEST,
+        addresses: [[198, 51, 100, 1], [203, 0, 113, 1]],
+        ports: [7, 0],
+        ttl: 64,
+        option_words: 0,
+        payload: Vec::new(),
+    }
+    .frame();
+    frame[14 + 20 + 2..14 + 20 + 4].fill(0);
+    let key = parsed(&mut frame).key;
+    rewrite(&mut frame, &towards(&key, [[198, 51, 100, 1], [203, 0, 113, 1]], [7, 0]));
+    assert_eq!(checksum(&frame), Some(0));
+}
