@@ -120,6 +120,11 @@ listen = ""
         self.stop()?;
         self.configure(setup)?;
         let log = File::create(self.folder.join("log")).context("make natgw's log")?;
+        if setup.service != self.serves {
+            let verb = if setup.service { "add" } else { "del" };
+            lane.gateway.ip(&format!("addr {verb} {SERVICE_ADDRESS}/32 dev wan"))?;
+            self.serves = setup.service;
+        }
         // As gateways have it: the routing table then answers the fast path.
         lane.gateway.sysctl("ipv4/ip_forward", "1")?;
         let _entered = lane.gateway.enter()?;
@@ -206,11 +211,6 @@ listen = ""
 
 impl Gateway for Natgw {
     fn prepare(&mut self, lane: &Lane, setup: &Setup) -> anyhow::Result<Readiness> {
-        if setup.service != self.serves {
-            let verb = if setup.service { "add" } else { "del" };
-            lane.gateway.ip(&format!("addr {verb} {SERVICE_ADDRESS}/32 dev wan"))?;
-            self.serves = setup.service;
-        }
         self.launch(lane, setup)?;
         self.wait_ready()?;
         Ok(Readiness::Ready)
