@@ -38,12 +38,15 @@ impl<'stage> Trace<'stage> {
         lines(&self.path)
     }
 
-    /// What is told once there are so many packets.
+    /// What is told once there are so many packets, in their order: fast path and daemon tell at times of their own.
     fn packets(&self, count: usize) -> Vec<Value> {
         let packets = |lines: &[Value]| -> Vec<Value> {
             lines.iter().filter(|line| line["event"] == "packet").cloned().collect()
         };
-        packets(&self.wait(&format!("{count} packets are told of"), |lines| packets(lines).len() >= count))
+        let lines = self.wait(&format!("{count} packets are told of"), |lines| packets(lines).len() >= count);
+        let mut packets = packets(&lines);
+        packets.sort_by_key(|line| line["time"].as_str().map(str::to_owned));
+        packets
     }
 }
 

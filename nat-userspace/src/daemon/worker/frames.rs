@@ -29,6 +29,8 @@ impl Worker {
                 any = true;
                 // What the program opened before it sent these up is known before they are judged.
                 self.gateway.read_reports(&mut self.kernel, now);
+                // Likewise what it tells of packets: a trace is in their order.
+                self.read_traces();
                 let mut packets = std::mem::take(&mut self.packets);
                 for mut packet in packets.drain(..) {
                     let interface = self.interface_of(ifindex, &packet);
