@@ -180,3 +180,28 @@ fn a_port_that_rests_is_its_last_holders() {
     assert_ne!(of_b, "203.0.113.1:40000", "it rests");
     assert_eq!(source(&stage.crosses(&stage.udp("192.168.1.10:40000", SERVER))), "203.0.113.1:40000");
 }
+
+/// What the dead daemon never read is not taken for news of what its slots are lent for now.
+#[test]
+fn reports_to_a_daemon_that_died_are_not_the_next_ones() {
+    let mut stage = known(gateway::STANDARD);
+    stage.gateway.kill();
+    for port in 40_000..40_030 {
+        stage.crosses(&stage.udp(&format!("192.168.1.10:{port}"), SERVER));
+    }
+    // The next one's rules allow none of them, so that their slots are free.
+    let configuration = stage.gateway.configuration();
+    let text = std::fs::read_to_string(&configuration).expect("read the configuration");
+    let other = text.replace("192.168.1.0/24", "192.168.1.11/32");
+    assert_ne!(text, other);
+    std::fs::write(&configuration, other).expect("write the configuration");
+    stage.gateway.restart();
+    assert_eq!(stage.gateway.sessions().len(), 0);
+    stage.crosses(&stage.udp("192.168.1.11:30000", SERVER));
+    seconds(0.1);
+    for port in 40_000..40_040 {
+        let seen = source(&stage.crosses(&stage.udp(&format!("192.168.1.11:{port}"), SERVER)));
+        assert_eq!(seen, format!("203.0.113.1:{port}"));
+    }
+    stage.has_sessions(41);
+}

@@ -169,13 +169,18 @@ impl World for Kernel {
         }
     }
 
-    fn lend(&mut self, slot: &mut dyn FnMut() -> Option<u32>) {
+    fn lend(&mut self, slot: &mut dyn FnMut() -> Option<u32>) -> Vec<u32> {
         let Datapath { flows, delegation, .. } = &mut self.datapath;
+        let mut useless = Vec::new();
         delegation.lender.lend(&mut || {
             let slot = slot()?;
-            flows.prepare(slot);
-            Some(slot)
+            if flows.prepare(slot) {
+                return Some(slot);
+            }
+            useless.push(slot);
+            None
         });
+        useless
     }
 
     fn revoke(&mut self) -> Vec<u32> {

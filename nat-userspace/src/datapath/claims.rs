@@ -52,6 +52,13 @@ impl Claims {
         self.change(endpoint, less);
     }
 
+    /// Keeps the program from making a mapping of an endpoint, as long as the answer lives. It may have begun before:
+    /// see [`Claims::is_pending`].
+    pub fn hold(self: &Rc<Self>, endpoint: Endpoint) -> Held {
+        self.count(endpoint);
+        Held { claims: Rc::clone(self), endpoint }
+    }
+
     /// The mapping that the program has made of an endpoint is known.
     pub fn settle(&self, endpoint: Endpoint) {
         self.change(endpoint, |count| count & COUNTED);
@@ -93,6 +100,18 @@ impl Claims {
         let mut tables = self.tables.borrow_mut();
         let mut retired = std::mem::take(&mut tables.retired);
         tables.free.append(&mut retired);
+    }
+}
+
+/// An endpoint that the program makes no mapping of.
+pub struct Held {
+    claims: Rc<Claims>,
+    endpoint: Endpoint,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.claims.uncount(self.endpoint);
     }
 }
 
@@ -141,5 +160,75 @@ impl SharedPorts {
 impl Drop for SharedPorts {
     fn drop(&mut self) {
         self.claims.tables.borrow_mut().retired.push(self.number);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::mapped::memory;
+    use super::*;
+
+    const ENDPOINT: Endpoint = (17, 0x0a01_a8c0, 0x409c);
+
+    fn claims() -> Rc<Claims> {
+        Rc::new(Claims::new(memory(CELL_WORDS), memory(PORT_TABLES), Secret([1, 2, 3, 4])))
+    }
+
+    /// The program's claim: whether it may make a mapping.
+    fn claim_as_program(claims: &Claims, endpoint: Endpoint) -> bool {
+        let cell = claims.cell(endpoint);
+        let before = cell.byte(claims.cells.load(cell.word));
+        claims.change(endpoint, |byte| byte | PENDING);
+        if before & !PENDING != 0 && before & PENDING == 0 {
+            claims.change(endpoint, |byte| byte & !PENDING);
+        }
+        before == 0
+    }
+
+    #[test]
+    fn only_one_makes_a_mapping() {
+        let claims = claims();
+        let held = claims.hold(ENDPOINT);
+        assert!(!claim_as_program(&claims, ENDPOINT), "the daemon is at it");
+        assert!(!claims.is_pending(ENDPOINT));
+        drop(held);
+        assert!(claim_as_program(&claims, ENDPOINT));
+        assert!(!claim_as_program(&claims, ENDPOINT));
+        let held = claims.hold(ENDPOINT);
+        assert!(claims.is_pending(ENDPOINT), "the daemon sees that it has to wait");
+        // As it adopts: counted before the claim ends.
+        claims.count(ENDPOINT);
+        claims.settle(ENDPOINT);
+        assert!(!claims.is_pending(ENDPOINT));
+        drop(held);
+        assert!(!claim_as_program(&claims, ENDPOINT));
+        claims.uncount(ENDPOINT);
+        assert!(claim_as_program(&claims, ENDPOINT));
+    }
+
+    #[test]
+    fn a_cell_that_was_full_stays_so() {
+        let claims = claims();
+        for _ in 0..200 {
+            claims.count(ENDPOINT);
+        }
+        for _ in 0..200 {
+            claims.uncount(ENDPOINT);
+        }
+        assert!(!claim_as_program(&claims, ENDPOINT), "how many there are is not known any more");
+    }
+
+    #[test]
+    fn a_table_given_up_is_given_again_once_no_grant_names_it() {
+        let claims = claims();
+        let tables: Vec<SharedPorts> = std::iter::from_fn(|| claims.table()).collect();
+        assert_eq!(tables.len() + 1, PORT_TABLES as usize);
+        assert!(!tables[0].take(80), "all are taken at first");
+        tables[0].give_back(80);
+        assert!(tables[0].take(80) && !tables[0].take(80));
+        drop(tables);
+        assert!(claims.table().is_none());
+        claims.renew();
+        assert!(claims.table().is_some());
     }
 }

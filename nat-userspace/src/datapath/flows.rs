@@ -103,9 +103,10 @@ impl FlowTable {
         })
     }
 
-    /// Sees to it that a session's lines are there, for the program to write.
-    pub fn prepare(&mut self, session: u32) {
+    /// Sees to it that a session's lines are there, for the program to write. `false` if they cannot be had.
+    pub fn prepare(&mut self, session: u32) -> bool {
         self.make_ready(session);
+        self.line(session, Direction::Original).is_some()
     }
 
     /// Counts the entries of a session that the program has opened, and enters what it found no place for. `false`

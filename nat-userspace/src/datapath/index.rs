@@ -250,17 +250,10 @@ impl Index {
 
 #[cfg(test)]
 mod tests {
+    use super::super::mapped::memory;
     use super::*;
     use proptest::prelude::*;
-    use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
-    use std::collections::HashSet;
-
-    /// Memory as a map's would be.
-    fn memory<T: Copy>(entries: u32) -> Mapped<T> {
-        let file = memfd_create("index", MemfdFlags::CLOEXEC).expect("a file in memory");
-        ftruncate(&file, u64::from(entries) * size_of::<T>() as u64).expect("make it as long");
-        Mapped::new(file, entries).expect("map it")
-    }
+    use std::collections::{HashSet, VecDeque};
 
     fn index() -> Index {
         Index::new(vec![memory(PLACES)], memory(1), Secret([1, 2, 3, 4]))
@@ -337,6 +330,71 @@ mod tests {
         let absent = 10_000_000..10_010_000;
         let mean = absent.clone().map(steps).sum::<usize>() / absent.len();
         assert!(mean < 4, "a search for what is not there takes {mean} steps");
+    }
+
+    /// What the program does with a line: the first place where nothing ever was, by the level it has read.
+    fn enter_as_program(index: &Index, key: &FlowKey, line: u32, level: u32) {
+        let hash = table::hash(key.words(), &index.secret);
+        let free = Index::places(hash, level).find(|&place| index.load(place) == EMPTY);
+        let place = free.expect("a place near");
+        assert!(index.exchange(place, EMPTY, table::entry(hash, line)));
+    }
+
+    /// A run is closed up between the program's look at its beginning and its entry at the end: no search would come
+    /// there.
+    #[test]
+    fn what_the_program_enters_behind_a_gap_is_found_once_adopted() {
+        let mut index = index();
+        let alike = |_: u32| FlowKey { source: 9, ..FlowKey::default() };
+        for line in [2, 4] {
+            assert!(index.insert(&alike(line), line, alike));
+        }
+        // The program sees both places taken, and goes on to the third.
+        enter_as_program(&index, &alike(6), 6, index.level);
+        let third = index.find(table::hash(alike(6).words(), &index.secret), 6, index.level).expect("there");
+        index.store(third, EMPTY);
+        index.remove(&alike(2), 2, alike);
+        index.store(third, table::entry(table::hash(alike(6).words(), &index.secret), 6));
+        assert!(!index.has(&alike(6), 6), "behind a place where nothing is");
+        assert!(index.adopt(&alike(6), 6, alike));
+        assert!(index.has(&alike(6), 6) && index.has(&alike(4), 4));
+        let mut lines: Vec<u32> = index.lines().collect();
+        lines.sort_unstable();
+        assert_eq!(lines, [4, 6], "once each");
+        assert_eq!(index.taken, 2);
+    }
+
+    /// The program goes by a level that is not in force any more, or by one that is carried over meanwhile.
+    #[test]
+    fn what_the_program_enters_while_the_index_grows_is_found_once_adopted() {
+        let mut index = index();
+        let (mut line, mut reported) = (2, VecDeque::new());
+        let mut there = HashSet::new();
+        while index.level < table::FIRST_LEVEL * 4 {
+            let level = index.level;
+            if line % 3 == 0 {
+                // Its report is read only a while later.
+                enter_as_program(&index, &key(line), line, level);
+                reported.push_back(line);
+            } else {
+                assert!(index.insert(&key(line), line, key));
+            }
+            there.insert(line);
+            line += 1;
+            if reported.len() > 500 {
+                for line in reported.drain(..) {
+                    assert!(index.adopt(&key(line), line, key));
+                }
+            }
+            while u64::from(index.wants()) > index.segments() as u64 {
+                index.add(memory(PLACES));
+            }
+        }
+        for line in reported {
+            assert!(index.adopt(&key(line), line, key));
+        }
+        check(&index, &there, &[]);
+        assert_eq!(index.taken as usize, there.len());
     }
 
     proptest! {

@@ -86,3 +86,40 @@ fn word(rings: &Mapped<LentSlots>, cpu: usize, number: u64) -> Option<&AtomicU64
     // SAFETY: an aligned word within a live value, which everybody writes by atomic operations.
     Some(unsafe { AtomicU64::from_ptr((&raw mut (*ring.as_ptr()).slots).cast::<u64>().add(place)) })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::mapped::memory;
+    use super::*;
+
+    /// The program's taking of a slot.
+    fn take(lender: &Lender, cpu: usize) -> Option<u64> {
+        let ring = lender.rings.at(u32::try_from(cpu).ok()?)?;
+        let slot = word(&lender.rings, cpu, lender.taken(cpu))?.swap(0, Ordering::AcqRel).checked_sub(1)?;
+        // SAFETY: a live value, and nobody else takes.
+        unsafe { (&raw mut (*ring.as_ptr()).taken).write_volatile(lender.taken(cpu) + 1) };
+        Some(slot)
+    }
+
+    #[test]
+    fn every_slot_is_lent_once_and_what_is_left_comes_back() {
+        let mut lender = Lender::new(memory(CPUS), 2, 1000);
+        let mut next = 0..;
+        let mut taken = Vec::new();
+        for round in 0..50 {
+            lender.lend(&mut || next.next());
+            for _ in 0..1 << (round % 12) {
+                taken.extend(take(&lender, round % 2));
+            }
+        }
+        let left = lender.revoke();
+        assert!(take(&lender, 0).is_none() && take(&lender, 1).is_none());
+        assert!(left.len() <= 2000, "{} are lent to two CPUs", left.len());
+        taken.extend(left.into_iter().map(u64::from));
+        taken.sort_unstable();
+        assert!(taken.iter().copied().eq(0..taken.len() as u64), "each once, and none lost");
+        // And again after that.
+        lender.lend(&mut || next.next());
+        assert_eq!(take(&lender, 0), Some(taken.len() as u64));
+    }
+}

@@ -103,3 +103,12 @@ impl<T> Drop for Mapped<T> {
         let _ = unsafe { munmap(self.start.as_ptr().cast(), self.bytes) };
     }
 }
+
+/// Memory as a map's would be.
+#[cfg(test)]
+pub(super) fn memory<T: Copy>(entries: u32) -> Mapped<T> {
+    use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+    let file = memfd_create("map", MemfdFlags::CLOEXEC).expect("a file in memory");
+    ftruncate(&file, u64::from(entries) * size_of::<T>() as u64).expect("make it as long");
+    Mapped::new(file, entries).expect("map it")
+}

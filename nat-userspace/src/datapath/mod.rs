@@ -15,7 +15,7 @@ mod sets;
 mod traced;
 
 pub use self::attach::{AttachError, Attached};
-pub use self::claims::{Claims, Endpoint, SharedPorts};
+pub use self::claims::{Claims, Endpoint, Held, SharedPorts};
 pub use self::delegation::Delegation;
 pub use self::flows::{FlowTable, Found, capacity};
 pub use self::forwards::publish_forwards;

@@ -16,7 +16,7 @@ use super::sessions::{Carriage, Origin, Session};
 use super::world::{Route, World};
 use super::{Gateway, Interface, address, network};
 use crate::config::{Mapping as Behaviour, Pooling, SnatRule, SnatTarget};
-use crate::datapath::{Claims, Endpoint};
+use crate::datapath::{Claims, Endpoint, Held};
 
 /// How long the program may take from claiming an endpoint to telling of it, if the host takes its CPU away.
 const PATIENCE: Duration = Duration::from_millis(20);
@@ -26,8 +26,6 @@ pub(super) struct Delegation {
     claims: Rc<Claims>,
     epoch: u32,
     granted: HashMap<GrantKey, Grant>,
-    /// Slots that the program has been lent and that are not adopted.
-    lent: u32,
     /// Not before there are as few sessions: the table was full.
     paused_until: Option<u32>,
 }
@@ -37,7 +35,7 @@ impl Gateway {
     pub fn delegate(&mut self, claims: Rc<Claims>) {
         self.mappings.share(Rc::clone(&claims));
         self.delegation =
-            Some(Delegation { claims, epoch: 0, granted: HashMap::default(), lent: 0, paused_until: None });
+            Some(Delegation { claims, epoch: 0, granted: HashMap::default(), paused_until: None });
     }
 
     /// Grants a host what a session of its was just opened with, if all its like may be opened that way.
@@ -108,31 +106,24 @@ impl Gateway {
             return;
         }
         delegation.paused_until = None;
-        world.lend(&mut || {
-            if sessions.count() + delegation.lent >= sessions.limit() / 4 * 3 {
-                return None;
-            }
-            let slot = sessions.lend()?;
-            delegation.lent += 1;
-            Some(slot)
+        let useless = world.lend(&mut || {
+            let is_room = sessions.count() + sessions.lent() < sessions.limit() / 4 * 3;
+            if is_room { sessions.lend() } else { None }
         });
+        sessions.reuse(useless);
     }
 
     /// Takes back what the program has not used: the last places of the table are the daemon's to give.
     pub(super) fn revoke(&mut self, world: &mut dyn World) {
         let Some(delegation) = &mut self.delegation else { return };
         delegation.paused_until = Some(self.sessions.limit() / 2);
-        let slots = world.revoke();
-        delegation.lent -= u32::try_from(slots.len()).unwrap_or(0).min(delegation.lent);
-        self.sessions.reuse(slots);
+        self.sessions.reuse(world.revoke());
     }
 
     /// Whether the table would be full if the program used all that it was lent.
     pub(super) fn is_lent_out(&self) -> bool {
-        self.delegation.as_ref().is_some_and(|delegation| {
-            let would_be = self.sessions.count() + delegation.lent;
-            delegation.lent > 0 && (would_be >= self.sessions.limit() || self.sessions.is_full())
-        })
+        let lent = self.sessions.lent();
+        lent > 0 && (self.sessions.count() + lent >= self.sessions.limit() || self.sessions.is_full())
     }
 
     /// Takes note of what the program has reported.
@@ -146,19 +137,23 @@ impl Gateway {
         }
     }
 
-    /// Waits until what the program is making of an endpoint is known. Whether it was making something.
-    pub(super) fn await_endpoint(&mut self, world: &mut dyn World, now: Instant, endpoint: Endpoint) -> bool {
-        let Some(delegation) = &self.delegation else { return false };
-        let claims = Rc::clone(&delegation.claims);
-        if !claims.is_pending(endpoint) {
-            return false;
-        }
-        let begun = Instant::now();
-        while claims.is_pending(endpoint) && begun.elapsed() < PATIENCE {
+    /// Keeps the program from making a mapping of a packet's inside endpoint as long as the answer lives, and waits
+    /// until what it had begun to make is known.
+    pub(super) fn hold_endpoint(
+        &mut self,
+        world: &mut dyn World,
+        now: Instant,
+        key: &FlowKey,
+    ) -> Option<Held> {
+        let claims = Rc::clone(&self.delegation.as_ref()?.claims);
+        let endpoint = endpoint(key);
+        let held = claims.hold(endpoint);
+        let mut begun = None;
+        while claims.is_pending(endpoint) && begun.get_or_insert_with(Instant::now).elapsed() < PATIENCE {
             self.read_reports(world, now);
             std::hint::spin_loop();
         }
-        true
+        Some(held)
     }
 
     /// Takes a session that the program has opened into the tables.
@@ -170,9 +165,6 @@ impl Gateway {
         }
         let Some(found) = world.session(slot) else { return };
         let [(original, value), (reply, back)] = found.entries;
-        if let Some(delegation) = &mut self.delegation {
-            delegation.lent = delegation.lent.saturating_sub(1);
-        }
         let position = u16::try_from(found.origin & 0xffff).unwrap_or(u16::MAX);
         let session = Session {
             original,
@@ -187,10 +179,10 @@ impl Gateway {
             reply_refreshes: original.protocol == wire::TCP,
         };
         let adopted = self.adopt_session(world, now, slot, &session);
+        self.mappings.settle(endpoint(&original));
         if !adopted {
             // Its port or one of its keys is another's: as if it had never been.
             tracing::debug!(slot, "a session that the program opened clashes with another");
-            self.mappings.settle(endpoint(&original));
             self.sessions.forget(slot);
             // Only what was counted can be taken out.
             world.adopt(slot, &[original, reply]);
@@ -230,7 +222,6 @@ impl Gateway {
             return false;
         }
         let number = self.mappings.insert(mapping);
-        self.mappings.settle(endpoint(&key));
         let remote = session_remote(session);
         if !self.sessions.adopt(slot, Session { mapping: number, ..session.clone() }) {
             self.drop_if_unused(now, number);

@@ -11,7 +11,7 @@ use super::mappings::{Mapping, MappingKey};
 use super::notices::Condition;
 use super::sessions::{Carriage, NO_MAPPING, Origin, Session};
 use super::world::{Route, RouteError, RouteKind, RouteQuery, World};
-use super::{Gateway, Interface, Outcome, Shortage, address, delegate, network, next_hops};
+use super::{Gateway, Interface, Outcome, Shortage, address, network, next_hops};
 use crate::config::{Mapping as Behaviour, SnatRule, SnatTarget};
 
 /// Why a packet opens nothing.
@@ -242,7 +242,7 @@ impl Gateway {
         let shared_by_all =
             MappingKey::new(Behaviour::EndpointIndependent, key.protocol, inside, remote, FORWARDS);
         let mapping_key = MappingKey::new(rule.mapping, key.protocol, inside, remote, pool);
-        self.await_endpoint(world, now, delegate::endpoint(key));
+        let _held = self.hold_endpoint(world, now, key);
         for candidate in [&shared_by_all, &mapping_key] {
             if let Some(slot) = self.mappings.find(candidate)
                 && let Some(mapping) = self.mappings.get(slot)

@@ -197,8 +197,9 @@ pub struct SessionTable {
     free: Vec<u32>,
     count: u32,
     limit: u32,
-    /// Slots that the program may open a session in.
+    /// Which slots the program may open a session in, and how many they are.
     lent: Vec<bool>,
+    lent_count: u32,
     index: HashTable<u32>,
     hasher: ahash::RandomState,
 }
@@ -212,6 +213,7 @@ impl SessionTable {
             count: 0,
             limit,
             lent: Vec::new(),
+            lent_count: 0,
             index: HashTable::new(),
             hasher: ahash::RandomState::new(),
         }
@@ -278,7 +280,13 @@ impl SessionTable {
         };
         self.lent.resize(self.slots.len(), false);
         self.lent[slot as usize] = true;
+        self.lent_count += 1;
         Some(slot)
+    }
+
+    /// Slots that are set aside for the program.
+    pub fn lent(&self) -> u32 {
+        self.lent_count
     }
 
     /// Whether a slot is set aside for the program.
@@ -288,8 +296,9 @@ impl SessionTable {
 
     /// A slot that was lent holds nothing after all.
     pub fn forget(&mut self, slot: u32) {
-        if let Some(lent) = self.lent.get_mut(slot as usize) {
+        if let Some(lent) = self.lent.get_mut(slot as usize).filter(|lent| **lent) {
             *lent = false;
+            self.lent_count -= 1;
         }
     }
 

@@ -70,8 +70,10 @@ pub trait World {
     fn grant(&mut self, _key: &GrantKey, _grant: &Grant) {}
     /// Makes grants of other epochs void.
     fn set_epoch(&mut self, _epoch: u32) {}
-    /// Lends the program slots, as many as it can use and `slot` gives.
-    fn lend(&mut self, _slot: &mut dyn FnMut() -> Option<u32>) {}
+    /// Lends the program slots, as many as it can use and `slot` gives. Returns those whose lines cannot be had.
+    fn lend(&mut self, _slot: &mut dyn FnMut() -> Option<u32>) -> Vec<u32> {
+        Vec::new()
+    }
     /// Takes back those that the program has not taken.
     fn revoke(&mut self) -> Vec<u32> {
         Vec::new()

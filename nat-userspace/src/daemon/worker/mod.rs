@@ -21,7 +21,7 @@ use super::tracing_clients::Tracers;
 use super::{RunOptions, report};
 use crate::config::Config;
 use crate::eventlog::{Hub, Writer};
-use crate::gateway::{Gateway, Outcome};
+use crate::gateway::{Gateway, Outcome, World as _};
 use crate::slowpath::{Frames, Port};
 
 /// Everything the daemon is made of.
@@ -136,6 +136,9 @@ impl Worker {
 
     /// Goes on with the sessions of a daemon that was killed or left its fast path behind.
     fn take_over(&mut self, now: Instant, first_hop: u32) {
+        // What the program told that daemon is in the table as well. Read later, it would be taken for a report about
+        // whatever its slots are lent for by then.
+        self.kernel.reports();
         let found = self.kernel.datapath.flows.sessions();
         let restored = self.gateway.restore(&mut self.kernel, now, &found, first_hop);
         self.kernel.datapath.flows.retain(&restored);
