@@ -192,16 +192,22 @@ fn reports_to_a_daemon_that_died_are_not_the_next_ones() {
     // The next one's rules allow none of them, so that their slots are free.
     let configuration = stage.gateway.configuration();
     let text = std::fs::read_to_string(&configuration).expect("read the configuration");
-    let other = text.replace("192.168.1.0/24", "192.168.1.11/32");
+    let other = text.replace("source = [\"192.168.0.0/16\"]", "source = [\"192.168.1.11\"]");
     assert_ne!(text, other);
     std::fs::write(&configuration, other).expect("write the configuration");
     stage.gateway.restart();
     assert_eq!(stage.gateway.sessions().len(), 0);
     stage.crosses(&stage.udp("192.168.1.11:30000", SERVER));
     seconds(0.1);
-    for port in 40_000..40_040 {
+    for port in 50_000..50_040 {
         let seen = source(&stage.crosses(&stage.udp(&format!("192.168.1.11:{port}"), SERVER)));
         assert_eq!(seen, format!("203.0.113.1:{port}"));
     }
     stage.has_sessions(41);
+    let sessions = stage.gateway.sessions();
+    assert!(
+        sessions
+            .iter()
+            .all(|session| session["inside"].as_str().is_some_and(|inside| inside.contains(".11:")))
+    );
 }
