@@ -2,8 +2,8 @@
 
 use crate::vlan::Tags;
 
-/// Grows when the layout of any pinned map changes; pins of another version are not taken over.
-pub const VERSION: u32 = 4;
+/// Grows when maps that are pinned, or the layout of one, change; pins of another version are not taken over.
+pub const VERSION: u32 = 5;
 
 /// Name of the XDP program.
 pub const PROGRAM_XDP: &str = "natgw_xdp";

@@ -1,7 +1,7 @@
 //! What goes wrong around a gateway, one thing at a time; `cargo xtask torture` has them all at once.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     fmt::Write as _,
     fs,
     io::{Read as _, Write as _},
@@ -289,6 +289,97 @@ fn what_was_kept_is_taken_along_by_the_next_that_is_not() {
     assert!(gateway.pins().is_empty(), "{:?}", gateway.pins());
     let links = lab.gateway.succeed("ip -details link show");
     assert!(!links.contains("prog/xdp"), "{links}");
+}
+
+/// What a start takes over is not loaded anew: having the verifier walk it again was four fifths of the time.
+#[test]
+fn new_flows_work_soon_after_a_start() {
+    let mut stage = Stage::standard();
+    let mapped = source(&stage.crosses(&stage.udp(CLIENT, SERVER)));
+    let loaded = programs(&stage);
+    let mut times = Vec::new();
+    for round in 0..8_u16 {
+        stage.gateway.kill();
+        seconds(0.1);
+        let start = Instant::now();
+        stage.gateway.launch(&[]);
+        // Of a host that the daemon knows nothing of.
+        let opened = (0_u16..).find_map(|number| {
+            assert!(start.elapsed() < Duration::from_secs(20), "no new flow");
+            let sent =
+                stage.send(&stage.udp(&format!("192.168.1.12:{}", 2000 * (round + 1) + number), SERVER));
+            let is_it = |seen: &nat_tests::Decoded| seen.payload() == sent.payload();
+            stage.s1.recv_matching(Duration::from_millis(2), is_it)
+        });
+        times.push(opened.expect("one gets through").at.duration_since(start));
+        stage.reaches(&stage.udp(SERVER, &mapped), &stage.a);
+        stage.gateway.wait_until("it answers", Duration::from_secs(8), |gateway| gateway.socket().exists());
+        assert_eq!(programs(&stage), loaded);
+    }
+    println!("from a start to a new flow: {times:?}");
+    // Others may be busy on this machine; they are not all the time.
+    assert!(times.iter().min() < Some(&Duration::from_millis(300)), "{times:?}");
+}
+
+/// Another build has programs of its own, which take the others' places and pins; the tables stay.
+#[test]
+fn another_build_loads_its_own_programs() {
+    let mut stage = Stage::standard();
+    let mapped = source(&stage.crosses(&stage.udp(CLIENT, SERVER)));
+    let (loaded, pins) = (programs(&stage), stage.gateway.pins());
+    let original = stage.gateway.program().to_owned();
+    let other = stage.gateway.configuration().with_file_name("natgw-of-another-build");
+    let mut binary = fs::read(&original).unwrap();
+    // The object in it: 64 bits, little-endian, for BPF (247). The last byte of its identification is padding.
+    let is_object = |at: &usize| {
+        binary[*at..].starts_with(b"\x7fELF\x02\x01") && binary.get(at + 18..at + 20) == Some(&[247, 0])
+    };
+    let object = (1..binary.len() - 64).find(is_object).expect("natgw has an object for BPF");
+    binary[object + 15] ^= 1;
+    fs::write(&other, binary).unwrap();
+    fs::set_permissions(&other, PermissionsExt::from_mode(0o755)).unwrap();
+    for program in [&other, &original] {
+        stage.gateway.use_program(program);
+        stage.gateway.kill();
+        stage.gateway.restart();
+        assert!(programs(&stage).is_disjoint(&loaded));
+        assert_eq!(stage.gateway.pins().len(), pins.len(), "{:?}", stage.gateway.pins());
+        stage.reaches(&stage.udp(SERVER, &mapped), &stage.a);
+        stage.carries_the_next();
+    }
+    assert_eq!(stage.gateway.pins(), pins);
+}
+
+/// The programs on the gateway's interfaces, by their numbers.
+fn programs(stage: &Stage) -> HashSet<u64> {
+    let attached = stage.lab.gateway.succeed("bpftool -j net show");
+    let attached: serde_json::Value = serde_json::from_str(&attached).unwrap();
+    let mut found = HashSet::new();
+    let mut values = vec![&attached];
+    while let Some(value) = values.pop() {
+        for name in ["id", "prog_id"] {
+            found.extend(value[name].as_u64());
+        }
+        values.extend(value.as_array().into_iter().flatten());
+        values.extend(value.as_object().into_iter().flat_map(|fields| fields.values()));
+    }
+    assert!(!found.is_empty(), "{attached}");
+    found
+}
+
+/// What the next configuration does not name any more is let go of.
+#[test]
+fn an_interface_that_is_configured_no_more_has_no_program_after_the_start() {
+    let lab = Lab::builder().second_uplink().build();
+    let second = "[[interface]]\nname = \"wan2\"\nside = \"outside\"\n";
+    let mut gateway = Gateway::start(&lab, &format!("{}{second}", gateway::STANDARD));
+    let attached =
+        |name: &str| lab.gateway.succeed(&format!("ip -details link show {name}")).contains("prog/xdp");
+    assert!(attached("wan") && attached("wan2"));
+    gateway.kill();
+    gateway.configure(gateway::STANDARD);
+    gateway.restart();
+    assert!(attached("wan") && !attached("wan2"));
 }
 
 /// Another layout of the tables is neither read nor cut off, and the message says whose it is and what to do.

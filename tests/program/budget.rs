@@ -18,9 +18,8 @@ fn the_verifier_stays_within_its_budget() {
 #[test]
 fn the_tracing_program_stays_within_its_budget() {
     let verified = on_stage(|stage| {
-        let beside = stage.datapath.open_beside().expect("pin what is shared");
-        let traced = beside.load().unwrap_or_else(|error| panic!("load the tracing programs: {error}"));
-        stage.datapath.close_beside(&beside);
+        let traced = stage.datapath.beside().load();
+        let traced = traced.unwrap_or_else(|error| panic!("load the tracing programs: {error}"));
         traced.verified_instructions()
     });
     let verified = verified.expect("a kernel that tells (5.16)");

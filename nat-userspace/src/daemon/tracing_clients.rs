@@ -129,11 +129,8 @@ fn failed(error: &dyn std::error::Error) -> ApiError {
 
 impl Worker {
     /// What the tracing programs are to be loaded beside, if they are not there yet.
-    fn open_beside(&self) -> Result<Option<Beside>, ApiError> {
-        if self.tracers.are_there() {
-            return Ok(None);
-        }
-        self.kernel.datapath.open_beside().map(Some).map_err(|error| failed(&error))
+    fn beside(&self) -> Option<Beside> {
+        (!self.tracers.are_there()).then(|| self.kernel.datapath.beside())
     }
 
     /// One more who asks: its number, and what it will be told.
@@ -182,9 +179,7 @@ impl Worker {
             let _ = self.tracers.ask();
             return;
         }
-        if let Err(error) = self.kernel.datapath.replace_traced() {
-            tracing::warn!(%error, "the tracing programs could not be replaced");
-        }
+        self.kernel.datapath.replace_traced();
         self.tracers.programs = None;
     }
 
@@ -386,11 +381,9 @@ impl Post {
 
     /// Loads the tracing programs if nobody else has, on this thread: the worker goes on meanwhile.
     fn load_traced(&self) -> Result<Option<(Traced, Beside)>, ApiError> {
-        let Some(beside) = self.ask(|worker| worker.open_beside())?? else { return Ok(None) };
-        let loaded = beside.load();
-        let opened = beside.clone();
-        self.ask(move |worker| worker.kernel.datapath.close_beside(&opened))?;
-        Ok(Some((loaded.map_err(|error| failed(&error))?, beside)))
+        let Some(beside) = self.ask(|worker| worker.beside())? else { return Ok(None) };
+        let loaded = beside.load().map_err(|error| failed(&error))?;
+        Ok(Some((loaded, beside)))
     }
 }
 

@@ -8,11 +8,13 @@ use std::path::{Path, PathBuf};
 use aya::programs::links::{FdLink, LinkError, PinnedLink};
 use aya::programs::tc::{SchedClassifierLink, TcAttachType};
 use aya::programs::xdp::XdpLink;
-use aya::programs::{ProgramError, SchedClassifier, Xdp, XdpMode};
+use aya::programs::{ProgramError, XdpMode};
 use nat_common::abi;
 
-use super::object::{Datapath, LoadError, program};
+use super::object::{Datapath, LoadError};
+use super::programs::Programs;
 use crate::config::AttachMode;
+use crate::hash::HashSet;
 
 /// `f_type` of a bpffs.
 const BPF_FS_MAGIC: u64 = 0xcafe_4a11;
@@ -44,8 +46,6 @@ pub(super) enum Cause {
     Link(#[from] LinkError),
     #[error(transparent)]
     Pin(#[from] aya::pin::PinError),
-    #[error(transparent)]
-    Load(#[from] LoadError),
 }
 
 impl AttachError {
@@ -63,9 +63,8 @@ impl Datapath {
             move |source: Cause| AttachError { what, interface: name.to_owned(), source: source.into() }
         };
         // The tc program first: what XDP leaves to it must not find the hook empty.
-        self.attach_tc(ifindex, abi::PROGRAM_TC, "tc", TcAttachType::Ingress)
-            .map_err(at("the tc program"))?;
-        self.attach_tc(ifindex, abi::PROGRAM_OWN, "tc-own", TcAttachType::Egress)
+        self.attach_tc(ifindex, "tc", TcAttachType::Ingress).map_err(at("the tc program"))?;
+        self.attach_tc(ifindex, "tc-own", TcAttachType::Egress)
             .map_err(at("the tc program of the gateway's own packets"))?;
         match mode {
             AttachMode::Native => {
@@ -97,19 +96,17 @@ impl Datapath {
 
     /// Attaches to a VLAN's device what watches the gateway's own packets: they have no tag yet there.
     pub fn attach_own(&mut self, name: &str, ifindex: u32) -> Result<(), AttachError> {
-        self.attach_tc(ifindex, abi::PROGRAM_OWN, "tc-own", TcAttachType::Egress).map_err(|source| {
-            AttachError {
-                what: "the tc program of the gateway's own packets",
-                interface: name.to_owned(),
-                source: source.into(),
-            }
+        self.attach_tc(ifindex, "tc-own", TcAttachType::Egress).map_err(|source| AttachError {
+            what: "the tc program of the gateway's own packets",
+            interface: name.to_owned(),
+            source: source.into(),
         })
     }
 
     fn attach_xdp(&mut self, ifindex: u32, mode: XdpMode) -> Result<(), Cause> {
         let kind = if matches!(mode, XdpMode::Skb) { "xdp-generic" } else { "xdp" };
         let pin = self.link_pin(kind, ifindex);
-        let xdp: &mut Xdp = program(&mut self.ebpf, abi::PROGRAM_XDP)?;
+        let xdp = &mut self.programs.xdp;
         if let Ok(pinned) = PinnedLink::from_pin(&pin) {
             // A pin whose interface is gone gives a link that cannot be updated.
             let link = XdpLink::try_from(FdLink::from(pinned))?;
@@ -126,15 +123,10 @@ impl Datapath {
         Ok(())
     }
 
-    fn attach_tc(
-        &mut self,
-        ifindex: u32,
-        name: &'static str,
-        kind: &str,
-        hook: TcAttachType,
-    ) -> Result<(), Cause> {
+    fn attach_tc(&mut self, ifindex: u32, kind: &str, hook: TcAttachType) -> Result<(), Cause> {
         let pin = self.link_pin(kind, ifindex);
-        let tc: &mut SchedClassifier = program(&mut self.ebpf, name)?;
+        let Programs { tc, own, .. } = &mut self.programs;
+        let tc = if matches!(hook, TcAttachType::Egress) { own } else { tc };
         if let Ok(pinned) = PinnedLink::from_pin(&pin) {
             let link = SchedClassifierLink::try_from(FdLink::from(pinned))?;
             if let Ok(id) = tc.attach_to_link(link) {
@@ -163,6 +155,17 @@ impl Datapath {
             let pin = self.link_pin(kind, ifindex);
             let _ = std::fs::remove_file(&pin);
             self.links.remove(&pin);
+        }
+    }
+
+    /// Takes the programs off all interfaces but these, whoever attached them.
+    pub fn detach_all_but(&mut self, interfaces: &HashSet<u32>) {
+        for path in pinned_links(&self.pins) {
+            let ifindex = path.to_str().and_then(|path| path.rsplit_once('-')?.1.parse().ok());
+            if ifindex.is_some_and(|ifindex: u32| !interfaces.contains(&ifindex)) {
+                let _ = std::fs::remove_file(&path);
+                self.links.remove(&path);
+            }
         }
     }
 
@@ -198,15 +201,18 @@ pub(super) fn prepare_pins(bpffs: &Path) -> Result<PathBuf, LoadError> {
 /// A fast path of another version of natgw that is attached: its tables cannot be read, and must not be cut off.
 fn other_layout(bpffs: &Path) -> Option<(PathBuf, u32)> {
     let entries = std::fs::read_dir(bpffs).ok()?.flatten();
-    let layouts = entries.filter_map(|entry| {
+    let mut layouts = entries.filter_map(|entry| {
         let layout = entry.file_name().to_str()?.strip_prefix('v')?.parse().ok()?;
         (layout != abi::VERSION).then(|| (entry.path(), layout))
     });
-    let mut attached = layouts.filter(|(path, _)| {
-        let pins = std::fs::read_dir(path).into_iter().flatten().flatten();
-        pins.into_iter().any(|pin| pin.file_name().to_string_lossy().starts_with("link-"))
-    });
-    attached.next()
+    layouts.find(|(path, _)| !pinned_links(path).is_empty())
+}
+
+/// The pins of links.
+pub(super) fn pinned_links(pins: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(pins).into_iter().flatten().flatten();
+    let links = entries.filter(|entry| entry.file_name().to_string_lossy().starts_with("link-"));
+    links.map(|entry| entry.path()).collect()
 }
 
 fn is_bpffs(path: &Path) -> bool {

@@ -11,6 +11,7 @@ mod index;
 mod lender;
 mod mapped;
 mod object;
+mod programs;
 mod sets;
 mod traced;
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use aya::maps::{Array, DevMap, HashMap, Map, MapData, MapError, PerCpuArray, RingBuf, XskMap};
 use aya::programs::links::FdLink;
-use aya::programs::{ProgramError, TestRun as _, TestRunAttrs, TestRunOptions, Xdp};
+use aya::programs::{ProgramError, TestRun as _, TestRunAttrs, TestRunOptions};
 use aya::{Ebpf, EbpfError, EbpfLoader};
 use nat_common::abi::{self, Interface, LocalAddress, Settings, VlanKey};
 use nat_common::activity::TICK_SHIFT;
@@ -25,6 +25,7 @@ use super::flows::FlowTable;
 use super::grace::{Maps, Segments};
 use super::lender::Lender;
 use super::mapped::Mapped;
+use super::programs::Programs;
 
 /// `BPF_F_MMAPABLE`.
 pub(super) const MMAPABLE: u32 = 1 << 10;
@@ -32,8 +33,8 @@ pub(super) const MMAPABLE: u32 = 1 << 10;
 /// The object that the build script made from nat-ebpf.
 pub(super) static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/natgw-ebpf"));
 
-/// Maps that outlive the daemon: all but those that only it uses.
-pub(super) const PINNED: [&str; 20] = [
+/// Maps that outlive the daemon: all that a program and it share.
+pub(super) const PINNED: [&str; 22] = [
     "INDEX",
     "LEVEL",
     "LINES",
@@ -54,6 +55,8 @@ pub(super) const PINNED: [&str; 20] = [
     "SLOTS",
     "PORTS",
     "CELLS",
+    "VLANS",
+    "CLOCK",
 ];
 
 /// What can go wrong while loading.
@@ -117,10 +120,9 @@ pub enum LoadError {
 /// The loaded programs and their maps.
 pub struct Datapath {
     pub(super) ebpf: Ebpf,
+    pub(super) programs: Programs,
     pub(super) pins: PathBuf,
     pub(super) secret: Secret,
-    /// A second handle of the map of VLANs.
-    pub(super) vlans_handle: MapData,
     /// Links by their pins. They are held as well, so that unmounting the pins' file system detaches nothing.
     pub(super) links: std::collections::HashMap<PathBuf, FdLink>,
     /// Whether the maps were another daemon's.
@@ -213,16 +215,6 @@ fn segments(ebpf: &mut Ebpf, name: &'static str) -> Result<(Segments, Segments),
     Ok((typed(map)?, typed(handle)?))
 }
 
-/// The map of VLANs, and a second handle of it.
-fn vlans(ebpf: &mut Ebpf) -> Result<(HashMap<MapData, VlanKey, u32>, MapData), LoadError> {
-    const NAME: &str = "VLANS";
-    let Map::HashMap(map) = take(ebpf, NAME)? else { return Err(LoadError::MissingMap(NAME)) };
-    let handle = map.fd().as_fd().try_clone_to_owned();
-    let handle = handle.map_err(|source| LoadError::Memory { name: NAME, source })?;
-    let of_vlans = |source| LoadError::Map { name: NAME, source };
-    Ok((Map::HashMap(map).try_into().map_err(of_vlans)?, MapData::from_fd(handle).map_err(of_vlans)?))
-}
-
 impl Datapath {
     /// Loads everything for at most `sessions` sessions, with pins below `bpffs`. Maps pinned
     /// there by a daemon of the same layout (which their path tells) are taken over; others are put away first.
@@ -243,12 +235,7 @@ impl Datapath {
             loader.map_pin_path(name, pins.join(name));
         }
         let mut ebpf = loader.load(OBJECT)?;
-        for name in [abi::PROGRAM_XDP, abi::PROGRAM_CLOCK, abi::PROGRAM_INJECT] {
-            program::<Xdp>(&mut ebpf, name)?.load()?;
-        }
-        for name in [abi::PROGRAM_TC, abi::PROGRAM_OWN] {
-            program::<aya::programs::SchedClassifier>(&mut ebpf, name)?.load()?;
-        }
+        let programs = Programs::ready(&mut ebpf, &pins)?;
         let (index, for_grace_index) = segments(&mut ebpf, "INDEX")?;
         let (lines, for_grace_lines) = segments(&mut ebpf, "LINES")?;
         let maps = Maps { index, lines };
@@ -272,14 +259,12 @@ impl Datapath {
         let mut delegation =
             Delegation { claims: Rc::new(claims), lender, granted: typed(&mut ebpf, "GRANTED")? };
         delegation.forget(|_| true);
-        let (vlans, vlans_handle) = vlans(&mut ebpf)?;
         Ok(Self {
             flows,
             delegation,
             hops: typed(&mut ebpf, "HOPS")?,
             interfaces: typed(&mut ebpf, "INTERFACE")?,
-            vlans,
-            vlans_handle,
+            vlans: typed(&mut ebpf, "VLANS")?,
             secret,
             devices: typed(&mut ebpf, "DEVICES")?,
             sockets: typed(&mut ebpf, "SOCKETS")?,
@@ -289,6 +274,7 @@ impl Datapath {
             events: typed(&mut ebpf, "EVENTS")?,
             clock,
             ebpf,
+            programs,
             pins,
             links: std::collections::HashMap::new(),
             taken_over,
@@ -303,23 +289,13 @@ impl Datapath {
 
     /// Jiffies now.
     pub fn jiffies(&self) -> Result<u64, LoadError> {
-        let program: &Xdp = self
-            .ebpf
-            .program(abi::PROGRAM_CLOCK)
-            .ok_or(LoadError::MissingMap(abi::PROGRAM_CLOCK))?
-            .try_into()?;
-        program.test_run(TestRunOptions { data_in: Some(&[0; 64]), ..TestRunOptions::new() })?;
+        self.programs.clock.test_run(TestRunOptions { data_in: Some(&[0; 64]), ..TestRunOptions::new() })?;
         Ok(self.clock.read(0).unwrap_or(0))
     }
 
     /// Hands a frame to the gateway's own stack, as if just received on `ifindex`.
     pub fn inject(&self, ifindex: u32, frame: &[u8]) -> Result<(), LoadError> {
-        let program: &Xdp = self
-            .ebpf
-            .program(abi::PROGRAM_INJECT)
-            .ok_or(LoadError::MissingMap(abi::PROGRAM_INJECT))?
-            .try_into()?;
-        program.test_run(TestRunOptions {
+        self.programs.inject.test_run(TestRunOptions {
             data_in: Some(frame),
             ctx_in: Some(bytemuck::bytes_of(&XdpMd::received(ifindex, frame))),
             repeat: 1,
@@ -332,12 +308,10 @@ impl Datapath {
     /// Runs the XDP program on a frame as if received on `ifindex`, first queue, and sends it
     /// nowhere. Returns the action and the frame as the program left it.
     pub fn test_run(&self, ifindex: u32, frame: &[u8]) -> Result<(u32, Vec<u8>), LoadError> {
-        let program: &Xdp =
-            self.ebpf.program(abi::PROGRAM_XDP).ok_or(LoadError::MissingMap(abi::PROGRAM_XDP))?.try_into()?;
         // A frame that is left to the tc hook has its mark in front; one that leaves by a VLAN or a tunnel is longer.
         let more = abi::MARK_LENGTH.max(2 * TAG).max(usize::from(tunnel::OVERHEAD));
         let mut left = vec![0; more + frame.len()];
-        let result = program.test_run(TestRunOptions {
+        let result = self.programs.xdp.test_run(TestRunOptions {
             data_in: Some(frame),
             data_out: Some(&mut left),
             ctx_in: Some(bytemuck::bytes_of(&XdpMd::received(ifindex, frame))),
@@ -365,12 +339,17 @@ impl Datapath {
 
     /// How long the attached programs have run, while the kernel measures that.
     pub fn run_time(&self) -> Option<Duration> {
-        run_time(&self.ebpf, &[abi::PROGRAM_XDP, abi::PROGRAM_TC, abi::PROGRAM_OWN])
+        self.programs.run_time()
     }
 
     /// The verified instruction count of the XDP program.
     pub fn verified_instructions(&self) -> Option<u32> {
-        self.ebpf.program(abi::PROGRAM_XDP)?.info().ok()?.verified_instruction_count()
+        self.programs.xdp.info().ok()?.verified_instruction_count()
+    }
+
+    /// Whether the programs were another daemon's, too: of the same build.
+    pub fn programs_taken_over(&self) -> bool {
+        self.programs.taken_over
     }
 }
 
@@ -391,11 +370,6 @@ where
 /// Bytes of a page, the smallest ring.
 fn page_size() -> u32 {
     u32::try_from(rustix::param::page_size()).unwrap_or(1 << 16)
-}
-
-/// How long programs have run.
-pub(super) fn run_time(ebpf: &Ebpf, names: &[&str]) -> Option<Duration> {
-    names.iter().map(|name| Some(ebpf.program(name)?.info().ok()?.run_time())).sum()
 }
 
 /// A secret that nobody can guess.

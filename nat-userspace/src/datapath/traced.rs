@@ -8,14 +8,14 @@ use aya::maps::{Array, MapData, PerCpuArray, RingBuf};
 use aya::programs::links::{FdLink, PinnedLink};
 use aya::programs::tc::SchedClassifierLink;
 use aya::programs::xdp::XdpLink;
-use aya::programs::{SchedClassifier, Xdp};
+use aya::programs::{Program, SchedClassifier, Xdp};
 use aya::{Ebpf, EbpfLoader};
 use nat_common::abi;
 use nat_common::table::Secret;
 use nat_common::trace::{Header, Spent, Tracing};
 
 use super::attach::Cause;
-use super::object::{Datapath, LoadError, OBJECT, PINNED, program, run_time, typed};
+use super::object::{Datapath, LoadError, OBJECT, PINNED, program, typed};
 
 /// What the tracing programs are loaded beside.
 #[derive(Clone, Debug)]
@@ -32,15 +32,12 @@ pub struct Traced {
     records: RingBuf<MapData>,
 }
 
-/// The map of VLANs is only the daemon's: it is pinned for as long as the loading takes.
-const VLANS: &str = "VLANS";
-
 impl Beside {
     /// Loads the tracing programs. That takes the verifier a while: not for the worker's thread.
     pub fn load(&self) -> Result<Traced, LoadError> {
         let mut loader = EbpfLoader::new();
         loader.override_global("SECRET", &self.secret.0, true);
-        for name in PINNED.into_iter().chain([VLANS]) {
+        for name in PINNED {
             loader.map_pin_path(name, self.pins.join(name));
         }
         let mut ebpf = loader.load(OBJECT)?;
@@ -52,10 +49,6 @@ impl Beside {
             records: typed(&mut ebpf, "TRACED")?,
             ebpf,
         })
-    }
-
-    fn vlans(&self) -> PathBuf {
-        self.pins.join(VLANS)
     }
 }
 
@@ -102,7 +95,8 @@ impl Traced {
 
     /// How long these programs have run, while the kernel measures that.
     pub fn run_time(&self) -> Option<Duration> {
-        run_time(&self.ebpf, &[abi::PROGRAM_XDP_TRACED, abi::PROGRAM_TC_TRACED])
+        let names = [abi::PROGRAM_XDP_TRACED, abi::PROGRAM_TC_TRACED];
+        names.into_iter().map(|name| Some(self.ebpf.program(name)?.info().ok()?.run_time())).sum()
     }
 
     /// The verified instruction count of the XDP program.
@@ -112,42 +106,44 @@ impl Traced {
 
     /// Puts these programs where the others are, between two packets.
     pub fn attach(&mut self, beside: &Beside) -> Result<(), LoadError> {
-        replace(&mut self.ebpf, [abi::PROGRAM_XDP_TRACED, abi::PROGRAM_TC_TRACED], &beside.pins)
+        let (mut xdp, mut tc) = (None, None);
+        for (name, program) in self.ebpf.programs_mut() {
+            match program {
+                Program::Xdp(program) if name == abi::PROGRAM_XDP_TRACED => xdp = Some(program),
+                Program::SchedClassifier(program) if name == abi::PROGRAM_TC_TRACED => tc = Some(program),
+                _ => {}
+            }
+        }
+        let xdp = xdp.ok_or(LoadError::MissingMap(abi::PROGRAM_XDP_TRACED))?;
+        let tc = tc.ok_or(LoadError::MissingMap(abi::PROGRAM_TC_TRACED))?;
+        replace(xdp, tc, &beside.pins);
+        Ok(())
     }
 }
 
 impl Datapath {
-    /// Prepares for the tracing programs to be loaded beside these; [`Datapath::close_beside`] ends that.
-    pub fn open_beside(&self) -> Result<Beside, LoadError> {
-        let beside = Beside { pins: self.pins.clone(), secret: self.secret };
-        // What a daemon that was killed meanwhile has left would be another map.
-        let _ = std::fs::remove_file(beside.vlans());
-        self.vlans_handle.pin(beside.vlans()).map_err(|source| LoadError::Pin { name: VLANS, source })?;
-        Ok(beside)
-    }
-
-    /// The tracing programs are loaded, or will not be.
-    pub fn close_beside(&self, beside: &Beside) {
-        let _ = std::fs::remove_file(beside.vlans());
+    /// What the tracing programs are loaded beside.
+    pub fn beside(&self) -> Beside {
+        Beside { pins: self.pins.clone(), secret: self.secret }
     }
 
     /// Puts these programs back where the tracing ones are.
-    pub fn replace_traced(&mut self) -> Result<(), LoadError> {
-        replace(&mut self.ebpf, [abi::PROGRAM_XDP, abi::PROGRAM_TC], &self.pins)
+    pub fn replace_traced(&mut self) {
+        replace(&mut self.programs.xdp, &mut self.programs.tc, &self.pins);
     }
 }
 
-/// Has every pinned link run these programs, an XDP and a tc program.
-fn replace(ebpf: &mut Ebpf, [xdp, tc]: [&'static str; 2], pins: &Path) -> Result<(), LoadError> {
-    let Ok(entries) = std::fs::read_dir(pins) else { return Ok(()) };
+/// Has every pinned link run these programs.
+fn replace(xdp: &mut Xdp, tc: &mut SchedClassifier, pins: &Path) {
+    let Ok(entries) = std::fs::read_dir(pins) else { return };
     for path in entries.filter_map(|entry| Some(entry.ok()?.path())) {
         let Some(name) = path.file_name().and_then(|name| name.to_str()) else { continue };
         let Some((kind, _)) = name.strip_prefix("link-").and_then(|kind| kind.rsplit_once('-')) else {
             continue;
         };
         let replaced = match kind {
-            "xdp" | "xdp-generic" => replace_xdp(program(ebpf, xdp)?, &path),
-            "tc" => replace_tc(program(ebpf, tc)?, &path),
+            "xdp" | "xdp-generic" => replace_xdp(xdp, &path),
+            "tc" => replace_tc(tc, &path),
             _ => Ok(()),
         };
         // The link of an interface that is gone cannot be changed, and need not be.
@@ -155,7 +151,6 @@ fn replace(ebpf: &mut Ebpf, [xdp, tc]: [&'static str; 2], pins: &Path) -> Result
             tracing::debug!(%error, link = name, "the program of a link could not be replaced");
         }
     }
-    Ok(())
 }
 
 fn replace_xdp(program: &mut Xdp, pin: &Path) -> Result<(), Cause> {

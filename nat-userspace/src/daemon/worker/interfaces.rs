@@ -2,8 +2,11 @@
 
 use std::time::Instant;
 
+use nat_common::abi::VlanKey;
+
 use super::super::vlans::place;
 use super::Worker;
+use crate::hash::HashSet;
 use crate::host::Link;
 
 impl Worker {
@@ -55,5 +58,26 @@ impl Worker {
         let others = self.served.iter().enumerate().filter(|(other, _)| *other != index);
         let shared = device.is_some_and(|device| others.clone().any(|(_, served)| served.is_on(device)));
         self.served[index].lost(&mut self.kernel, &mut self.ports, shared);
+    }
+
+    /// Takes off what an earlier daemon had attached to interfaces that are this one's no more.
+    pub(super) fn let_go_of_others(&mut self) {
+        let served = self.served.iter();
+        let own = served.flat_map(|served| {
+            [served.ifindex, served.place.as_ref().map(|place| place.device.index)].into_iter().flatten()
+        });
+        self.kernel.datapath.detach_all_but(&own.collect());
+        let served = self.served.iter().filter(|served| served.ifindex.is_some());
+        let vlans = served.filter_map(|served| {
+            let place = served.place.as_ref().filter(|place| !place.tags.is_empty())?;
+            Some(VlanKey { tags: place.tags.vlan(), device: place.device.index, pad: 0 })
+        });
+        let vlans: HashSet<VlanKey> = vlans.collect();
+        let known = &mut self.kernel.datapath.vlans;
+        let others: Vec<VlanKey> =
+            known.keys().filter_map(Result::ok).filter(|key| !vlans.contains(key)).collect();
+        for key in others {
+            let _ = known.remove(&key);
+        }
     }
 }

@@ -124,6 +124,7 @@ impl Worker {
         for index in 0..self.served.len() {
             self.attach(index)?;
         }
+        self.let_go_of_others();
         self.gateway.lend(&mut self.kernel);
         self.transmit(announcements);
         self.checks.follow(&self.config.services);
