@@ -53,6 +53,7 @@ mod log_records;
 mod metrics;
 mod ops;
 mod ops_rules;
+mod ops_supervised;
 mod ops_top;
 mod ops_trace;
 mod ops_watch;

@@ -18,16 +18,7 @@ impl Check {
         let path = self.file.config;
         let config = Config::load(&path)?;
         let mut out = io::stdout().lock();
-        writeln!(
-            out,
-            "configuration {} is valid: {} interfaces, {} snat, {} static, {} forward, {} service",
-            path.display(),
-            config.interfaces.len(),
-            config.snat.len(),
-            config.statics.len(),
-            config.forwards.len(),
-            config.services.len()
-        )?;
+        writeln!(out, "configuration {} is valid: {}", path.display(), config.summary())?;
         for warning in &config.warnings {
             writeln!(out, "warning: {warning}")?;
         }

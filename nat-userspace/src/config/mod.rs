@@ -86,6 +86,18 @@ pub struct Config {
 }
 
 impl Config {
+    /// What is in it, by numbers.
+    pub fn summary(&self) -> String {
+        format!(
+            "{} interfaces, {} snat, {} static, {} forward, {} service",
+            self.interfaces.len(),
+            self.snat.len(),
+            self.statics.len(),
+            self.forwards.len(),
+            self.services.len()
+        )
+    }
+
     /// Reads and judges a configuration file.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
         Ok(Self::read(path)?.1)

@@ -10,12 +10,12 @@ mod kernel;
 mod preflight;
 mod report;
 mod services;
+mod supervisor;
 mod top;
 mod tracing_clients;
 mod vlans;
 mod worker;
 
-use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
@@ -111,13 +111,13 @@ pub fn run(options: RunOptions, config: Config) -> anyhow::Result<()> {
         instructions,
         "natgw is ready"
     );
-    notify("READY=1");
+    supervisor::ready(&worker.config.summary());
     let mut worker = Serving { worker: Some(worker), keep };
     let served = match worker.worker.as_mut() {
         Some(worker) => worker.serve(&mailbox),
         None => Ok(()),
     };
-    notify("STOPPING=1");
+    supervisor::stopping();
     drop((server, responder));
     served
 }
@@ -138,7 +138,7 @@ impl Drop for Serving {
 
 /// Reads the configuration anew: what is wrong with it changes nothing.
 fn reload(worker: &mut Worker) -> Result<Reloaded, ApiError> {
-    notify("RELOADING=1");
+    supervisor::reloading();
     let file = worker.options.config_path.clone();
     let outcome = match Config::read(&file) {
         Ok((text, config)) => worker.reload(config).inspect(|_| worker.options.source = text),
@@ -152,25 +152,12 @@ fn reload(worker: &mut Worker) -> Result<Reloaded, ApiError> {
             for warning in warnings {
                 tracing::warn!("{warning}");
             }
+            supervisor::ready(&worker.config.summary());
         }
-        Err(error) => tracing::error!("the old configuration stays: {error}"),
+        Err(error) => {
+            tracing::error!("the old configuration stays: {error}");
+            supervisor::ready("the file was refused at the last reload: what was in force stays");
+        }
     }
-    notify("READY=1");
     outcome
-}
-
-/// Tells systemd how far the daemon is (`sd_notify(3)`).
-fn notify(state: &str) {
-    let Some(path) = std::env::var_os("NOTIFY_SOCKET") else { return };
-    let sent = UnixDatagram::unbound().and_then(|socket| match path.to_string_lossy().strip_prefix('@') {
-        Some(name) => {
-            use std::os::linux::net::SocketAddrExt as _;
-            let address = std::os::unix::net::SocketAddr::from_abstract_name(name)?;
-            socket.send_to_addr(state.as_bytes(), &address)
-        }
-        None => socket.send_to(state.as_bytes(), &path),
-    });
-    if let Err(error) = sent {
-        tracing::warn!(%error, "systemd could not be notified");
-    }
 }

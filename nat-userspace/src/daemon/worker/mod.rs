@@ -17,6 +17,7 @@ use super::claims::Claims;
 use super::control::Mailbox;
 use super::interfaces::{Served, publish_addresses};
 use super::kernel::Kernel;
+use super::supervisor::Watchdog;
 use super::tracing_clients::Tracers;
 use super::{RunOptions, report};
 use crate::config::Config;
@@ -152,8 +153,10 @@ impl Worker {
 
     /// Serves until the mailbox says to end.
     pub fn serve(&mut self, mailbox: &Mailbox) -> anyhow::Result<()> {
+        let mut watchdog = Watchdog::from_environment(Instant::now());
         loop {
             let now = Instant::now();
+            watchdog.feed(now);
             self.kernel.refresh(now);
             self.confirm_neighbours(now);
             self.notice_lost_events(now);
@@ -167,7 +170,7 @@ impl Worker {
             self.settle(Instant::now());
             let backlog = self.ports.iter().any(Port::has_backlog);
             let wait = if backlog { wait.min(Duration::from_millis(1)) } else { wait };
-            self.wait(mailbox.fd(), wait)?;
+            self.wait(mailbox.fd(), watchdog.bound(Instant::now(), wait))?;
             self.drain_events(Instant::now());
             self.read_session_events(Instant::now());
             self.read_traces();
