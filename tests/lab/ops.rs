@@ -175,6 +175,8 @@ fn ops_07_stopped_it_leaves_no_trace() {
         assert!(before == after, "{look}, before:\n{before}\nafter:\n{after}");
     }
     assert!(gateway.pins().is_empty(), "{:?}", gateway.pins());
+    let folder = gateway.configuration().with_file_name("bpf").join("natgw");
+    assert!(!folder.exists(), "{} is left", folder.display());
 }
 
 /// What another program could find changed: where it looks, and what it sees.

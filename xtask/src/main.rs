@@ -8,6 +8,7 @@ mod bench;
 mod build;
 mod demo;
 mod fuzz;
+mod installed;
 mod inventory;
 mod lint;
 mod machine;
@@ -32,6 +33,9 @@ cargo xtask VERB
                                   packets as they say where the normal run has fewer
   test behaviour --real-time [--minutes N] [--write]
                                   the default timers by the clock: up to 137 minutes, or those tests that fit into N
+  test package [--root FOLDER]    the Debian package on a Debian of its own, with systemd as process 1 of namespaces: installed,
+                                  started, given packets, hung, upgraded, purged; its root is a copy-on-write of this
+                                  machine's, or of what debootstrap made
   package                         a Debian package, tried by installing it into an empty root and removing it
   demo [--keep]                   natgw between namespaces, with real traffic; --keep leaves them up
   demo --services                 three web servers behind one address by each method, one of which dies

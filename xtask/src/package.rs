@@ -46,6 +46,13 @@ const STAYS: &[&str] =
 
 /// See the module.
 pub(crate) fn package() -> Result {
+    let package = debian_package()?;
+    println!("package: {}", package.display());
+    Ok(())
+}
+
+/// Makes the Debian package, and tries whether it can be installed and removed.
+pub(crate) fn debian_package() -> Result<PathBuf> {
     for program in ["dpkg-deb", "dpkg", "gzip"] {
         if !has_program(program) {
             return Err(format!("there is no `{program}`: a Debian package is made on Debian or a relative"));
@@ -58,8 +65,7 @@ pub(crate) fn package() -> Result {
     }
     let package = step("package", || make(&folder))?;
     step("install and remove in an empty root", || try_out(&package, &folder.join("root")))?;
-    println!("package: {}", package.display());
-    Ok(())
+    Ok(package)
 }
 
 fn make(folder: &Path) -> Result<PathBuf> {
@@ -71,6 +77,9 @@ fn make(folder: &Path) -> Result<PathBuf> {
     for (from, to, mode) in FILES {
         put(&tree, to, &read(&root().join(from))?, *mode)?;
     }
+    let postinst = tree.join("DEBIAN/postinst");
+    let script = String::from_utf8_lossy(&read(&postinst)?).replace("@LAYOUT@", &layout()?);
+    put(&tree, "DEBIAN/postinst", script.as_bytes(), 0o755)?;
     for entry in fs::read_dir(root().join("examples")).map_err(|error| format!("read examples: {error}"))? {
         let path = entry.map_err(|error| format!("read examples: {error}"))?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy();
@@ -96,6 +105,15 @@ fn make(folder: &Path) -> Result<PathBuf> {
     let package = folder.join(format!("natgw_{version}_{architecture}.deb"));
     quiet(command(&["dpkg-deb", "--root-owner-group", "--build"]).arg(&tree).arg(&package))?;
     Ok(package)
+}
+
+/// The layout of the tables that this natgw can take over.
+fn layout() -> Result<String> {
+    let text = String::from_utf8_lossy(&read(&root().join("nat-common/src/abi.rs"))?).into_owned();
+    let number = text.split_once("pub const VERSION: u32 = ").and_then(|(_, rest)| rest.split_once(';'));
+    number
+        .map(|(number, _)| number.to_owned())
+        .ok_or_else(|| "nat-common/src/abi.rs has no VERSION".to_owned())
 }
 
 fn control(version: &str, architecture: &str, binary: &[u8]) -> String {

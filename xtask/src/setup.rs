@@ -29,6 +29,7 @@ const NEEDED: &[&str] = &[
     "procps",
     "python3",
     "stun-client",
+    "systemd",
     "tcpdump",
     "traceroute",
     "tshark",

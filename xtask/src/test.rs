@@ -12,6 +12,7 @@ use std::{
 use crate::{
     behaviour,
     build::{build_natgw, natgw},
+    installed,
     lint::CHECKS,
     machine::want_root,
     setup::setup,
@@ -46,12 +47,17 @@ pub(crate) fn test(arguments: &[&str]) -> Result {
     if let ["behaviour", options @ ..] = own {
         return behaviour::behaviour(options);
     }
+    if let ["package", options @ ..] = own {
+        return installed::installed(options);
+    }
     let tiers = match own {
         [] => &[Tier::Unit, Tier::Program, Tier::Lab][..],
         ["unit"] => &[Tier::Unit],
         ["program"] => &[Tier::Program],
         ["lab"] => &[Tier::Lab],
-        other => return Err(format!("`{}` is no tier: unit, program, lab or behaviour", other.join(" "))),
+        other => {
+            return Err(format!("`{}` is no tier: unit, program, lab, behaviour or package", other.join(" ")))
+        }
     };
     if tiers.iter().any(|tier| *tier != Tier::Unit) {
         want_root("test (for the tiers program and lab)")?;
@@ -74,6 +80,11 @@ pub(crate) fn test(arguments: &[&str]) -> Result {
         }
         for tier in tiers {
             count(step(tier.name(), || tier.run(filter, &mut printed)));
+        }
+        if own.is_empty() && filter.is_empty() {
+            count(step("the Debian package, installed", || {
+                installed::installed(&[]).map(|()| Tally::default())
+            }));
         }
         // A whole run can say that every row has its proof.
         if own.is_empty() && filter.is_empty() {

@@ -174,6 +174,8 @@ impl Datapath {
         self.links.clear();
         remove_pins(&self.pins);
         let _ = std::fs::remove_dir(&self.pins);
+        // A mount point, or what holds other things, stays.
+        let _ = self.pins.parent().map(std::fs::remove_dir);
     }
 }
 
