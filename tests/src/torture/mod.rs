@@ -15,6 +15,7 @@ mod traffic;
 use std::{
     collections::{BTreeMap, HashMap},
     fs,
+    net::Ipv4Addr,
     path::PathBuf,
     thread,
     time::{Duration, Instant},
@@ -73,7 +74,8 @@ pub struct Options {
 
 /// Tortures natgw, and says how it was; `progress` gets a line now and then.
 pub fn torture(options: Options, progress: &mut dyn FnMut(&str)) -> Report {
-    let lab = Lab::standard();
+    // Its kernel forwards, so that the fast path opens sessions by itself; what natgw let by would get out untranslated.
+    let lab = Lab::builder().forwarding().build();
     lab.gro_on();
     for host in [&lab.b, &lab.c, &lab.s2, &lab.s3, &lab.attacker] {
         host.mute();
@@ -87,6 +89,7 @@ pub fn torture(options: Options, progress: &mut dyn FnMut(&str)) -> Report {
         chance: Chance::new(options.seed),
         prober: (lab.b.tap(), lab.s3.tap()),
         probes: 0,
+        strangers: 0,
         forwards: false,
         traffic: Traffic::start(&lab),
         lab: &lab,
@@ -134,6 +137,8 @@ struct Torture<'lab> {
     /// Where new flows are sent and seen.
     prober: (Tap, Tap),
     probes: u32,
+    /// Who sent them last.
+    strangers: u8,
     forwards: bool,
     tally: Tally,
     /// When which fault began, and how many frames the lab's queues had dropped by then.
@@ -222,8 +227,10 @@ impl Torture<'_> {
         self.first_flow_since(Instant::now());
     }
 
-    /// Opens flows until one gets through.
+    /// Opens flows of a host that has had none lately, which only the daemon opens, until one gets through.
     fn first_flow_since(&mut self, start: Instant) -> Option<Duration> {
+        self.strangers = (self.strangers + 1) % 70;
+        let stranger = Ipv4Addr::new(192, 168, 1, 20 + self.strangers);
         let (own, remote) = &self.prober;
         let first = self.probes + 1;
         let number_of = |payload: &[u8]| payload.try_into().ok().map(u32::from_be_bytes);
@@ -234,7 +241,7 @@ impl Torture<'_> {
             self.probes += 1;
             let port = u16::try_from(50_000 + self.probes % 15_000).expect("a port");
             let remote_port = u16::try_from(1 + self.probes / 15_000 % 60_000).expect("a port");
-            let packet = Packet::udp((self.lab.b.address, port), (self.lab.s3.address, remote_port));
+            let packet = Packet::udp((stranger, port), (self.lab.s3.address, remote_port));
             own.send(&packet.payload(self.probes.to_be_bytes()));
             let is_new =
                 |seen: &crate::Decoded| number_of(seen.payload()).is_some_and(|number| number >= first);
