@@ -22,7 +22,7 @@ use nat_common::{
     reason::REASONS,
     table::{
         self, BUCKET, Bucket, EMPTY, FlowLine, INDEX_SEGMENTS, LINE_MASK, PLACES, SEARCHED, SEGMENT,
-        SEGMENTS, Secret, SessionLines,
+        SEGMENTS, Secret,
     },
     vlan::Tags,
 };
@@ -45,7 +45,10 @@ static INDEX: ArrayOfMaps<Places, { INDEX_SEGMENTS as usize }> = ArrayOfMaps::ne
 static LEVEL: Array<u64> = Array::with_max_entries(1, MMAPABLE);
 
 /// A segment of lines: key and verdict written by the daemon, what packets did by the program, both as memory.
-type Segment = btf_maps::Array<SessionLines, { SEGMENT as usize }, { MMAPABLE as usize }>;
+///
+/// An array of lines rather than the struct of them: before 6.2 the kernel tells maps whose value's type it knows to be
+/// a struct from others (`bpf_map_meta_equal`), and those that the daemon adds say nothing about types.
+type Segment = btf_maps::Array<[FlowLine; 2], { SEGMENT as usize }, { MMAPABLE as usize }>;
 
 /// Number of a line → the line. Segments are added by the daemon as sessions come. A segment that is set anew, to
 /// itself, is how the daemon waits until no program holds a line that it has let go of.

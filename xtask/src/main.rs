@@ -10,6 +10,7 @@ mod demo;
 mod fuzz;
 mod installed;
 mod inventory;
+mod kernels;
 mod lint;
 mod machine;
 mod package;
@@ -36,6 +37,7 @@ cargo xtask VERB
   test package [--root FOLDER]    the Debian package on a Debian of its own, with systemd as process 1 of namespaces: installed,
                                   started, given packets, hung, upgraded, purged; its root is a copy-on-write of this
                                   machine's, or of what debootstrap made
+  test kernels [-- FILTER]        the core of the lab on Debian 12's kernel, booted in QEMU: some minutes
   package                         a Debian package, tried by installing it into an empty root and removing it
   demo [--keep]                   natgw between namespaces, with real traffic; --keep leaves them up
   demo --services                 three web servers behind one address by each method, one of which dies

@@ -104,6 +104,15 @@ fn packages() -> Result {
             println!("setup: no package {name} here; going on without it");
         }
     }
+    install(&wanted)
+}
+
+/// Installs those of some packages that are missing.
+pub(crate) fn install_missing(names: &[&'static str]) -> Result {
+    install(&missing(names)?)
+}
+
+fn install(wanted: &[&str]) -> Result {
     if wanted.is_empty() {
         return Ok(());
     }

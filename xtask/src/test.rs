@@ -12,7 +12,7 @@ use std::{
 use crate::{
     behaviour,
     build::{build_natgw, natgw},
-    installed,
+    installed, kernels,
     lint::CHECKS,
     machine::want_root,
     setup::setup,
@@ -50,13 +50,18 @@ pub(crate) fn test(arguments: &[&str]) -> Result {
     if let ["package", options @ ..] = own {
         return installed::installed(options);
     }
+    if own == ["kernels"] {
+        let tally = kernels::kernels(filter)?;
+        return tally.judged();
+    }
     let tiers = match own {
         [] => &[Tier::Unit, Tier::Program, Tier::Lab][..],
         ["unit"] => &[Tier::Unit],
         ["program"] => &[Tier::Program],
         ["lab"] => &[Tier::Lab],
         other => {
-            return Err(format!("`{}` is no tier: unit, program, lab, behaviour or package", other.join(" ")))
+            let tiers = "unit, program, lab, behaviour, package or kernels";
+            return Err(format!("`{}` is no tier: {tiers}", other.join(" ")));
         }
     };
     if tiers.iter().any(|tier| *tier != Tier::Unit) {
@@ -95,14 +100,7 @@ pub(crate) fn test(arguments: &[&str]) -> Result {
     }
     // Nothing can be said of the rest without it.
     count(ready.map(|()| Tally::default()));
-    let Tally { passed, failed, skipped } = tally;
-    println!("{passed} passed, {failed} failed, {skipped} skipped");
-    if failed == 0 {
-        Ok(())
-    } else {
-        // The closing line is the last word.
-        std::process::exit(1)
-    }
+    tally.judged()
 }
 
 impl Tier {
@@ -190,8 +188,20 @@ pub(crate) fn count_tests(words: &[&str], reference: Option<&Path>, printed: &mu
 }
 
 impl Tally {
+    /// Says it.
+    fn judged(self) -> Result {
+        let Self { passed, failed, skipped } = self;
+        println!("{passed} passed, {failed} failed, {skipped} skipped");
+        if failed == 0 {
+            Ok(())
+        } else {
+            // The closing line is the last word.
+            std::process::exit(1)
+        }
+    }
+
     /// Reads `test result: ok. 3 passed; 0 failed; 1 ignored; …`.
-    fn of_line(line: &str) -> Option<Self> {
+    pub(crate) fn of_line(line: &str) -> Option<Self> {
         let counts = line.trim().strip_prefix("test result:")?.split_once(". ")?.1;
         let number = |what: &str| {
             let part = counts.split(';').map(str::trim).find(|part| part.ends_with(what))?;

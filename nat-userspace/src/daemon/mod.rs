@@ -55,6 +55,9 @@ const SMALL_MTU: u32 = 1700;
 /// Runs the gateway until it is told to end.
 pub fn run(options: RunOptions, config: Config) -> anyhow::Result<()> {
     preflight::privileges()?;
+    for lacking in preflight::kernel()? {
+        tracing::warn!("{lacking}");
+    }
     let host = Host::open().context("read the host's interfaces and addresses")?;
     preflight::interfaces(&host, &config)?;
     let metrics = config.metrics.listen.map(Responder::bind).transpose()?;

@@ -2,6 +2,7 @@
 
 use anyhow::bail;
 
+use aya::util::KernelVersion;
 use ipnet::Ipv4Net;
 
 use super::vlans;
@@ -13,6 +14,48 @@ use crate::privileges;
 /// received frame (`XDP_PACKET_HEADROOM`), room for two tags and an Ethernet header. What is larger would
 /// pass once its flow is known, and never make it known.
 pub const LARGEST_MTU: u32 = 4096 - 256 - 8 - 14;
+
+/// The oldest kernel that natgw is tested with (`cargo xtask test kernels`): Debian 12's.
+const TESTED: KernelVersion = KernelVersion::new(6, 1, 0);
+/// The oldest that knows all that natgw cannot do without: loops that the verifier walks once (`bpf_loop`, 5.17), frames
+/// that a program of the daemon's hands to the stack (`BPF_F_TEST_XDP_LIVE_FRAMES`, 5.18).
+const NEEDED: KernelVersion = KernelVersion::new(5, 18, 0);
+/// What later kernels brought, and what it is like without.
+const HELPFUL: [(KernelVersion, &str); 2] = [
+    (
+        KernelVersion::new(6, 3, 0),
+        "it does not say which interfaces take redirected frames (netdev's XDP features, Linux 6.3): what leaves by virtual \
+         ones is sent by the stack, which costs more a packet",
+    ),
+    (
+        KernelVersion::new(6, 6, 0),
+        "it has no tcx (Linux 6.6): the tc programs are filters of a clsact qdisc, which stays, empty, when natgw ends",
+    ),
+];
+
+/// Errs if the kernel is too old; else what it lacks.
+pub fn kernel() -> anyhow::Result<Vec<String>> {
+    // Who hides it has it tried.
+    KernelVersion::current().map_or_else(|_| Ok(Vec::new()), of_kernel)
+}
+
+fn of_kernel(version: KernelVersion) -> anyhow::Result<Vec<String>> {
+    if version < NEEDED {
+        bail!(
+            "natgw needs Linux 5.18 (bpf_loop, XDP live frames), this is {}: boot a newer kernel, for which Debian 12's 6.1 will do",
+            words(version)
+        );
+    }
+    let old = format!("Linux {} is older than what natgw is tested with, 6.1", words(version));
+    let lacking = HELPFUL.into_iter().filter(|(since, _)| version < *since);
+    let lacking = lacking.map(|(_, what)| format!("Linux {}: {what}", words(version)));
+    Ok((version < TESTED).then_some(old).into_iter().chain(lacking).collect())
+}
+
+fn words(version: KernelVersion) -> String {
+    let code = version.code();
+    format!("{}.{}", code >> 16, code >> 8 & 0xff)
+}
 
 /// Errs with the capability that is missing.
 pub fn privileges() -> anyhow::Result<()> {
@@ -126,4 +169,22 @@ fn same_networks(host: &Host, config: &Config) -> Vec<String> {
             )
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_kernel_lacks_is_said() {
+        let said = |major, minor| {
+            of_kernel(KernelVersion::new(major, minor, 7)).map_err(|error| format!("{error:#}"))
+        };
+        assert!(said(5, 15).is_err_and(|error| error.contains("5.18") && error.contains("this is 5.15")));
+        assert_eq!(said(5, 19).map(|lacking| lacking.len()), Ok(3));
+        let of_debian = said(6, 1).expect("it runs there").join("; ");
+        assert!(of_debian.contains("tcx") && of_debian.contains("redirected frames"), "{of_debian}");
+        assert_eq!(said(6, 6), Ok(Vec::new()));
+        assert_eq!(said(6, 18), Ok(Vec::new()));
+    }
 }

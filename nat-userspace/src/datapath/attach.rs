@@ -11,6 +11,7 @@ use aya::programs::xdp::XdpLink;
 use aya::programs::{ProgramError, XdpMode};
 use nat_common::abi;
 
+use super::filters;
 use super::object::{Datapath, LoadError};
 use super::programs::Programs;
 use crate::config::AttachMode;
@@ -127,21 +128,21 @@ impl Datapath {
         let pin = self.link_pin(kind, ifindex);
         let Programs { tc, own, .. } = &mut self.programs;
         let tc = if matches!(hook, TcAttachType::Egress) { own } else { tc };
+        if filters::are_needed() {
+            return Ok(filters::attach(tc, ifindex, hook)?);
+        }
         if let Ok(pinned) = PinnedLink::from_pin(&pin) {
             let link = SchedClassifierLink::try_from(FdLink::from(pinned))?;
             if let Ok(id) = tc.attach_to_link(link) {
-                if let Ok(link) = FdLink::try_from(tc.take_link(id)?) {
-                    self.links.insert(pin, link);
-                }
+                let link = FdLink::try_from(tc.take_link(id)?)?;
+                self.links.insert(pin, link);
                 return Ok(());
             }
             let _ = std::fs::remove_file(&pin);
         }
         let id = tc.attach(ifindex, hook)?;
-        // Below 6.6 there is no tcx: the filter stays by itself, and is found again by its name.
-        if let Ok(link) = FdLink::try_from(tc.take_link(id)?) {
-            self.links.insert(pin.clone(), link.pin(&pin)?.into());
-        }
+        let link = FdLink::try_from(tc.take_link(id)?)?;
+        self.links.insert(pin.clone(), link.pin(&pin)?.into());
         Ok(())
     }
 
@@ -156,15 +157,18 @@ impl Datapath {
             let _ = std::fs::remove_file(&pin);
             self.links.remove(&pin);
         }
+        if filters::are_needed() {
+            filters::detach(ifindex, TcAttachType::Ingress);
+            filters::detach(ifindex, TcAttachType::Egress);
+        }
     }
 
     /// Takes the programs off all interfaces but these, whoever attached them.
     pub fn detach_all_but(&mut self, interfaces: &HashSet<u32>) {
         for path in pinned_links(&self.pins) {
             let ifindex = path.to_str().and_then(|path| path.rsplit_once('-')?.1.parse().ok());
-            if ifindex.is_some_and(|ifindex: u32| !interfaces.contains(&ifindex)) {
-                let _ = std::fs::remove_file(&path);
-                self.links.remove(&path);
+            if let Some(ifindex) = ifindex.filter(|ifindex| !interfaces.contains(ifindex)) {
+                self.detach(ifindex);
             }
         }
     }

@@ -4,6 +4,7 @@
 mod attach;
 mod claims;
 mod delegation;
+mod filters;
 mod flows;
 mod forwards;
 mod grace;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use aya::maps::{Array, MapData, PerCpuArray, RingBuf};
 use aya::programs::links::{FdLink, PinnedLink};
-use aya::programs::tc::SchedClassifierLink;
+use aya::programs::tc::{SchedClassifierLink, TcAttachType};
 use aya::programs::xdp::XdpLink;
 use aya::programs::{Program, SchedClassifier, Xdp};
 use aya::{Ebpf, EbpfLoader};
@@ -15,6 +15,7 @@ use nat_common::table::Secret;
 use nat_common::trace::{Header, Spent, Tracing};
 
 use super::attach::Cause;
+use super::filters;
 use super::object::{Datapath, LoadError, OBJECT, PINNED, program, typed};
 
 /// What the tracing programs are loaded beside.
@@ -138,12 +139,17 @@ fn replace(xdp: &mut Xdp, tc: &mut SchedClassifier, pins: &Path) {
     let Ok(entries) = std::fs::read_dir(pins) else { return };
     for path in entries.filter_map(|entry| Some(entry.ok()?.path())) {
         let Some(name) = path.file_name().and_then(|name| name.to_str()) else { continue };
-        let Some((kind, _)) = name.strip_prefix("link-").and_then(|kind| kind.rsplit_once('-')) else {
+        let Some((kind, ifindex)) = name.strip_prefix("link-").and_then(|kind| kind.rsplit_once('-')) else {
             continue;
         };
-        let replaced = match kind {
-            "xdp" | "xdp-generic" => replace_xdp(xdp, &path),
-            "tc" => replace_tc(tc, &path),
+        let replaced = match (kind, ifindex.parse()) {
+            // Filters have no pins; they are where the others are.
+            ("xdp" | "xdp-generic", Ok(ifindex)) if filters::are_needed() => {
+                let replaced = filters::attach(tc, ifindex, TcAttachType::Ingress).map_err(Cause::from);
+                replaced.and_then(|()| replace_xdp(xdp, &path))
+            }
+            ("xdp" | "xdp-generic", _) => replace_xdp(xdp, &path),
+            ("tc", _) => replace_tc(tc, &path),
             _ => Ok(()),
         };
         // The link of an interface that is gone cannot be changed, and need not be.
