@@ -28,19 +28,19 @@ const PATIENCE: &str = "5400";
 /// opens by itself, reload, takeover, upgrade and end.
 const CORE: [&str; 14] = [
     "dlg::",
-    "faults::killed",
     "faults::what_was",
-    "flt::",
-    "frg::",
-    "hpn::",
-    "ice::",
-    "icq::",
+    "flt::flt_0",
+    "frg::frg_0",
+    "hpn::hpn_0",
+    "ice::ice_0",
+    "icq::icq_0",
+    "map::map_0",
     "l2x_vlans::",
-    "map::",
-    "one::",
-    "ops::",
-    "pfw::",
-    "tcp::",
+    "one::one_0",
+    "ops::ops_0",
+    "pfw::pfw_0",
+    "tcp::tcp_0",
+    "tcp_end::",
 ];
 
 /// Boots the kernel and runs the core in it, or what the filter says.
@@ -79,9 +79,11 @@ fn unpack(folder: &Path) -> Result<PathBuf> {
     })?;
     let unpacked = folder.join(package);
     if !unpacked.exists() {
-        let before = |name: &str| name.starts_with(package) && name.ends_with(".deb");
+        let is_archive = |name: &str| {
+            name.starts_with(package) && Path::new(name).extension().is_some_and(|end| end == "deb")
+        };
         run(command(&["apt-get", "download", "--quiet", package]).current_dir(folder))?;
-        let archive = names(folder)?.into_iter().find(|name| before(name));
+        let archive = names(folder)?.into_iter().find(|name| is_archive(name));
         let archive = archive.ok_or_else(|| format!("apt-get downloaded no {package}"))?;
         let partly = folder.join("partly");
         run(command(&["dpkg-deb", "-x", &archive]).arg(&partly).current_dir(folder))?;
