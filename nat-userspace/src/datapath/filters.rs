@@ -21,17 +21,15 @@ pub(super) fn attach(
     hook: TcAttachType,
 ) -> Result<(), ProgramError> {
     let replaced = of(ifindex, hook).and_then(|earlier| program.attach_to_link(earlier));
-    let id = match replaced {
-        Ok(id) => id,
-        // There is none.
-        Err(_) => {
-            // Somebody else's will do.
-            if let Err(error) = qdisc_add_clsact(ifindex) {
-                tracing::debug!(%error, ifindex, "no clsact qdisc was added");
-            }
-            let options = NlOptions { priority: PRIORITY, handle: HANDLE, classid: None };
-            program.attach(ifindex, TcAttach::Netlink { parent: hook.into(), options })?
+    let id = if let Ok(id) = replaced {
+        id
+    } else {
+        // Somebody else's qdisc will do.
+        if let Err(error) = qdisc_add_clsact(ifindex) {
+            tracing::debug!(%error, ifindex, "no clsact qdisc was added");
         }
+        let options = NlOptions { priority: PRIORITY, handle: HANDLE, classid: None };
+        program.attach(ifindex, TcAttach::Netlink { parent: hook.into(), options })?
     };
     // Dropped, it would be detached; it holds nothing else.
     std::mem::forget(program.take_link(id)?);
