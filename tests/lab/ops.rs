@@ -265,8 +265,9 @@ fn ops_08_state_of_another_layout_is_not_damaged() {
     let mut stage = Stage::standard();
     let mapped = source(&stage.crosses(&stage.udp(CLIENT, SERVER)));
     stage.gateway.kill();
-    // As a daemon of another version would have left it.
-    let pins = PathBuf::from(stage.gateway.pin("FLOWS")).parent().unwrap().to_owned();
+    // As a daemon of another version would have left it that does not say how it is to be read.
+    let pins = PathBuf::from(stage.gateway.pin("LINES")).parent().unwrap().to_owned();
+    fs::remove_file(pins.join("LAYOUT")).unwrap();
     let other = pins.with_file_name("v999");
     fs::rename(&pins, &other).unwrap();
     let output = stage.gateway.output(&["run", "--config", &stage.gateway.configuration().to_string_lossy()]);

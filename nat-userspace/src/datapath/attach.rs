@@ -12,6 +12,7 @@ use aya::programs::{ProgramError, XdpMode};
 use nat_common::abi;
 
 use super::filters;
+use super::migrate::Earlier;
 use super::object::{Datapath, LoadError};
 use super::programs::Programs;
 use crate::config::AttachMode;
@@ -183,8 +184,9 @@ impl Datapath {
     }
 }
 
-/// The folder for this layout's pins, on a bpffs that is mounted if it is not yet.
-pub(super) fn prepare_pins(bpffs: &Path) -> Result<PathBuf, LoadError> {
+/// The folder for this layout's pins, on a bpffs that is mounted if it is not yet; and the fast path of another layout
+/// that is attached.
+pub(super) fn prepare_pins(bpffs: &Path) -> Result<(PathBuf, Option<Earlier>), LoadError> {
     let failed = |path: &Path| {
         let path = path.to_owned();
         move |source: io::Error| LoadError::Pins { path, source }
@@ -196,15 +198,15 @@ pub(super) fn prepare_pins(bpffs: &Path) -> Result<PathBuf, LoadError> {
             mount(bpffs).map_err(failed(bpffs))?;
         }
     }
-    if let Some((path, layout)) = other_layout(bpffs) {
-        return Err(LoadError::OtherLayout { path, layout });
-    }
+    let earlier = other_layout(bpffs)
+        .map(|(path, layout)| Earlier::of(path.clone()).ok_or(LoadError::OtherLayout { path, layout }));
+    let earlier = earlier.transpose()?;
     let pins = bpffs.join(format!("v{}", abi::VERSION));
     std::fs::create_dir_all(&pins).map_err(failed(&pins))?;
-    Ok(pins)
+    Ok((pins, earlier))
 }
 
-/// A fast path of another version of natgw that is attached: its tables cannot be read, and must not be cut off.
+/// A fast path of another version of natgw that is attached, and must not be cut off.
 fn other_layout(bpffs: &Path) -> Option<(PathBuf, u32)> {
     let entries = std::fs::read_dir(bpffs).ok()?.flatten();
     let mut layouts = entries.filter_map(|entry| {

@@ -25,6 +25,7 @@ use super::flows::FlowTable;
 use super::grace::{Maps, Segments};
 use super::lender::Lender;
 use super::mapped::Mapped;
+use super::migrate::Earlier;
 use super::programs::Programs;
 
 /// `BPF_F_MMAPABLE`.
@@ -95,9 +96,10 @@ pub enum LoadError {
         /// Why.
         source: aya::pin::PinError,
     },
-    /// Another version of natgw has left its fast path there.
+    /// Another version of natgw has left its fast path there, and no description of it that this one can read.
     #[error(
-        "take over {path}: it is the fast path of another version of natgw (layout {layout}, this one's is {own}); \
+        "take over {path}: it is the fast path of another version of natgw (layout {layout}, this one's is {own}), and does not \
+         say how its sessions are to be read; \
          run that version and end it with `systemctl stop natgw` or SIGTERM, without --keep, or end its sessions with `rm -r {path}`",
         own = abi::VERSION
     )]
@@ -123,6 +125,8 @@ pub struct Datapath {
     pub(super) programs: Programs,
     pub(super) pins: PathBuf,
     pub(super) secret: Secret,
+    /// The pins of a fast path with another layout, until this one's programs are in their place.
+    pub(super) earlier: Option<PathBuf>,
     /// Links by their pins. They are held as well, so that unmounting the pins' file system detaches nothing.
     pub(super) links: std::collections::HashMap<PathBuf, FdLink>,
     /// Whether the maps were another daemon's.
@@ -217,12 +221,15 @@ fn segments(ebpf: &mut Ebpf, name: &'static str) -> Result<(Segments, Segments),
 
 impl Datapath {
     /// Loads everything for at most `sessions` sessions, with pins below `bpffs`. Maps pinned
-    /// there by a daemon of the same layout (which their path tells) are taken over; others are put away first.
+    /// there by a daemon of the same layout (which their path tells) are taken over; those of another that is attached
+    /// are read, and what is in them put into new ones.
     ///
     /// The program may open as many sessions as `delegated` on each CPU before the daemon has taken note of them.
     pub fn load(bpffs: &Path, sessions: u32, delegated: u32) -> Result<Self, LoadError> {
-        let pins = super::attach::prepare_pins(bpffs)?;
-        let taken_over = PINNED.iter().all(|name| pins.join(name).exists());
+        let (pins, earlier) = super::attach::prepare_pins(bpffs)?;
+        // With the first of its links a table of this layout is whole, whatever an earlier move has come to.
+        let moves_in = earlier.as_ref().filter(|_| super::attach::pinned_links(&pins).is_empty());
+        let taken_over = moves_in.is_none() && PINNED.iter().all(|name| pins.join(name).exists());
         if !taken_over {
             super::attach::remove_pins(&pins);
         }
@@ -259,6 +266,11 @@ impl Datapath {
         let mut delegation =
             Delegation { claims: Rc::new(claims), lender, granted: typed(&mut ebpf, "GRANTED")? };
         delegation.forget(|_| true);
+        super::layout::Layout::describe(&pins)?;
+        if let Some(earlier) = moves_in {
+            earlier.move_into(&mut flows)?;
+        }
+        let taken_over = taken_over || moves_in.is_some();
         Ok(Self {
             flows,
             delegation,
@@ -276,6 +288,7 @@ impl Datapath {
             ebpf,
             programs,
             pins,
+            earlier: earlier.map(Earlier::into_pins),
             links: std::collections::HashMap::new(),
             taken_over,
         })

@@ -122,10 +122,12 @@ impl Worker {
         if self.kernel.datapath.taken_over {
             self.take_over(now, first_hop);
         }
+        self.kernel.datapath.adopt_links()?;
         for index in 0..self.served.len() {
             self.attach(index)?;
         }
         self.let_go_of_others();
+        self.kernel.datapath.forget_earlier();
         self.gateway.lend(&mut self.kernel);
         self.transmit(announcements);
         self.checks.follow(&self.config.services);
