@@ -6,6 +6,9 @@
 //!
 //! All words claimed have 64 bits: the program's processor has no atomic operations on shorter ones before v3.
 
+#[cfg(target_has_atomic = "64")]
+use core::sync::atomic::Ordering::{AcqRel, Acquire};
+
 use crate::table::{self, Secret};
 
 /// Key of the table of grants.
@@ -97,7 +100,94 @@ pub const PENDING: u64 = 0x80;
 /// The mappings that a cell counts; the last number stays.
 pub const COUNTED: u64 = 0x7f;
 
+/// A word that program and daemon share, and write by atomic operations alone: each has its own kind.
+pub trait Word {
+    /// What it holds.
+    fn load(&self) -> u64;
+    /// Sets bits; what it held.
+    fn set(&self, bits: u64) -> u64;
+    /// Keeps these bits only.
+    fn keep(&self, bits: u64);
+    /// Stores another value if it holds the expected one; else tells what it holds.
+    fn exchange(&self, expected: u64, value: u64) -> Result<(), u64>;
+}
+
+#[cfg(target_has_atomic = "64")]
+impl Word for core::sync::atomic::AtomicU64 {
+    fn load(&self) -> u64 {
+        self.load(Acquire)
+    }
+
+    fn set(&self, bits: u64) -> u64 {
+        self.fetch_or(bits, AcqRel)
+    }
+
+    fn keep(&self, bits: u64) {
+        self.fetch_and(bits, AcqRel);
+    }
+
+    fn exchange(&self, expected: u64, value: u64) -> Result<(), u64> {
+        self.compare_exchange(expected, value, AcqRel, Acquire).map(drop)
+    }
+}
+
+/// Takes a port of a word, the program or the daemon: `false` if somebody has it.
+#[inline(always)]
+pub fn take_port(word: &impl Word, bit: u64) -> bool {
+    // Most that are taken are not even tried.
+    word.load() & bit == 0 && word.set(bit) & bit == 0
+}
+
 impl Cell {
+    /// The program's: whether it may make a mapping of an endpoint of this cell. Then the cell is pending until the
+    /// daemon has [settled](Cell::settle) it, or the program [gives it up](Cell::give_up).
+    #[inline(always)]
+    pub fn claim(self, word: &impl Word) -> bool {
+        let before = self.byte(word.set(PENDING << self.shift));
+        if before != 0 && before & PENDING == 0 {
+            // It has a mapping, or seems to: the daemon knows. Whoever else has set the bit clears it.
+            self.give_up(word);
+        }
+        before == 0
+    }
+
+    /// The program's: it makes none after all.
+    #[inline(always)]
+    pub fn give_up(self, word: &impl Word) {
+        word.keep(!(PENDING << self.shift));
+    }
+
+    /// The daemon's: an endpoint has a mapping more, or is about to.
+    pub fn count(self, word: &impl Word) {
+        self.change(word, |count| if count & COUNTED == COUNTED { count } else { count + 1 });
+    }
+
+    /// The daemon's: an endpoint has a mapping less.
+    pub fn uncount(self, word: &impl Word) {
+        self.change(word, |count| if matches!(count & COUNTED, 0 | COUNTED) { count } else { count - 1 });
+    }
+
+    /// The daemon's: the mapping that the program has made is known, and counted.
+    pub fn settle(self, word: &impl Word) {
+        self.change(word, |count| count & COUNTED);
+    }
+
+    /// The daemon's: whether the program is making a mapping, and has not told.
+    pub fn is_pending(self, word: &impl Word) -> bool {
+        self.byte(word.load()) & PENDING != 0
+    }
+
+    fn change(self, word: &impl Word, new: impl Fn(u64) -> u64) {
+        let mut before = word.load();
+        loop {
+            let after = before & !(0xff << self.shift) | new(self.byte(before)) << self.shift;
+            match word.exchange(before, after) {
+                Ok(()) => return,
+                Err(other) => before = other,
+            }
+        }
+    }
+
     /// The cell of an endpoint; address and port in network byte order.
     #[inline(always)]
     #[must_use]

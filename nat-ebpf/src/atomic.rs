@@ -5,6 +5,8 @@
 
 use core::intrinsics::{AtomicOrdering::AcqRel, AtomicOrdering::Relaxed};
 
+use nat_common::delegate::Word;
+
 /// What a word holds.
 ///
 /// # Safety
@@ -42,4 +44,44 @@ pub unsafe fn swap(word: *mut u64, value: u64) -> u64 {
 pub unsafe fn exchange(word: *mut u64, expected: u64, value: u64) -> bool {
     // SAFETY: the caller's.
     unsafe { core::intrinsics::atomic_cxchg::<u64, { AcqRel }, { Relaxed }>(word, expected, value) }.1
+}
+
+/// A word of a map, for what [`nat_common::delegate`] does with it.
+#[derive(Clone, Copy)]
+pub struct Shared(*mut u64);
+
+impl Shared {
+    /// # Safety
+    ///
+    /// As for all of these, as long as it is used.
+    #[inline(always)]
+    pub const unsafe fn new(word: *mut u64) -> Self {
+        Self(word)
+    }
+}
+
+impl Word for Shared {
+    #[inline(always)]
+    fn load(&self) -> u64 {
+        // SAFETY: whoever made it has promised; so below.
+        unsafe { load(self.0) }
+    }
+
+    #[inline(always)]
+    fn set(&self, bits: u64) -> u64 {
+        // SAFETY: as above.
+        unsafe { set(self.0, bits) }
+    }
+
+    #[inline(always)]
+    fn keep(&self, bits: u64) {
+        // SAFETY: as above.
+        unsafe { keep(self.0, bits) };
+    }
+
+    #[inline(always)]
+    fn exchange(&self, expected: u64, value: u64) -> Result<(), u64> {
+        // SAFETY: as above.
+        if unsafe { exchange(self.0, expected, value) } { Ok(()) } else { Err(self.load()) }
+    }
 }

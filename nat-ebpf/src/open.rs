@@ -13,7 +13,7 @@ use nat_common::{
     Direction, FlowKey, FlowValue, Parsed, Realm,
     abi::{Interface, SessionEvent, Settings},
     classify::RuleSet,
-    delegate::{Cell, Grant, LENT, LentSlots, PENDING, TakenPorts},
+    delegate::{self, Cell, Grant, LENT, LentSlots, TakenPorts, Word as _},
     flow::Rewrite,
     parse::Kind,
     table::{self, EMPTY, FlowLine, SEARCHED, Secret},
@@ -21,10 +21,14 @@ use nat_common::{
 };
 
 use crate::{
-    atomic, maps,
+    atomic::{self, Shared},
+    maps,
     sockets::{self, Taker},
     stateless::AF_INET,
 };
+
+/// Words from those of taken ports to those of resting ones.
+const RESTING: usize = 1024;
 
 /// Ports tried beside the host's own: where half are taken, one in 256 packets goes up for want of more.
 const TRIES: u32 = 8;
@@ -114,15 +118,9 @@ fn claim(
     let secret = maps::secret();
     let cell = Cell::of(key.protocol, key.source, key.source_port, &secret);
     let Some(word) = maps::cell(cell.word) else { return EMPTY };
-    let pending = PENDING << cell.shift;
-    // SAFETY: an aligned word of a map, which everybody writes by atomic operations; so below.
-    let before = cell.byte(unsafe { atomic::set(word, pending) });
-    if before != 0 {
-        // It has a mapping, or seems to: the daemon knows. Whoever else has set the bit clears it.
-        if before & PENDING == 0 {
-            // SAFETY: as above.
-            unsafe { atomic::keep(word, !pending) };
-        }
+    // SAFETY: an aligned word of a map, which everybody writes by atomic operations.
+    let word = unsafe { Shared::new(word) };
+    if !cell.claim(&word) {
         return EMPTY;
     }
     let mut number = EMPTY;
@@ -146,8 +144,7 @@ fn claim(
         }
     }
     if number == EMPTY {
-        // SAFETY: as above.
-        unsafe { atomic::keep(word, !pending) };
+        cell.give_up(&word);
     }
     number
 }
@@ -176,37 +173,33 @@ fn port(ports: *mut TakenPorts, wanted: u16, grant: &Grant) -> u32 {
     0
 }
 
-/// The word of a port, and its bit there.
+/// The word of a port, or of whether it rests, and its bit there.
 #[inline(always)]
-fn bit_of(ports: *mut TakenPorts, port: u32) -> (*mut u64, u64) {
+fn bit_of(ports: *mut TakenPorts, port: u32, behind: usize) -> (Shared, u64) {
     // The compiler knows that a port has 16 bits and leaves the mask out, the verifier does not: read like this, neither.
     // SAFETY: a live variable.
     let port = unsafe { (&raw const port).read_volatile() };
-    // SAFETY: one of the table's 1,024 words.
-    let word = unsafe { ports.cast::<u64>().add((port >> 6 & 1023) as usize) };
+    // SAFETY: one of the table's 1,024 words of either kind, aligned, which everybody writes by atomic operations.
+    let word = unsafe { Shared::new(ports.cast::<u64>().add((port >> 6 & 1023) as usize + behind)) };
     (word, 1 << (port & 63))
 }
 
 #[inline(always)]
 fn is_resting(ports: *mut TakenPorts, port: u32) -> bool {
-    let (word, bit) = bit_of(ports, port);
-    // SAFETY: a live table; the word of the port's other bit is as far behind as the words of taken ports are long.
-    unsafe { atomic::load(word.add(1024)) & bit != 0 }
+    let (word, bit) = bit_of(ports, port, RESTING);
+    word.load() & bit != 0
 }
 
 #[inline(always)]
 fn take_port(ports: *mut TakenPorts, port: u32) -> bool {
-    let (word, bit) = bit_of(ports, port);
-    // Most that are taken are not even tried.
-    // SAFETY: an aligned word of a map, which everybody writes by atomic operations.
-    unsafe { atomic::load(word) & bit == 0 && atomic::set(word, bit) & bit == 0 }
+    let (word, bit) = bit_of(ports, port, 0);
+    delegate::take_port(&word, bit)
 }
 
 #[inline(always)]
 fn give_port_back(ports: *mut TakenPorts, port: u32) {
-    let (word, bit) = bit_of(ports, port);
-    // SAFETY: as in `take_port`.
-    unsafe { atomic::keep(word, !bit) };
+    let (word, bit) = bit_of(ports, port, 0);
+    word.keep(!bit);
 }
 
 /// Takes the next slot that this CPU has been lent.

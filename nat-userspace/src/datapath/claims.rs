@@ -5,7 +5,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use nat_common::delegate::{CELL_WORDS, COUNTED, Cell, PENDING, PORT_TABLES, TakenPorts};
+use nat_common::delegate::{CELL_WORDS, Cell, PORT_TABLES, TakenPorts, take_port};
 use nat_common::table::Secret;
 
 use super::Mapped;
@@ -25,6 +25,9 @@ struct Tables {
     retired: Vec<u16>,
 }
 
+/// Where a map has no such word, all is taken.
+static NOWHERE: AtomicU64 = AtomicU64::new(u64::MAX);
+
 /// An inside endpoint: protocol, and address and port in network byte order.
 pub type Endpoint = (u8, u32, u16);
 
@@ -43,13 +46,14 @@ impl Claims {
 
     /// An endpoint has a mapping more.
     pub fn count(&self, endpoint: Endpoint) {
-        self.change(endpoint, |count| if count & COUNTED == COUNTED { count } else { count + 1 });
+        let (cell, word) = self.cell(endpoint);
+        cell.count(word);
     }
 
     /// An endpoint has a mapping less.
     pub fn uncount(&self, endpoint: Endpoint) {
-        let less = |count: u64| if matches!(count & COUNTED, 0 | COUNTED) { count } else { count - 1 };
-        self.change(endpoint, less);
+        let (cell, word) = self.cell(endpoint);
+        cell.uncount(word);
     }
 
     /// Keeps the program from making a mapping of an endpoint, as long as the answer lives. It may have begun before:
@@ -61,29 +65,19 @@ impl Claims {
 
     /// The mapping that the program has made of an endpoint is known.
     pub fn settle(&self, endpoint: Endpoint) {
-        self.change(endpoint, |count| count & COUNTED);
+        let (cell, word) = self.cell(endpoint);
+        cell.settle(word);
     }
 
     /// Whether the program is making a mapping of an endpoint, and has not told.
     pub fn is_pending(&self, endpoint: Endpoint) -> bool {
-        let cell = self.cell(endpoint);
-        cell.byte(self.cells.load(cell.word)) & PENDING != 0
+        let (cell, word) = self.cell(endpoint);
+        cell.is_pending(word)
     }
 
-    fn cell(&self, (protocol, address, port): Endpoint) -> Cell {
-        Cell::of(protocol, address, port, &self.secret)
-    }
-
-    fn change(&self, endpoint: Endpoint, new: impl Fn(u64) -> u64) {
-        let cell = self.cell(endpoint);
-        let mut word = self.cells.load(cell.word);
-        loop {
-            let changed = word & !(0xff << cell.shift) | new(cell.byte(word)) << cell.shift;
-            match self.cells.exchange(cell.word, word, changed) {
-                Ok(()) => return,
-                Err(other) => word = other,
-            }
-        }
+    fn cell(&self, (protocol, address, port): Endpoint) -> (Cell, &AtomicU64) {
+        let cell = Cell::of(protocol, address, port, &self.secret);
+        (cell, self.cells.atomic(cell.word).unwrap_or(&NOWHERE))
     }
 
     /// A table for the ports of an external address and protocol, all of them taken. None if all tables are.
@@ -129,8 +123,7 @@ impl SharedPorts {
 
     /// Takes a port (host byte order). `false` if it is taken: by the program, where the daemon thinks it free.
     pub fn take(&self, port: u16) -> bool {
-        let bit = 1 << (port % 64);
-        self.word(port / 64).fetch_or(bit, Ordering::AcqRel) & bit == 0
+        take_port(self.word(port / 64), 1 << (port % 64))
     }
 
     /// Gives a port back.
@@ -150,7 +143,6 @@ impl SharedPorts {
     }
 
     fn word(&self, word: u16) -> &AtomicU64 {
-        static NOWHERE: AtomicU64 = AtomicU64::new(u64::MAX);
         let Some(table) = self.claims.ports.at(self.number.into()) else { return &NOWHERE };
         // SAFETY: one of the 2,048 aligned words of a live value, which everybody writes by atomic operations.
         unsafe { AtomicU64::from_ptr(table.as_ptr().cast::<u64>().add(usize::from(word % 2048))) }
@@ -176,13 +168,8 @@ mod tests {
 
     /// The program's claim: whether it may make a mapping.
     fn claim_as_program(claims: &Claims, endpoint: Endpoint) -> bool {
-        let cell = claims.cell(endpoint);
-        let before = cell.byte(claims.cells.load(cell.word));
-        claims.change(endpoint, |byte| byte | PENDING);
-        if before & !PENDING != 0 && before & PENDING == 0 {
-            claims.change(endpoint, |byte| byte & !PENDING);
-        }
-        before == 0
+        let (cell, word) = claims.cell(endpoint);
+        cell.claim(word)
     }
 
     #[test]

@@ -78,13 +78,8 @@ impl Mapped<u64> {
         self.atomic(index).map_or(0, |word| word.load(Ordering::Acquire))
     }
 
-    /// Stores a word if it is the expected one; else tells what it is.
-    pub fn exchange(&self, index: u32, expected: u64, value: u64) -> Result<(), u64> {
-        let Some(word) = self.atomic(index) else { return Ok(()) };
-        word.compare_exchange(expected, value, Ordering::AcqRel, Ordering::Acquire).map(drop)
-    }
-
-    fn atomic(&self, index: u32) -> Option<&AtomicU64> {
+    /// The word itself.
+    pub fn atomic(&self, index: u32) -> Option<&AtomicU64> {
         // SAFETY: a live, aligned word that everybody, the program included, reads and writes as a whole.
         self.at(index).map(|word| unsafe { AtomicU64::from_ptr(word.as_ptr()) })
     }

@@ -1,0 +1,157 @@
+//! What program and daemon claim from each other, in every order that the operations of both can come in (loom).
+
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+
+use loom::sync::{
+    Arc,
+    atomic::{AtomicBool, AtomicU64, Ordering::AcqRel, Ordering::Acquire},
+};
+use loom::thread;
+use nat_common::delegate::{Cell, Word, take_port};
+
+/// A word whose every access loom orders.
+struct Explored(AtomicU64);
+
+impl Word for Explored {
+    fn load(&self) -> u64 {
+        self.0.load(Acquire)
+    }
+
+    fn set(&self, bits: u64) -> u64 {
+        self.0.fetch_or(bits, AcqRel)
+    }
+
+    fn keep(&self, bits: u64) {
+        self.0.fetch_and(bits, AcqRel);
+    }
+
+    fn exchange(&self, expected: u64, value: u64) -> Result<(), u64> {
+        self.0.compare_exchange(expected, value, AcqRel, Acquire).map(drop)
+    }
+}
+
+const CELL: Cell = Cell { word: 0, shift: 16 };
+/// Another endpoint's, in the same word: it must come out as it went in.
+const NEIGHBOUR: u64 = 0x7f << 24 | 0x81;
+
+fn word() -> Arc<Explored> {
+    Arc::new(Explored(AtomicU64::new(NEIGHBOUR)))
+}
+
+/// Explores, and says how many orders there were.
+fn in_every_order(what: &str, model: impl Fn() + Sync + Send + 'static) {
+    // Not loom's: it lives through all of them.
+    let orders = std::sync::Arc::new(AtomicU32::new(0));
+    let counted = std::sync::Arc::clone(&orders);
+    // Three times may one be interrupted in the midst of what it does.
+    let mut explorer = loom::model::Builder::new();
+    explorer.preemption_bound = Some(3);
+    explorer.check(move || {
+        counted.fetch_add(1, Relaxed);
+        model();
+    });
+    println!("{what}: {} orders", orders.load(Relaxed));
+    assert!(orders.load(Relaxed) > 1);
+}
+
+/// What a CPU's program does with a first packet of the endpoint: claims it, and tells what it made.
+fn program(word: &Explored, made: &AtomicU64, told: &AtomicBool) {
+    if CELL.claim(word) {
+        made.fetch_add(1, AcqRel);
+        // A swap, as the daemon's: loom does not put a plain store into one order with that.
+        told.swap(true, AcqRel);
+    }
+}
+
+/// What the daemon does with one: holds the endpoint, takes the report that is there into account, and makes a mapping
+/// if nobody has, or may just be making one: then the packet waits. Whether it knows of one by then.
+fn daemon(word: &Explored, made: &AtomicU64, told: &AtomicBool) -> bool {
+    CELL.count(word);
+    let pending = CELL.is_pending(word);
+    let is_told = told.swap(false, AcqRel);
+    let makes = !is_told && !pending;
+    if makes {
+        made.fetch_add(1, AcqRel);
+    }
+    if makes || is_told {
+        CELL.count(word);
+    }
+    if is_told {
+        CELL.settle(word);
+    }
+    CELL.uncount(word);
+    makes || is_told
+}
+
+#[test]
+fn an_endpoint_gets_one_mapping_from_a_program_and_the_daemon() {
+    in_every_order("a program and the daemon", || {
+        let (word, made, told) = (word(), Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
+        let other = {
+            let (word, made, told) = (Arc::clone(&word), Arc::clone(&made), Arc::clone(&told));
+            thread::spawn(move || program(&word, &made, &told))
+        };
+        let knows = daemon(&word, &made, &told);
+        other.join().unwrap();
+        // The packet that had to wait, if it had.
+        assert!(knows || daemon(&word, &made, &told));
+        assert_eq!(made.load(Acquire), 1, "mappings");
+        assert_eq!(word.load(), NEIGHBOUR | 1 << CELL.shift, "one is counted, none is pending");
+    });
+}
+
+#[test]
+fn an_endpoint_gets_one_mapping_from_two_cpus_programs_and_the_daemon() {
+    in_every_order("two programs and the daemon", || {
+        let (word, made, told) = (word(), Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
+        let others = [0, 1].map(|_| {
+            let (word, made, told) = (Arc::clone(&word), Arc::clone(&made), Arc::clone(&told));
+            thread::spawn(move || program(&word, &made, &told))
+        });
+        let knows = daemon(&word, &made, &told);
+        for other in others {
+            other.join().unwrap();
+        }
+        assert!(knows || daemon(&word, &made, &told));
+        assert_eq!(made.load(Acquire), 1, "mappings");
+        assert_eq!(word.load(), NEIGHBOUR | 1 << CELL.shift);
+    });
+}
+
+/// Two CPUs' programs while the daemon lets the endpoint's only mapping go.
+#[test]
+fn a_mapping_that_ends_makes_room_for_one() {
+    in_every_order("two programs and an end", || {
+        let (word, made, told) = (word(), Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
+        CELL.count(&*word);
+        let others = [0, 1].map(|_| {
+            let (word, made, told) = (Arc::clone(&word), Arc::clone(&made), Arc::clone(&told));
+            thread::spawn(move || program(&word, &made, &told))
+        });
+        CELL.uncount(&*word);
+        for other in others {
+            other.join().unwrap();
+        }
+        assert!(made.load(Acquire) <= 1, "mappings");
+        daemon(&word, &made, &told);
+        assert_eq!(made.load(Acquire), 1, "mappings");
+        assert_eq!(word.load(), NEIGHBOUR | 1 << CELL.shift);
+    });
+}
+
+#[test]
+fn a_port_is_given_once() {
+    in_every_order("three takers of a port", || {
+        let word = Arc::new(Explored(AtomicU64::new(0b100)));
+        let others = [0, 1].map(|_| {
+            let word = Arc::clone(&word);
+            thread::spawn(move || u32::from(take_port(&*word, 0b10)))
+        });
+        let mut taken = u32::from(take_port(&*word, 0b10));
+        for other in others {
+            taken += other.join().unwrap();
+        }
+        assert_eq!(taken, 1);
+        assert_eq!(word.load(), 0b110);
+    });
+}
