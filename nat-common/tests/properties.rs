@@ -21,6 +21,8 @@ use proptest::prelude::*;
 
 /// So many cases; a failure is a new test, not a file of seeds.
 fn cases(cases: u32) -> ProptestConfig {
+    // Miri takes a thousand times as long.
+    let cases = if cfg!(miri) { cases / 1000 } else { cases };
     ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() }
 }
 

@@ -8,6 +8,7 @@ use std::{
     os::unix::{fs::PermissionsExt, net::UnixStream},
     path::PathBuf,
     process::Command,
+    thread,
     time::{Duration, Instant},
 };
 
@@ -660,4 +661,113 @@ fn strangers_are_refused_by_their_credentials() {
     assert!(ask("65534", "0", "--clear-groups").status.success());
     assert!(ask("65534", "65534", "--groups=0").status.success());
     assert_eq!(stage.session_count(), 0);
+}
+
+/// The kernel takes no more entries into the table's maps: sessions find no room, are refused, and those there are go on.
+#[test]
+fn a_table_that_cannot_grow_refuses_and_takes_from_nobody() {
+    let stage = Stage::standard();
+    let mapped = source(&stage.crosses(&stage.udp(CLIENT, SERVER)));
+    let tcp = stage.connect("192.168.1.11:40001", SERVER);
+    // Whoever inserts is told EPERM.
+    stage.lab.gateway.succeed(&format!("bpftool map freeze pinned {}", stage.gateway.pin("LINES")));
+    let dropped = || stage.gateway.drops().values().sum::<u64>();
+    let before = dropped();
+    // The first segment has room for 16,384.
+    for number in 0..20_000_u16 {
+        stage.a.send(&stage.udp(&format!("192.168.1.10:{}", 20_000 + number), "198.51.100.2:9"));
+        if number.is_multiple_of(1000) {
+            seconds(0.05);
+            stage.reaches(&stage.udp(SERVER, &mapped), &stage.a);
+            stage.reaches(&stage.data(SERVER, &tcp), &stage.b);
+        }
+    }
+    stage.gateway.wait_until("it says so", Duration::from_secs(8), |gateway| {
+        gateway.log().contains("no memory for more sessions")
+    });
+    stage.gateway.wait_until("sessions are refused", Duration::from_secs(20), |_| dropped() > before);
+    let sessions = stage.session_count();
+    assert!((1000..16_384).contains(&sessions), "{sessions} sessions");
+    stage.stopped(&stage.udp("192.168.1.12:9", "198.51.100.2:9"), &stage.s2);
+    stage.crosses(&stage.udp(CLIENT, SERVER));
+    stage.reaches(&stage.udp(SERVER, &mapped), &stage.a);
+    stage.reaches(&stage.data(SERVER, &tcp), &stage.b);
+    let log = stage.gateway.log();
+    assert_eq!(log.matches("for want of memory").count(), 1, "one line, however many are refused:\n{log}");
+    // What ends makes room, although waiting for running programs goes by such an insertion, too.
+    stage.gateway.text(&["session", "delete", "--inside", "192.168.1.10"]);
+    stage.gateway.wait_until("there is room", Duration::from_secs(8), |_| {
+        let sent = stage.send(&stage.udp("192.168.1.12:9", "198.51.100.2:9"));
+        let patience = Duration::from_millis(200);
+        stage.s2.recv_matching(patience, |seen| seen.payload() == sent.payload()).is_some()
+    });
+    stage.reaches(&stage.data(SERVER, &tcp), &stage.b);
+}
+
+/// No grant can be written: first packets are the daemon's, as before there were grants.
+#[test]
+fn grants_that_find_no_room_cost_nothing_but_the_daemons_time() {
+    let stage = Stage::build(Lab::builder().forwarding(), gateway::STANDARD);
+    stage.lab.gateway.succeed(&format!("bpftool map freeze pinned {}", stage.gateway.pin("GRANTED")));
+    for port in 30_000..30_020 {
+        stage.crosses(&stage.udp(&format!("192.168.1.10:{port}"), SERVER));
+    }
+    seconds(0.1);
+    stage.gateway.signal(Signal::STOP);
+    stage.stopped_quickly(&stage.udp("192.168.1.10:40000", SERVER));
+    stage.gateway.signal(Signal::CONT);
+    stage.carries_the_next();
+}
+
+/// While more new flows come than can be opened, `status` is answered, limits of a source protect the others, and a
+/// second after it all is as before.
+#[test]
+fn status_is_answered_in_a_flood_and_others_are_served() {
+    let stage = Stage::with(&format!("{}[limits]\nsessions_per_source = 2000\n", gateway::STANDARD));
+    let mapped = source(&stage.crosses(&stage.udp(CLIENT, SERVER)));
+    let tcp = stage.connect("192.168.1.11:40001", SERVER);
+    let flood: Vec<Vec<u8>> = (0..20_000_u16)
+        .map(|number| {
+            let host = &stage.lab.c;
+            let packet = Packet::udp((host.address, 20_000 + number), SERVER);
+            packet.between(host.mac, host.next_hop).build()
+        })
+        .collect();
+    let tap = stage.lab.c.tap();
+    let begun = Instant::now();
+    let mut times = Vec::new();
+    thread::scope(|scope| {
+        let flooding = scope.spawn(move || {
+            while begun.elapsed() < Duration::from_secs(3) {
+                for frame in &flood {
+                    tap.send_frame(frame);
+                }
+            }
+        });
+        let mut port = 50_000;
+        while !flooding.is_finished() {
+            let asked = Instant::now();
+            stage.gateway.text(&["status"]);
+            times.push(asked.elapsed());
+            stage.reaches(&stage.udp(SERVER, &mapped), &stage.a);
+            stage.reaches(&stage.data(SERVER, &tcp), &stage.b);
+            // Others' new flows get through between the flood's, if not each at once.
+            stage.gateway.wait_until("another host's flow opens", Duration::from_secs(3), |_| {
+                let sent = stage.send(&stage.udp(&format!("192.168.1.11:{port}"), "198.51.100.2:9"));
+                let patience = Duration::from_millis(200);
+                stage.s2.recv_matching(patience, |seen| seen.payload() == sent.payload()).is_some()
+            });
+            port += 1;
+        }
+    });
+    let over = Instant::now();
+    println!("status: {times:?}");
+    assert!(times.len() >= 3 && times.iter().max() < Some(&Duration::from_secs(1)), "{times:?}");
+    stage.gateway.wait_until("it is as before", Duration::from_secs(5), |_| {
+        let sent = stage.send(&stage.udp("192.168.1.11:9", "198.51.100.2:9"));
+        let patience = Duration::from_millis(100);
+        stage.s2.recv_matching(patience, |seen| seen.payload() == sent.payload()).is_some()
+    });
+    assert!(over.elapsed() < Duration::from_secs(1), "new flows wait {:?} after it", over.elapsed());
+    stage.reaches(&stage.data(SERVER, &tcp), &stage.b);
 }

@@ -2,6 +2,7 @@
 
 use crate::hash::HashSet;
 use std::io;
+use std::time::{Duration, Instant};
 
 use aya::maps::{MapData, MapError};
 use nat_common::activity::Activity;
@@ -13,6 +14,9 @@ use super::grace::{Answer, Grace, Maps, Part};
 use super::index::Index;
 use super::object::LoadError;
 
+/// How long no more segments are asked for after one could not be made.
+const SHORTAGE: Duration = Duration::from_secs(1);
+
 /// The kernel's flow table.
 pub struct FlowTable {
     index: Index,
@@ -22,6 +26,8 @@ pub struct FlowTable {
     asked: [u32; 2],
     /// Segments of lines there may be.
     most: u32,
+    /// There was no memory for a segment: before then none is asked for.
+    again: Option<Instant>,
     /// Sessions that found no place since the last [`FlowTable::flush`].
     failed: Vec<u32>,
     released: Vec<u32>,
@@ -57,6 +63,7 @@ impl FlowTable {
             most: capacity(sessions).div_ceil(SEGMENT) + 1,
             segments,
             grace,
+            again: None,
             failed: Vec::new(),
             released: Vec::new(),
         })
@@ -212,6 +219,9 @@ impl FlowTable {
         if segment < there && (segment + 1 < there || at < SEGMENT / 4) {
             return;
         }
+        if self.is_short() {
+            return;
+        }
         let wanted = (there + (there / 4).max(1)).min(self.most);
         self.ask(Part::Lines, wanted);
         self.listen();
@@ -219,6 +229,12 @@ impl FlowTable {
             std::thread::yield_now();
             self.listen();
         }
+    }
+
+    /// Whether there was no memory for a segment just now.
+    fn is_short(&mut self) -> bool {
+        self.again = self.again.filter(|again| Instant::now() < *again);
+        self.again.is_some()
     }
 
     fn ask(&mut self, part: Part, wanted: u32) {
@@ -231,7 +247,9 @@ impl FlowTable {
 
     /// Takes what the other thread has to say.
     fn listen(&mut self) {
-        self.ask(Part::Index, self.index.wants());
+        if !self.is_short() {
+            self.ask(Part::Index, self.index.wants());
+        }
         while let Some(answer) = self.grace.answer() {
             match answer {
                 Answer::Passed(sessions) => self.released.extend(sessions),
@@ -240,9 +258,10 @@ impl FlowTable {
                         made.map_err(io::Error::other).and_then(|map| self.add(part, at, &map))
                     {
                         tracing::warn!(%error, ?part, segment = at, "no memory for more sessions");
-                        if part == Part::Lines {
-                            self.most = self.most.min(at);
-                        }
+                        // Whoever waits for it waits no longer. A shortage may pass.
+                        let asked = &mut self.asked[part as usize];
+                        *asked = at.min(*asked);
+                        self.again = Some(Instant::now() + SHORTAGE);
                     }
                 }
             }

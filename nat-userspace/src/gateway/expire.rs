@@ -10,6 +10,7 @@ use nat_common::{Direction, FlowKey, Reason, wire};
 use super::hold::Held;
 use super::icmp::Error;
 use super::mappings::Mapping;
+use super::notices::Condition;
 use super::open::session_remote;
 use super::sessions::{NO_MAPPING, Origin, Session};
 use super::steps::Step;
@@ -162,6 +163,7 @@ impl Gateway {
     /// The kernel's table did not take a session's entries.
     pub fn abort(&mut self, world: &mut dyn World, now: Instant, slot: u32) {
         self.counts.add(Reason::DropTable);
+        self.short_of(now, Condition::Room);
         self.end(world, now, slot);
     }
 

@@ -21,6 +21,8 @@ pub enum Condition {
     Addresses,
     /// The session table is full.
     Sessions,
+    /// The kernel's table takes no more of them, full or not.
+    Room,
     /// A source is at its limit.
     Source(Ipv4Addr),
     /// More fragments wait for their first than may.

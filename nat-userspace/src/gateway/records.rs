@@ -113,6 +113,8 @@ impl Gateway {
             }
             Condition::Addresses => Happening::AddressesExhausted(u32::from(self.shortage.rule) + 1),
             Condition::Sessions => Happening::Quota(Quota::Sessions(self.sessions.limit())),
+            // That is no quota of RFC 8158: nobody has set it.
+            Condition::Room => return,
             Condition::Source(source) => {
                 let limit = self.sources.sessions_limit();
                 if limit == 0 || self.sources.sessions_of(network(source)) < limit {

@@ -54,9 +54,6 @@ impl Worker {
     /// before the entries that its answer needs.
     pub(super) fn settle(&mut self, now: Instant) {
         let failed = self.kernel.datapath.flows.flush();
-        if !failed.is_empty() {
-            tracing::warn!(sessions = failed.len(), "the flow table has no place for new sessions");
-        }
         for &session in &failed {
             self.gateway.abort(&mut self.kernel, now, session);
         }
