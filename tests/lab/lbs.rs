@@ -48,7 +48,7 @@ fn is_to(packet: &Decoded, endpoint: &str) -> bool {
 }
 
 /// Opens a connection to the service by hand, and says which server has it.
-fn connect(stage: &Stage, client: &str) -> String {
+pub(crate) fn connect(stage: &Stage, client: &str) -> String {
     let sent = stage.send(&Packet::tcp(client, V).syn(CLIENT_SEQ));
     let is_it =
         |seen: &Decoded| seen.source() == sent.source() && seen.tcp().is_some_and(|tcp| tcp.flags == SYN);

@@ -52,6 +52,8 @@ mod log_ipfix;
 mod log_records;
 mod metrics;
 mod ops;
+mod ops_keys;
+mod ops_options;
 mod ops_rules;
 mod ops_supervised;
 mod ops_top;

@@ -196,7 +196,7 @@ pub fn connect_from(own: &str, remote: &str) -> io::Result<TcpStream> {
 }
 
 /// Runs `command` to its end, or kills it after [`PATIENCE`].
-pub(crate) fn finish(command: &mut Command, name: &str) -> Output {
+pub fn finish(command: &mut Command, name: &str) -> Output {
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut process = Process::start(command, name);
     let stdout = process.child.stdout.take().expect("stdout is piped");

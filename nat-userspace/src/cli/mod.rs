@@ -248,19 +248,4 @@ impl From<ConfigError> for Failure {
 }
 
 #[cfg(test)]
-mod tests {
-    use clap::CommandFactory as _;
-
-    use super::*;
-
-    #[test]
-    fn arguments_are_consistent() {
-        Cli::command().debug_assert();
-    }
-
-    #[test]
-    fn the_help_names_the_default_socket() {
-        let help = Cli::command().render_help().to_string();
-        assert!(help.contains(&format!("[default: {DEFAULT_SOCKET}]")), "{help}");
-    }
-}
+mod tests;

@@ -96,7 +96,10 @@ impl Mailbox {
             // Its outcome is in the log.
             let _ = super::reload(worker);
         }
-        while let Ok(task) = self.tasks.try_recv() {
+        for (number, task) in self.tasks.try_iter().enumerate() {
+            if number == 0 {
+                worker.gateway.before_a_look(Instant::now());
+            }
             task(worker);
         }
         self.stop.load(Ordering::Relaxed)

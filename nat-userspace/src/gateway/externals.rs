@@ -249,6 +249,11 @@ impl Externals {
         self.tables.get_mut(&(address, protocol)).is_none_or(|table| table.reserve(port))
     }
 
+    /// Frees the ports whose rest is over: otherwise that waits until the next is given back or asked for.
+    pub fn release_rested(&mut self, now: Instant) {
+        self.tables.values_mut().for_each(|table| table.release_rested(now));
+    }
+
     /// Ports used, free and resting of every address and protocol in use.
     pub fn usage(&self) -> impl Iterator<Item = (Ipv4Addr, u8, [u32; 3])> {
         self.tables.iter().map(|(&(address, protocol), table)| {

@@ -207,6 +207,11 @@ impl Gateway {
         opened
     }
 
+    /// Brings up to date what time alone changes, before somebody looks.
+    pub fn before_a_look(&mut self, now: Instant) {
+        self.externals.release_rested(now);
+    }
+
     /// Every external address in use, and its ports.
     pub fn pools(&self) -> Vec<PoolUse> {
         let mut pools: Vec<PoolUse> = self
