@@ -52,6 +52,7 @@ mod log_ipfix;
 mod log_records;
 mod metrics;
 mod ops;
+mod ops_convert;
 mod ops_keys;
 mod ops_options;
 mod ops_rules;

@@ -364,7 +364,7 @@ fn bytes(value: &Value) -> Vec<u8> {
 }
 
 /// The binary under test: `NATGW_BIN`, or the release build beside the test's own target folder.
-fn binary() -> PathBuf {
+pub fn binary() -> PathBuf {
     if let Some(path) = env::var_os("NATGW_BIN") {
         return path.into();
     }

@@ -21,6 +21,7 @@ const NEEDED: &[&str] = &[
     "hping3",
     "iperf3",
     "iproute2",
+    "iptables",
     "iputils-ping",
     "iputils-tracepath",
     "nat-traverse",

@@ -156,6 +156,17 @@ impl Carrier<'_> {
         }
     }
 
+    /// Who gets what is to be redirected first.
+    fn redirect(&self, when: &When) -> &'static str {
+        let outside = |name: &Name| !name.negated && self.carried.outside.contains(&name.name);
+        if !when.inbound.is_empty() && when.inbound.iter().all(outside) {
+            "it redirects to the gateway itself: keep it in netfilter, which gets what comes from outside and no rule of natgw's is for"
+        } else {
+            "it redirects to the gateway itself: keep it in netfilter, but natgw takes what a [[snat]] is for before netfilter sees \
+             it. Take those destinations out of its `destination`, or give hosts the gateway's own address"
+        }
+    }
+
     fn one(&mut self, hook: Hook, rule: &Rule) -> Kinds {
         let when = &rule.when;
         if hook == Hook::Own {
@@ -171,13 +182,15 @@ impl Carrier<'_> {
             (Action::Masquerade { ports }, Hook::Postrouting) => {
                 self.snat(when, &["masquerade".to_owned()], ports.as_ref())
             }
-            (Action::Snat { addresses, ports }, Hook::Postrouting) => self.snat(when, addresses, ports.as_ref()),
-            (Action::Accept | Action::Return, Hook::Postrouting) => self.snat(when, &["none".to_owned()], None),
+            (Action::Snat { addresses, ports }, Hook::Postrouting) => {
+                self.snat(when, addresses, ports.as_ref())
+            }
+            (Action::Accept | Action::Return, Hook::Postrouting) => {
+                self.snat(when, &["none".to_owned()], None)
+            }
             (Action::Netmap(to), _) => netmap(hook, when, to),
             (Action::Dnat(to), _) => self.dnat(when, to, rule),
-            (Action::Redirect, _) => {
-                Err("it redirects to the gateway itself: keep it in netfilter, and what it redirects in no rule of natgw's".to_owned())
-            }
+            (Action::Redirect, _) => Err(self.redirect(when).to_owned()),
             (Action::Accept | Action::Return, _) => {
                 Err("a [[forward]] has no exemptions: give those it is for a `source`".to_owned())
             }
