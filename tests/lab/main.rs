@@ -47,6 +47,7 @@ mod rtr_mtu;
 mod stn;
 
 mod faults;
+mod guides;
 mod log;
 mod log_ipfix;
 mod log_records;

@@ -393,6 +393,40 @@ fn ops_12_the_same_address_again() {
     assert_eq!(stage.session_count(), 2);
 }
 
+/// What the host does to natgw's interfaces is in its log, once and with names; what natgw does itself is not.
+#[test]
+fn what_changes_on_the_host_is_logged() {
+    let mut stage = Stage::with(&gateway::STANDARD.replace("\"masquerade\"", "[\"203.0.113.7\"]"));
+    let own = stage.lab.gateway.clone();
+    let mut steps: Vec<(&str, &str)> = vec![
+        ("addr add 203.0.113.9/24 dev wan", "has a new address interface=\"wan\" address=203.0.113.9"),
+        (
+            "addr del 203.0.113.9/24 dev wan",
+            "has lost an address: sessions behind it end interface=\"wan\" address=203.0.113.9",
+        ),
+        ("route add 198.51.102.0/24 via 203.0.113.254", "routes have changed: live sessions follow them"),
+        (
+            "link set wan down",
+            "has no link: what would leave by it waits, or finds another route interface=\"wan\"",
+        ),
+        ("link set wan up", "has its link again interface=\"wan\""),
+    ];
+    for (line, said) in steps.drain(..) {
+        own.ip(line);
+        stage.gateway.wait_until(said, Duration::from_secs(10), |gateway| gateway.log().contains(said));
+    }
+    let log = stage.gateway.log();
+    assert!(
+        !log.contains("address=203.0.113.7 has")
+            && !log.contains("new address interface=\"wan\" address=203.0.113.7"),
+        "{log}"
+    );
+    assert_eq!(log.matches("has its link again").count(), 1, "{log}");
+    own.ip("route replace default via 203.0.113.254");
+    stage.crosses(&stage.udp(CLIENT, SERVER));
+    stage.gateway.stop();
+}
+
 /// The findings of `natgw doctor`, by check.
 fn diagnosis(stage: &Stage, host: &str) -> BTreeMap<String, String> {
     let arguments: Vec<&str> =

@@ -195,7 +195,7 @@ pub fn connect_from(own: &str, remote: &str) -> io::Result<TcpStream> {
     Ok(TcpStream::from(socket))
 }
 
-/// Runs `command` to its end, or kills it after [`PATIENCE`].
+/// Runs `command` to its end, or kills it when it hangs.
 pub fn finish(command: &mut Command, name: &str) -> Output {
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut process = Process::start(command, name);

@@ -2,7 +2,7 @@
 
 use std::{env, path::PathBuf};
 
-use crate::shell::{cargo, run, target, Result};
+use crate::shell::{cargo, quiet, run, rustup_proxy, target, Result};
 
 /// How natgw is built.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -18,6 +18,22 @@ pub(crate) fn build(profile: Profile) -> Result {
         cargo.arg("--release");
     }
     run(&mut cargo)
+}
+
+/// Builds natgw without need of any library at run time, unless the user brought one along; where it is then.
+pub(crate) fn build_static() -> Result<PathBuf> {
+    if env::var_os("NATGW_BIN").is_some() {
+        return Ok(natgw());
+    }
+    let told = quiet(rustup_proxy("rustc").arg("-vV"))?;
+    let host = told.lines().find_map(|line| line.strip_prefix("host: "));
+    let host = host.ok_or_else(|| format!("rustc -vV names no host:\n{told}"))?;
+    // With a target named, build scripts and macros are built without the flag: they cannot be static.
+    let words =
+        ["build", "--locked", "--release", "--package", "nat-userspace", "--bin", "natgw", "--target"];
+    let flags = env::var("RUSTFLAGS").unwrap_or_default();
+    run(cargo(&words).arg(host).env("RUSTFLAGS", format!("{flags} -C target-feature=+crt-static")))?;
+    Ok(target().join(host).join("release/natgw"))
 }
 
 /// The program that tests, demo and bench run: `NATGW_BIN`, or the release build.

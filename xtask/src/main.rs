@@ -17,6 +17,7 @@ mod package;
 mod real_time;
 mod setup;
 mod shell;
+mod tarball;
 mod test;
 mod torture;
 
@@ -38,7 +39,7 @@ cargo xtask VERB
                                   started, given packets, hung, upgraded, purged; its root is a copy-on-write of this
                                   machine's, or of what debootstrap made
   test kernels [-- FILTER]        the core of the lab on Debian 12's kernel, booted in QEMU: some minutes
-  package                         a Debian package, tried by installing it into an empty root and removing it
+  package                         a Debian package and a static tarball, tried by installing them into empty roots and removing them
   demo [--keep]                   natgw between namespaces, with real traffic; --keep leaves them up
   demo --services                 three web servers behind one address by each method, one of which dies
   bench [ARGUMENTS]               measure; `cargo xtask bench --help` lists what

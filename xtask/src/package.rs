@@ -1,4 +1,5 @@
-//! `cargo xtask package`: a Debian package, looked at by installing it into an empty root and taking it out again.
+//! `cargo xtask package`: a Debian package and a static tarball, each looked at by installing it into an empty root and
+//! taking it out again.
 
 use std::{
     fs,
@@ -11,6 +12,7 @@ use crate::{
     build::{build_natgw, natgw},
     machine::has_program,
     shell::{command, quiet, root, run, step, target, Result},
+    tarball::tarball,
 };
 
 /// Files of the repository and where they go, with their modes.
@@ -18,26 +20,32 @@ const FILES: &[(&str, &str, u32)] = &[
     ("examples/home.toml", "etc/natgw/natgw.toml", 0o644),
     ("contrib/systemd/natgw.service", "usr/lib/systemd/system/natgw.service", 0o644),
     ("contrib/systemd/natgw.sysusers", "usr/lib/sysusers.d/natgw.conf", 0o644),
-    ("contrib/grafana/natgw.json", "usr/share/doc/natgw/grafana/natgw.json", 0o644),
-    ("contrib/prometheus/natgw.rules.yml", "usr/share/doc/natgw/prometheus/natgw.rules.yml", 0o644),
-    ("README.md", "usr/share/doc/natgw/README.md", 0o644),
-    ("CHANGELOG.md", "usr/share/doc/natgw/changelog", 0o644),
-    ("docs/configuration.md", "usr/share/doc/natgw/configuration.md", 0o644),
-    ("docs/migrating.md", "usr/share/doc/natgw/migrating.md", 0o644),
-    ("docs/observing.md", "usr/share/doc/natgw/observing.md", 0o644),
-    ("docs/security.md", "usr/share/doc/natgw/security.md", 0o644),
-    ("docs/troubleshooting.md", "usr/share/doc/natgw/troubleshooting.md", 0o644),
     ("contrib/debian/postinst", "DEBIAN/postinst", 0o755),
     ("contrib/debian/prerm", "DEBIAN/prerm", 0o755),
     ("contrib/debian/postrm", "DEBIAN/postrm", 0o755),
 ];
 
-/// What natgw prints about itself, and where that goes.
+/// What is to be read: files and folders of the repository, and where they go below `share/doc/natgw`.
+const DOCUMENTS: &[(&str, &str)] = &[
+    ("README.md", "README.md"),
+    ("CHANGELOG.md", "changelog"),
+    ("contrib/grafana", "grafana"),
+    ("contrib/prometheus", "prometheus"),
+    ("docs/configuration.md", "configuration.md"),
+    ("docs/guides", "guides"),
+    ("docs/migrating.md", "migrating.md"),
+    ("docs/observing.md", "observing.md"),
+    ("docs/security.md", "security.md"),
+    ("docs/troubleshooting.md", "troubleshooting.md"),
+    ("examples", "examples"),
+];
+
+/// What natgw prints about itself, and where that goes below `share`.
 const PRINTED: &[(&[&str], &str)] = &[
-    (&["man"], "usr/share/man/man1/natgw.1"),
-    (&["completions", "bash"], "usr/share/bash-completion/completions/natgw"),
-    (&["completions", "zsh"], "usr/share/zsh/vendor-completions/_natgw"),
-    (&["completions", "fish"], "usr/share/fish/vendor_completions.d/natgw.fish"),
+    (&["man"], "man/man1/natgw.1"),
+    (&["completions", "bash"], "bash-completion/completions/natgw"),
+    (&["completions", "zsh"], "zsh/vendor-completions/_natgw"),
+    (&["completions", "fish"], "fish/vendor_completions.d/natgw.fish"),
 ];
 
 /// What a removal leaves in the end: dpkg's own, and accounts: a group stays, as files of others might be its.
@@ -47,7 +55,8 @@ const STAYS: &[&str] =
 /// See the module.
 pub(crate) fn package() -> Result {
     let package = debian_package()?;
-    println!("package: {}", package.display());
+    let tarball = tarball(&target().join("package"))?;
+    println!("package: {}\ntarball: {}", package.display(), tarball.display());
     Ok(())
 }
 
@@ -80,15 +89,8 @@ fn make(folder: &Path) -> Result<PathBuf> {
     let postinst = tree.join("DEBIAN/postinst");
     let script = String::from_utf8_lossy(&read(&postinst)?).replace("@LAYOUT@", &layout()?);
     put(&tree, "DEBIAN/postinst", script.as_bytes(), 0o755)?;
-    for entry in fs::read_dir(root().join("examples")).map_err(|error| format!("read examples: {error}"))? {
-        let path = entry.map_err(|error| format!("read examples: {error}"))?.path();
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
-        put(&tree, &format!("usr/share/doc/natgw/examples/{name}"), &read(&path)?, 0o644)?;
-    }
-    for (arguments, to) in PRINTED {
-        let text = quiet(Command::new(natgw()).args(*arguments))?;
-        put(&tree, to, text.as_bytes(), 0o644)?;
-    }
+    put_documents(&tree.join("usr/share/doc/natgw"))?;
+    put_printed(&tree, "usr/share", &natgw())?;
     for compressed in ["usr/share/man/man1/natgw.1", "usr/share/doc/natgw/changelog"] {
         run(command(&["gzip", "-9n"]).arg(tree.join(compressed)))?;
     }
@@ -105,6 +107,30 @@ fn make(folder: &Path) -> Result<PathBuf> {
     let package = folder.join(format!("natgw_{version}_{architecture}.deb"));
     quiet(command(&["dpkg-deb", "--root-owner-group", "--build"]).arg(&tree).arg(&package))?;
     Ok(package)
+}
+
+/// Writes the [`DOCUMENTS`].
+pub(crate) fn put_documents(folder: &Path) -> Result {
+    for (from, to) in DOCUMENTS {
+        let path = root().join(from);
+        if path.is_dir() {
+            for file in files(&path)? {
+                put(&folder.join(to), &file.to_string_lossy(), &read(&path.join(&file))?, 0o644)?;
+            }
+        } else {
+            put(folder, to, &read(&path)?, 0o644)?;
+        }
+    }
+    Ok(())
+}
+
+/// Writes what natgw prints about itself.
+pub(crate) fn put_printed(tree: &Path, share: &str, natgw: &Path) -> Result {
+    for (arguments, to) in PRINTED {
+        let text = quiet(Command::new(natgw).args(*arguments))?;
+        put(tree, &format!("{share}/{to}"), text.as_bytes(), 0o644)?;
+    }
+    Ok(())
 }
 
 /// The layout of the tables that this natgw can take over.
@@ -196,7 +222,7 @@ fn try_out(package: &Path, root: &Path) -> Result {
 }
 
 /// All files below a folder, by their paths from it.
-fn files(folder: &Path) -> Result<Vec<PathBuf>> {
+pub(crate) fn files(folder: &Path) -> Result<Vec<PathBuf>> {
     let fault = |error| format!("read {}: {error}", folder.display());
     let mut found = Vec::new();
     for entry in fs::read_dir(folder).map_err(fault)? {
@@ -211,11 +237,11 @@ fn files(folder: &Path) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-fn read(path: &Path) -> Result<Vec<u8>> {
+pub(crate) fn read(path: &Path) -> Result<Vec<u8>> {
     fs::read(path).map_err(|error| format!("read {}: {error}", path.display()))
 }
 
-fn put(tree: &Path, to: &str, content: &[u8], mode: u32) -> Result<PathBuf> {
+pub(crate) fn put(tree: &Path, to: &str, content: &[u8], mode: u32) -> Result<PathBuf> {
     let path = tree.join(to);
     let fault = |error| format!("write {}: {error}", path.display());
     if let Some(folder) = path.parent() {

@@ -15,12 +15,15 @@ name = "wan"
 side = "outside"
 "#;
 
-const EXAMPLES: [&str; 5] = [
+const EXAMPLES: [&str; 8] = [
+    include_str!("../../../examples/cloud.toml"),
     include_str!("../../../examples/home.toml"),
     include_str!("../../../examples/office.toml"),
     include_str!("../../../examples/one-to-one.toml"),
     include_str!("../../../examples/port-forwards.toml"),
     include_str!("../../../examples/services.toml"),
+    include_str!("../../../examples/two-uplinks.toml"),
+    include_str!("../../../examples/web-farm.toml"),
 ];
 
 /// The lines of `INTERFACES`: what a test adds begins at the next.

@@ -25,14 +25,14 @@ impl Worker {
         if events.is_empty() {
             return;
         }
-        let mut routes = false;
+        let (mut routes, mut moved) = (false, false);
         let mut addresses = false;
         for event in events {
             match event {
                 HostEvent::NeighbourChanged { ifindex, addr, .. } => {
                     self.gateway.neighbour_changed(&mut self.kernel, now, ifindex, addr);
                 }
-                HostEvent::RoutesChanged => routes = true,
+                HostEvent::RoutesChanged => (routes, moved) = (true, true),
                 HostEvent::LinkRemoved { index, name } => self.link_removed(now, index, &name),
                 HostEvent::LinkChanged(index) | HostEvent::XdpFeaturesChanged(index) => {
                     self.link_changed(now, index);
@@ -65,6 +65,10 @@ impl Worker {
         }
         if routes {
             self.gateway.routes_changed(&mut self.kernel);
+            self.tell_interfaces();
+        }
+        if moved {
+            self.tell_routes(now);
         }
     }
 

@@ -5,6 +5,7 @@ mod changes;
 mod frames;
 mod interfaces;
 mod rules;
+mod told;
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
@@ -63,6 +64,7 @@ pub struct Worker {
     events_lost: u64,
     /// Inside networks as the fast path knows them.
     published: Vec<ipnet::Ipv4Net>,
+    told: told::Told,
 }
 
 impl Worker {
@@ -98,6 +100,7 @@ impl Worker {
             events_looked_at: now,
             events_lost: 0,
             published: Vec::new(),
+            told: told::Told::default(),
         }
     }
 
@@ -135,6 +138,7 @@ impl Worker {
         for warning in &self.far_servers {
             tracing::warn!("{warning}");
         }
+        self.tell_interfaces();
         Ok(())
     }
 
