@@ -45,7 +45,7 @@ to = "masquerade"
 "#;
 
 /// How long natgw may take until it answers: long on a busy machine.
-const START: Duration = Duration::from_secs(20);
+const START: Duration = Duration::from_secs(60);
 
 /// A natgw daemon in a lab. Dropped, it is killed and leaves nothing behind.
 #[derive(Debug)]

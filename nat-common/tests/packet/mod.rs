@@ -1,5 +1,8 @@
 //! Frames to translate, and checksums the long way: over every byte, with nothing of nat-common's arithmetic.
 
+#[cfg(miri)]
+mod even;
+
 use nat_common::{
     FlowKey, FlowValue, Parsed, Realm,
     flow::Rewrite,

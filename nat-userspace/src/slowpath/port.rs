@@ -118,8 +118,10 @@ pub struct Port {
     sending: usize,
 }
 
-/// How long the socket of an earlier daemon may take to go.
-const LET_GO: Duration = Duration::from_secs(2);
+/// How long the socket of an earlier daemon may take to go: milliseconds, and seconds where all CPUs are busy.
+const LET_GO: Duration = Duration::from_secs(15);
+/// After so long it is told that it is waited for.
+const TOLD: Duration = Duration::from_secs(2);
 
 /// A new socket with its rings, bound to a queue.
 fn bind(
@@ -149,13 +151,22 @@ impl Port {
         }
         .build()
         .map_err(|error| failed(format!("{error:?}")))?;
-        let deadline = Instant::now() + LET_GO;
+        let (begun, mut told) = (Instant::now(), false);
         let (rings, socket) = loop {
             match bind(frames, ifindex, queue, config) {
                 // The kernel lets go of a dead daemon's socket some time after its process is gone (xp_put_pool).
                 Err(SocketError::Bind(error))
-                    if error.raw_os_error() == Some(libc::EBUSY) && Instant::now() < deadline =>
+                    if error.raw_os_error() == Some(libc::EBUSY) && begun.elapsed() < LET_GO =>
                 {
+                    if !told && begun.elapsed() > TOLD {
+                        told = true;
+                        tracing::warn!(
+                            ifindex,
+                            queue,
+                            "another AF_XDP socket has this queue: it is waited for, for {} s",
+                            LET_GO.as_secs()
+                        );
+                    }
                     std::thread::sleep(Duration::from_millis(1));
                 }
                 outcome => break outcome.map_err(|error| failed(error.to_string()))?,

@@ -137,7 +137,7 @@ impl Torture<'_> {
                 self.start();
             }
             Fault::KillWhileStarting => {
-                for _ in 0..5 {
+                for _ in 0..12 {
                     self.gateway.launch(&[]);
                     let moment = u64::from(self.chance.below(250_000));
                     thread::sleep(Duration::from_micros(moment));

@@ -391,6 +391,8 @@ impl Torture<'_> {
         self.gateway.stop();
         self.gateway.drop_fast_path();
         self.gateway.restart();
+        // A transfer's kernel may still say goodbye: without natgw the lab's would forward it as it is.
+        self.lab.gateway.sysctl("ipv4.ip_forward", "0");
         self.gateway.stop();
         let mut left = self.gateway.pins();
         let programs = self.lab.gateway.succeed("ip -details link show");
