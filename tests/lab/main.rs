@@ -54,6 +54,7 @@ mod log_records;
 mod metrics;
 mod ops;
 mod ops_convert;
+mod ops_doctor;
 mod ops_keys;
 mod ops_options;
 mod ops_rules;

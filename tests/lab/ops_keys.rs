@@ -189,6 +189,8 @@ fn a_check_asks_for_its_page_and_wants_its_status() {
         // As it is once two checks have had their answers; that it is down, it stays.
         seconds(1.5);
         becomes(&gateway, state, &format!("{server} {check}"));
+        let found = gateway.natgw(&["doctor", "--json"]).to_string();
+        assert_eq!(found.contains("server_down"), state == "down", "{server} {check}: {found}");
     }
 }
 

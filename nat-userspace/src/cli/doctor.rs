@@ -4,7 +4,8 @@ use std::io::{self, Write};
 use std::net::Ipv4Addr;
 
 use super::{Daemon, Failure, output};
-use crate::doctor::{Facts, Finding, Severity, examine};
+use crate::api::ClientError;
+use crate::doctor::{Facts, Finding, Severity, examine, examine_absence};
 
 /// Arguments of `natgw doctor`.
 #[derive(clap::Args, Debug)]
@@ -17,7 +18,14 @@ pub(super) struct Doctor {
 
 impl Doctor {
     pub(super) fn carry_out(self, daemon: &Daemon) -> Result<(), Failure> {
-        let findings = examine(&Facts::gather(&daemon.socket, self.host)?);
+        let findings = match Facts::gather(&daemon.socket, self.host) {
+            Ok(facts) => examine(&facts),
+            // Nobody is there; that a socket may not be used is no finding.
+            Err(ClientError::Connect { source, .. }) if source.kind() != io::ErrorKind::PermissionDenied => {
+                examine_absence(&daemon.socket)
+            }
+            Err(error) => return Err(error.into()),
+        };
         if self.format.json {
             return Ok(output::json(&findings)?);
         }

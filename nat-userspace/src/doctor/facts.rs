@@ -6,6 +6,7 @@ use std::net::Ipv4Addr;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use ipnet::Ipv4Net;
 use serde::de::IgnoredAny;
 use serde_json::Value;
 
@@ -37,6 +38,10 @@ pub struct Facts {
     pub nat_chains: Vec<NatChain>,
     /// What natgw dropped, by the name of the reason.
     pub drops: BTreeMap<String, u64>,
+    /// What the daemon warns of.
+    pub warnings: Vec<String>,
+    /// The kernel's default routes, of the main table.
+    pub default_routes: Vec<DefaultRoute>,
     /// Its rules.
     pub rules: Vec<RuleRow>,
     /// Its external addresses.
@@ -62,6 +67,33 @@ pub struct InterfaceFacts {
     pub rp_filter: u8,
     /// Which ARP requests the kernel leaves unanswered there: the stricter of its own setting and that of all.
     pub arp_ignore: u8,
+    /// `inside` or `outside`.
+    pub side: String,
+    /// `up`, `down` or `missing`.
+    pub state: String,
+    /// How XDP is attached.
+    pub mode: String,
+    /// Its driver, where the kernel names one.
+    pub driver: String,
+    /// Queues that natgw serves.
+    pub queues: u32,
+    /// Queues that it receives on.
+    pub present: u32,
+    /// Its subnets, without addresses that natgw has added.
+    pub networks: Vec<Ipv4Net>,
+}
+
+/// A default route.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DefaultRoute {
+    /// The interface that it leaves by.
+    pub interface: String,
+    /// The router, if there is one.
+    pub gateway: Option<Ipv4Addr>,
+    /// The lower wins.
+    pub metric: u32,
+    /// Whether the router was asked for its Ethernet address and did not answer.
+    pub silent: bool,
 }
 
 /// A host that is seen on several interfaces at once.
@@ -102,6 +134,7 @@ impl Facts {
         let mut facts = Self {
             host,
             passed: status.packets.passed,
+            warnings: status.warnings,
             drops: status.drops.into_iter().map(|row| (row.reason, row.packets)).collect(),
             ..Self::default()
         };
@@ -124,6 +157,13 @@ impl Facts {
             .map(|interface| InterfaceFacts {
                 rp_filter: setting(&interface.name, "rp_filter").max(all_filter).unwrap_or(0),
                 arp_ignore: setting(&interface.name, "arp_ignore").max(all_ignore).unwrap_or(0),
+                driver: driver(&interface.name),
+                present: receive_queues(&interface.name),
+                queues: interface.queues,
+                side: interface.side,
+                state: interface.state,
+                mode: interface.mode,
+                networks: Vec::new(),
                 name: interface.name,
             })
             .collect();
@@ -137,7 +177,13 @@ impl Facts {
         }
         if let Ok(host) = Host::open() {
             facts.shared_stations = shared_stations(&host, &facts.interfaces);
+            for interface in &mut facts.interfaces {
+                interface.networks = networks(&host, &interface.name);
+            }
         }
+        let arp = fs::read_to_string("/proc/net/arp").unwrap_or_default();
+        facts.default_routes =
+            default_routes(&fs::read_to_string("/proc/net/route").unwrap_or_default(), &arp);
         facts.station = host.and_then(locate);
         Ok(facts)
     }
@@ -160,6 +206,54 @@ fn read(path: &str) -> Option<String> {
 
 fn setting(interface: &str, key: &str) -> Option<u8> {
     read(&format!("/proc/sys/net/ipv4/conf/{interface}/{key}"))?.parse().ok()
+}
+
+/// Who drives an interface.
+fn driver(interface: &str) -> String {
+    let link = fs::read_link(format!("/sys/class/net/{interface}/device/driver")).ok();
+    link.and_then(|link| Some(link.file_name()?.to_string_lossy().into_owned()))
+        .unwrap_or_else(|| "of no device".to_owned())
+}
+
+/// Queues that an interface receives on now; none that can be told: 0.
+fn receive_queues(interface: &str) -> u32 {
+    let Ok(entries) = fs::read_dir(format!("/sys/class/net/{interface}/queues")) else { return 0 };
+    let receive = entries.flatten().filter(|entry| entry.file_name().to_string_lossy().starts_with("rx-"));
+    u32::try_from(receive.count()).unwrap_or(0)
+}
+
+fn networks(host: &Host, interface: &str) -> Vec<Ipv4Net> {
+    let Some(link) = host.link_by_name(interface) else { return Vec::new() };
+    let own = host.addresses(link.index).iter().filter(|address| !address.claimed && address.prefix < 32);
+    own.filter_map(|address| Ipv4Net::new(address.addr, address.prefix).ok()).map(|net| net.trunc()).collect()
+}
+
+/// What `/proc/net/route` has for 0.0.0.0/0: a line of fields each, addresses in hexadecimal as they lie in memory.
+fn default_routes(text: &str, arp: &str) -> Vec<DefaultRoute> {
+    let unanswered = |gateway: Ipv4Addr, interface: &str| {
+        // Address, type, flags (0: no answer yet), Ethernet address, mask, device.
+        arp.lines().map(str::split_whitespace).any(|fields| {
+            let fields: Vec<&str> = fields.collect();
+            matches!(fields.as_slice(), [address, _, "0x0", _, _, device]
+                if *address == gateway.to_string() && *device == interface)
+        })
+    };
+    let address =
+        |word: &str| u32::from_str_radix(word, 16).ok().map(|raw| Ipv4Addr::from(raw.to_ne_bytes()));
+    let route = |line: &str| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        let [interface, "00000000", gateway, _, _, _, metric, "00000000", ..] = fields.as_slice() else {
+            return None;
+        };
+        let gateway = address(gateway).filter(|gateway| !gateway.is_unspecified());
+        Some(DefaultRoute {
+            interface: (*interface).to_owned(),
+            gateway,
+            metric: metric.parse().ok()?,
+            silent: gateway.is_some_and(|gateway| unanswered(gateway, interface)),
+        })
+    };
+    text.lines().filter_map(route).collect()
 }
 
 /// The same address at the same Ethernet address on two of the interfaces: its ARP requests reach both.
@@ -267,6 +361,24 @@ mod tests {
         let text = "TcpExt: SyncookiesSent IPReversePathFilter X\nTcpExt: 0 17 3\nIpExt: A\nIpExt: 1\n";
         assert_eq!(extended_count(text, "IPReversePathFilter"), Some(17));
         assert_eq!(extended_count(text, "Missing"), None);
+    }
+
+    #[test]
+    fn default_routes_are_read_from_proc() {
+        let text = "Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT\n\
+                    wan\t00000000\tFE7100CB\t0003\t0\t0\t100\t00000000\t0\t0\t0\n\
+                    ppp0\t00000000\t00000000\t0001\t0\t0\t0\t00000000\t0\t0\t0\n\
+                    lan\t0001A8C0\t00000000\t0001\t0\t0\t0\t00FFFFFF\t0\t0\t0\n";
+        let arp = "IP address       HW type     Flags       HW address            Mask     Device\n\
+                   203.0.113.254    0x1         0x0         00:00:00:00:00:00     *        wan\n";
+        let routes = default_routes(text, arp);
+        let gateway = Some(Ipv4Addr::new(203, 0, 113, 254));
+        assert_eq!(routes.len(), 2);
+        assert_eq!(
+            routes[0],
+            DefaultRoute { interface: "wan".to_owned(), gateway, metric: 100, silent: true }
+        );
+        assert_eq!((routes[1].gateway, routes[1].metric, routes[1].silent), (None, 0, false));
     }
 
     #[test]

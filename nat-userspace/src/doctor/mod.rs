@@ -3,14 +3,18 @@
 //! [`Facts`] are gathered once; the checks, one module a family, are functions of them alone.
 #![deny(unsafe_code)]
 
+mod absent;
 mod drops;
 mod facts;
 mod firewall;
 mod kernel;
+mod links;
+mod routes;
 mod services;
 mod traffic;
 
-pub use self::facts::{Facts, InterfaceFacts, NatChain, SharedStation, Station};
+pub use self::absent::examine_absence;
+pub use self::facts::{DefaultRoute, Facts, InterfaceFacts, NatChain, SharedStation, Station};
 
 use serde::Serialize;
 
@@ -45,8 +49,15 @@ pub struct Finding {
 
 /// Everything that is to be said of the facts, the worst first.
 pub fn examine(facts: &Facts) -> Vec<Finding> {
-    let families =
-        [kernel::findings, firewall::findings, drops::findings, services::findings, traffic::findings];
+    let families = [
+        kernel::findings,
+        links::findings,
+        routes::findings,
+        firewall::findings,
+        drops::findings,
+        services::findings,
+        traffic::findings,
+    ];
     let mut findings: Vec<Finding> = families.iter().flat_map(|family| family(facts)).collect();
     findings.sort_by_key(|finding| finding.severity);
     findings
