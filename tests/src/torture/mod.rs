@@ -314,15 +314,19 @@ impl Torture<'_> {
         fault.is_flood() && after > before
     }
 
-    /// In which round a moment was, and how long after its fault began.
+    /// In which round a moment was, how long after its fault began, and what the lab's queues dropped in it.
     fn when(&self, moment: Instant) -> String {
-        match self.history.iter().enumerate().rev().find(|(_, (began, ..))| *began <= moment) {
-            Some((round, (began, fault, _))) => {
-                let after = moment.duration_since(*began).as_secs_f64();
-                format!("{after:.3} s after round {round}, {}, began", fault.name())
-            }
-            None => "before all rounds".to_owned(),
-        }
+        let Some(round) = self.history.iter().rposition(|(began, ..)| *began <= moment) else {
+            return "before all rounds".to_owned();
+        };
+        let (began, fault, before) = self.history[round];
+        let after = self.history.get(round + 1).map_or_else(|| self.queue_drops(), |(_, _, drops)| *drops);
+        format!(
+            "{:.3} s after round {round}, {}, began, in which full queues dropped {}",
+            moment.duration_since(began).as_secs_f64(),
+            fault.name(),
+            after - before
+        )
     }
 
     /// No outside endpoint is given twice.
