@@ -8,7 +8,7 @@ use nat_common::abi::{SessionEvent, TooBigEvent};
 use nat_common::activity::Activity;
 use nat_common::delegate::{Grant, GrantKey};
 use nat_common::next_hop::NextHop;
-use nat_common::{FlowKey, FlowValue};
+use nat_common::{Direction, FlowKey, FlowValue};
 
 use crate::datapath::{Datapath, Found, LoadError, ticks};
 use crate::gateway::{World, address};
@@ -135,6 +135,10 @@ impl World for Kernel {
 
     fn close(&mut self, session: u32, keys: &[FlowKey; 2]) {
         self.datapath.flows.close(session, keys);
+    }
+
+    fn find(&self, key: &FlowKey) -> Option<(u32, Direction)> {
+        self.datapath.flows.find(key)
     }
 
     fn released(&mut self) -> Vec<u32> {

@@ -63,7 +63,12 @@ impl Claims {
         Held { claims: Rc::clone(self), endpoint }
     }
 
-    /// The mapping that the program has made of an endpoint is known.
+    /// The mapping that the program has made of an endpoint is there: it is counted, and settled.
+    pub fn confirm(&self, endpoint: Endpoint) {
+        self.change(endpoint, |count| (count & COUNTED) + u64::from(count & COUNTED != COUNTED));
+    }
+
+    /// What the program has begun to make of an endpoint has come to nothing.
     pub fn settle(&self, endpoint: Endpoint) {
         let (cell, word) = self.cell(endpoint);
         cell.settle(word);
@@ -183,9 +188,8 @@ mod tests {
         assert!(!claim_as_program(&claims, ENDPOINT));
         let held = claims.hold(ENDPOINT);
         assert!(claims.is_pending(ENDPOINT), "the daemon sees that it has to wait");
-        // As it adopts: counted before the claim ends.
-        claims.count(ENDPOINT);
-        claims.settle(ENDPOINT);
+        // As it adopts: counted as the claim ends.
+        claims.confirm(ENDPOINT);
         assert!(!claims.is_pending(ENDPOINT));
         drop(held);
         assert!(!claim_as_program(&claims, ENDPOINT));

@@ -117,12 +117,20 @@ impl FlowTable {
     }
 
     /// Counts the entries of a session that the program has opened, and enters what it found no place for. `false`
-    /// if there is none.
+    /// if there is none, or a key is another session's: then it is to be closed.
     pub fn adopt(&mut self, session: u32, keys: &[FlowKey; 2]) -> bool {
         let segments = &self.segments;
-        Direction::BOTH.into_iter().zip(keys).all(|(direction, key)| {
-            self.index.adopt(key, table::line_of(session, direction), |line| key_of(segments, line))
-        })
+        let lines = Direction::BOTH.map(|direction| table::line_of(session, direction));
+        let [original, reply] = [0, 1]
+            .map(|half: usize| self.index.adopt(&keys[half], lines[half], |line| key_of(segments, line)));
+        original && reply
+    }
+
+    /// The session whose line a key has, and the direction of its packets.
+    pub fn find(&self, key: &FlowKey) -> Option<(u32, Direction)> {
+        let line = self.index.search(key, |line| key_of(&self.segments, line))?;
+        let direction = if line & 1 == 0 { Direction::Original } else { Direction::Reply };
+        Some((table::session_of(line)?, direction))
     }
 
     /// Waits until the programs that run now have ended.
@@ -308,8 +316,11 @@ fn there<T: Copy>(maps: &mut Maps, part: Part, entries: u32) -> Result<(Vec<Mapp
 /// The key of a line.
 fn key_of(segments: &[Mapped<SessionLines>], line: u32) -> FlowKey {
     let (segment, at) = table::segment_of(line);
-    let lines = segments.get(segment as usize).and_then(|segment| segment.read(at)).unwrap_or_default();
-    lines.directions[(line & 1) as usize].key
+    let Some(lines) = segments.get(segment as usize).and_then(|segment| segment.at(at)) else {
+        return FlowKey::default();
+    };
+    // SAFETY: a session has two lines, both live; volatile, because the program writes them, too.
+    unsafe { (&raw const (*lines.as_ptr()).directions[(line & 1) as usize].key).read_volatile() }
 }
 
 /// Slots that are set aside for so many sessions: more, because those of closed ones rest a while.

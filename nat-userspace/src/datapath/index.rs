@@ -66,19 +66,39 @@ impl Index {
 
     /// Takes note of a line that the program has entered: counts it, and enters it where it is missing. The program
     /// may have found no place, or one that became unreachable while it looked, because a run was closed up before it
-    /// or another level put in force. `false` if there is no place near.
+    /// or another level put in force. `false` if there is no place near, or the key has another line.
     pub(super) fn adopt(&mut self, key: &FlowKey, line: u32, key_of: impl Fn(u32) -> FlowKey) -> bool {
         let hash = table::hash(key.words(), &self.secret);
-        let Some(place) = self.find(hash, line, self.level) else {
+        let Some((place, found)) = self.first(hash, key, &key_of) else {
             self.sweep(hash, line, &key_of);
             return self.insert(key, line, key_of);
         };
+        if found != line {
+            // It can be taken out as if it were in.
+            self.taken += u32::from(self.find(hash, line, self.level).is_some());
+            return false;
+        }
         self.taken += 1;
         if self.is_carried(place) && self.find(hash, line, self.level * 2).is_none() {
             self.enter(hash, line, self.level * 2);
         }
         self.grow(key_of);
         true
+    }
+
+    /// The line of a key.
+    pub(super) fn search(&self, key: &FlowKey, key_of: impl Fn(u32) -> FlowKey) -> Option<u32> {
+        self.first(table::hash(key.words(), &self.secret), key, key_of).map(|(_, line)| line)
+    }
+
+    /// The first line of a key, and its place.
+    fn first(&self, hash: u64, key: &FlowKey, key_of: impl Fn(u32) -> FlowKey) -> Option<(u32, u32)> {
+        let mut places = Self::places(hash, self.level)
+            .map(|place| (place, self.load(place)))
+            .take_while(|(_, entry)| *entry != EMPTY)
+            .filter(|(_, entry)| *entry > REMOVED && entry & !LINE_MASK == table::tag(hash))
+            .map(|(place, entry)| (place, entry & LINE_MASK));
+        places.find(|&(_, line)| key_of(line) == *key)
     }
 
     /// Takes a line out of where no search for it comes.
@@ -163,12 +183,18 @@ impl Index {
             return;
         };
         let end = (carried + CARRIED).min(self.level);
-        for place in self.level + carried..self.level + end {
-            let entry = self.load(place);
-            if entry > REMOVED {
-                let line = entry & LINE_MASK;
-                self.enter(table::hash(key_of(line).words(), &self.secret), line, self.level * 2);
-            }
+        // All keys are read before the first is used: memory answers many questions in the time of one.
+        let entries: [u32; CARRIED as usize] = std::array::from_fn(|step| {
+            let place = self.level + carried + u32::try_from(step).unwrap_or(0);
+            if place < self.level + end { self.load(place) } else { EMPTY }
+        });
+        let hash_of = |entry: u32| match entry {
+            EMPTY | REMOVED => 0,
+            entry => table::hash(key_of(entry & LINE_MASK).words(), &self.secret),
+        };
+        let hashes = entries.map(hash_of);
+        for (entry, hash) in entries.into_iter().zip(hashes).filter(|(entry, _)| *entry > REMOVED) {
+            self.enter(hash, entry & LINE_MASK, self.level * 2);
         }
         self.carried = Some(end);
         if end == self.level {
@@ -345,7 +371,9 @@ mod tests {
     #[test]
     fn what_the_program_enters_behind_a_gap_is_found_once_adopted() {
         let mut index = index();
-        let alike = |_: u32| FlowKey { source: 9, ..FlowKey::default() };
+        let home = |line: u32| table::place(table::hash(key(line).words(), &index.secret), index.level, 0);
+        let alike: Vec<FlowKey> = (2..).filter(|line| home(*line) == home(2)).map(key).take(3).collect();
+        let alike = |line: u32| alike[line as usize / 2 - 1];
         for line in [2, 4] {
             assert!(index.insert(&alike(line), line, alike));
         }
@@ -362,6 +390,19 @@ mod tests {
         lines.sort_unstable();
         assert_eq!(lines, [4, 6], "once each");
         assert_eq!(index.taken, 2);
+    }
+
+    /// One key has one line: what the program has entered for a key that has one is taken out again without a trace.
+    #[test]
+    fn a_line_whose_key_has_another_is_not_adopted() {
+        let mut index = index();
+        let twins = |line: u32| key(line & !1);
+        assert!(index.insert(&twins(2), 2, twins));
+        enter_as_program(&index, &twins(3), 3, index.level);
+        assert!(!index.adopt(&twins(3), 3, twins));
+        index.remove(&twins(3), 3, twins);
+        assert_eq!((index.search(&twins(3), twins), index.taken), (Some(2), 1));
+        assert!(index.lines().eq([2]));
     }
 
     /// The program goes by a level that is not in force any more, or by one that is carried over meanwhile.

@@ -64,10 +64,9 @@ impl Gateway {
             let mut usable = |port: u16| !world.is_bound(protocol, external, port.to_be());
             return self.externals.take(&wish, now, &mut usable);
         }
-        let sessions = &self.sessions;
         self.externals.share(&wish, &mut |port| {
             !world.is_bound(protocol, external, port.to_be())
-                && sessions.find(&shared_reply(claim.key, external, port, claim.realm)).is_none()
+                && world.find(&shared_reply(claim.key, external, port, claim.realm)).is_none()
         })
     }
 

@@ -178,34 +178,44 @@ impl Gateway {
             origin: Origin::Snat(position),
             reply_refreshes: original.protocol == wire::TCP,
         };
-        let adopted = self.adopt_session(world, now, slot, &session);
-        self.mappings.settle(endpoint(&original));
-        if !adopted {
+        let is_entered = world.adopt(slot, &[original, reply]);
+        let mapping = self.adopt_mapping(now, &session);
+        if mapping.is_none() {
+            self.mappings.settle(endpoint(&original));
+        }
+        self.sessions.forget(slot);
+        let (true, Some(mapping)) = (is_entered, mapping) else {
             // Its port or one of its keys is another's: as if it had never been.
             tracing::debug!(slot, "a session that the program opened clashes with another");
-            self.sessions.forget(slot);
-            // Only what was counted can be taken out.
-            world.adopt(slot, &[original, reply]);
+            if let Some(mapping) = mapping {
+                self.drop_if_unused(now, mapping);
+            }
             world.close(slot, &[original, reply]);
             return;
-        }
+        };
+        let origin = session.origin;
+        self.mappings.hold(mapping, session_remote(&session));
+        let armed = self.wheel.arm(slot, now + self.first_timeout(&original));
+        self.sessions.adopt(slot, Session { mapping, armed, ..session });
+        *self.opened.entry(origin).or_default() += 1;
+        self.record_session(now, slot);
         let is_of_now = |own: &Delegation| own.epoch & 0xffff == u32::from(event.epoch);
         if !self.delegation.as_ref().is_some_and(is_of_now) {
             self.judge_anew(world, now, slot);
         }
     }
 
-    /// `false` if its port, or a key, is taken.
-    fn adopt_session(&mut self, world: &mut dyn World, now: Instant, slot: u32, session: &Session) -> bool {
+    /// The mapping that the program has made with a session. `None` if its port was not to be had.
+    fn adopt_mapping(&mut self, now: Instant, session: &Session) -> Option<u32> {
         let (key, rewrite) = (session.original, session.rewrite);
-        let Origin::Snat(position) = session.origin else { return false };
+        let Origin::Snat(position) = session.origin else { return None };
         let pool = match self.rules.snat.get(usize::from(position)).map(|rule| &rule.to) {
             Some(SnatTarget::Pool(pool)) if pool.len() > 1 => u32::from(position),
             _ => rewrite.source,
         };
         let port = u16::from_be(rewrite.source_port);
         if !self.externals.adopt_claimed(rewrite.source, key.protocol, port) {
-            return false;
+            return None;
         }
         let inside = (key.source, key.source_port);
         let mapping = Mapping {
@@ -219,23 +229,10 @@ impl Gateway {
         };
         if self.mappings.find(&mapping.key).is_some() {
             self.externals.give_back((key.protocol, rewrite.source), port, inside, false, now);
-            return false;
-        }
-        let number = self.mappings.insert(mapping);
-        let remote = session_remote(session);
-        if !self.sessions.adopt(slot, Session { mapping: number, ..session.clone() }) {
-            self.drop_if_unused(now, number);
-            return false;
+            return None;
         }
         self.record_mapping(now, &mapping);
-        self.mappings.hold(number, remote);
-        *self.opened.entry(session.origin).or_default() += 1;
-        self.arm(now + self.first_timeout(&key), slot);
-        self.record_session(now, slot);
-        if !world.adopt(slot, &[key, session.reply]) {
-            self.abort(world, now, slot);
-        }
-        true
+        Some(self.mappings.adopt(mapping))
     }
 
     /// A session that was opened by what held before: does it still?

@@ -66,7 +66,7 @@ impl Gateway {
         let Some(quote) = read_quote(frame, parsed, end, ingress.realm()) else { return nobodys };
         // Packets the other way arrive on this side with the quote's endpoints exchanged.
         let opposite = quote.key.reversed(ingress.realm());
-        let Some((slot, direction)) = self.sessions.find(&opposite) else {
+        let Some((slot, direction)) = self.find(world, now, &opposite) else {
             // A one-to-one address is the gateway's only in that it answers ARP for it.
             if let Some(outcome) = self.stateless_error(world, now, ingress, frame, parsed) {
                 return outcome;

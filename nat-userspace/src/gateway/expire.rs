@@ -33,7 +33,7 @@ impl Gateway {
         }
         for neighbour in self.holds.expired(now) {
             for Held { ingress, frame } in self.holds.release(neighbour) {
-                self.give_up(now, ingress, frame);
+                self.give_up(world, now, ingress, frame);
             }
         }
         self.expire_fragments(now);
@@ -223,13 +223,13 @@ impl Gateway {
 
     /// A neighbour did not answer: the sender of a frame that waited for it is told (RFC 1812
     /// section 4.3.3.1), and the session it had opened is over.
-    fn give_up(&mut self, now: Instant, ingress: u32, mut frame: Vec<u8>) {
+    fn give_up(&mut self, world: &dyn World, now: Instant, ingress: u32, mut frame: Vec<u8>) {
         self.counts.add(Reason::DropNoNeighbour);
         let Some(interface) = self.interfaces.get(&ingress).cloned() else { return };
         let Some(view) = nat_common::frame::SliceFrame::new(&mut frame) else { return };
         if let nat_common::parse::Frames::Ipv4(parsed) = nat_common::parse(&view, interface.realm()) {
             self.answer(now, &interface, &frame, &parsed, Error::HostUnreachable, Reason::DropNoNeighbour);
-            if let Some((slot, Direction::Original)) = self.sessions.find(&parsed.key) {
+            if let Some((slot, Direction::Original)) = world.find(&parsed.key) {
                 self.unreachable.push(slot);
             }
         }

@@ -67,7 +67,7 @@ impl Gateway {
 
     fn explain_packet(&self, world: &mut dyn World, ingress: &Interface, parsed: &Parsed) -> Explained {
         let key = &parsed.key;
-        if let Some((slot, _)) = self.sessions.find(key)
+        if let Some((slot, _)) = world.find(key)
             && let Some(session) = self.sessions.get(slot)
         {
             return match session.origin {

@@ -90,7 +90,7 @@ impl Gateway {
             Err(_) if world.is_local(address(parsed.key.destination)) => Outcome::ToStack,
             Err(reason) => Outcome::Drop(reason),
         };
-        let relay = whole.ok().and_then(|whole| self.relay_of(&whole.key));
+        let relay = whole.ok().and_then(|whole| self.relay_of(world, &whole.key));
         let verdict = match outcome {
             // Waits for its neighbour, and will come here again.
             Outcome::Held => return outcome,
@@ -249,8 +249,8 @@ impl Gateway {
     }
 
     /// Where the packets of a flow are relayed to, if they are.
-    fn relay_of(&self, key: &FlowKey) -> Option<Relay> {
-        let (slot, direction) = self.sessions.find(key)?;
+    fn relay_of(&self, world: &dyn World, key: &FlowKey) -> Option<Relay> {
+        let (slot, direction) = world.find(key)?;
         let session = self.sessions.get(slot).filter(|_| direction == Direction::Original)?;
         session.relay(*self.next_hops.get(session.next_hops[direction as usize]))
     }

@@ -229,7 +229,7 @@ impl Gateway {
         }
         let taken = |port: u16, source: u32| {
             let candidate = Rewrite { source, source_port: port.to_be(), ..rewrite };
-            self.sessions.find(&Session::reply_key(key, &candidate, egress.realm())).is_some()
+            world.find(&Session::reply_key(key, &candidate, egress.realm())).is_some()
         };
         // A server would answer a client on its own link by itself, past the gateway (behaviour LBS-10).
         let hides_remote = target.hides_remote || (is_service && egress.ifindex == ingress.ifindex);

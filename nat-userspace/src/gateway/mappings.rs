@@ -1,13 +1,15 @@
 //! Mappings (RFC 4787 section 4): an inside endpoint's external endpoint. A mapping owns the
 //! external port; sessions hold the mapping.
 
-use crate::hash::HashMap;
 use std::rc::Rc;
 
+use hashbrown::HashTable;
 use nat_common::wire;
 
+use super::slab::Slab;
 use crate::config::Mapping as Behaviour;
 use crate::datapath::{Claims, Endpoint};
+use crate::hash::HashMap;
 
 /// What shares a mapping. How much of the remote belongs to it is the rule's mapping behaviour.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -48,15 +50,28 @@ pub struct Mapping {
 /// External side of a mapping that owns its port.
 type External = (u8, u32, u16);
 
+/// A mapping, and whom it has sessions with.
+struct Held {
+    mapping: Mapping,
+    /// The remote address of its first session, and how many there are with that. Most mappings have no other.
+    first: (u32, u32),
+}
+
+/// Numbers by what they stand for, which is kept elsewhere: four bytes of a hash and the number.
+#[derive(Default)]
+struct Numbers(HashTable<(u32, u32)>);
+
 /// All mappings.
 #[derive(Default)]
 pub struct MappingTable {
-    slots: Vec<Option<Mapping>>,
-    free: Vec<u32>,
-    by_inside: HashMap<MappingKey, u32>,
-    by_external: HashMap<External, u32>,
-    /// How many sessions a mapping has with a remote address: what address-dependent filtering asks.
+    slots: Slab<Held>,
+    by_inside: Numbers,
+    by_external: Numbers,
+    /// How many sessions a mapping has with remote addresses beside its first one: what address-dependent filtering
+    /// asks.
     contacts: HashMap<(u32, u32), u32>,
+    hasher: ahash::RandomState,
+    count: usize,
     /// Where the program sees which endpoints have one.
     claims: Option<Rc<Claims>>,
 }
@@ -84,6 +99,39 @@ impl Mapping {
     pub fn endpoint(&self) -> Endpoint {
         (self.key.protocol, self.key.address, self.key.port)
     }
+
+    fn external(&self) -> External {
+        (self.key.protocol, self.external, self.external_port)
+    }
+}
+
+impl Numbers {
+    /// A number with this hash for which `is_meant` holds.
+    fn find(&self, hash: u32, is_meant: impl Fn(u32) -> bool) -> Option<u32> {
+        let entry = self.0.find(spread(hash), |&(other, number)| other == hash && is_meant(number))?;
+        Some(entry.1)
+    }
+
+    /// Puts a number in; in the place of one for which `is_meant` holds, if there is one.
+    fn insert(&mut self, hash: u32, number: u32, is_meant: impl Fn(u32) -> bool) {
+        let alike = |&(other, number): &(u32, u32)| other == hash && is_meant(number);
+        match self.0.entry(spread(hash), alike, |entry| spread(entry.0)) {
+            hashbrown::hash_table::Entry::Occupied(mut entry) => entry.get_mut().1 = number,
+            hashbrown::hash_table::Entry::Vacant(entry) => drop(entry.insert((hash, number))),
+        }
+    }
+
+    /// Takes a number out, if it is in.
+    fn remove(&mut self, hash: u32, number: u32) {
+        if let Ok(entry) = self.0.find_entry(spread(hash), |&entry| entry == (hash, number)) {
+            entry.remove();
+        }
+    }
+}
+
+/// As many bits as a table asks for, from those that are kept.
+const fn spread(hash: u32) -> u64 {
+    (hash as u64) << 32 | hash as u64
 }
 
 impl MappingTable {
@@ -92,7 +140,7 @@ impl MappingTable {
         self.claims = Some(claims);
     }
 
-    /// What the program has made of an endpoint is known.
+    /// What the program has begun to make of an endpoint has come to nothing.
     pub fn settle(&self, endpoint: Endpoint) {
         if let Some(claims) = &self.claims {
             claims.settle(endpoint);
@@ -101,54 +149,74 @@ impl MappingTable {
 
     /// The mapping an inside endpoint has.
     pub fn find(&self, key: &MappingKey) -> Option<u32> {
-        self.by_inside.get(key).copied()
+        self.by_inside.find(self.hash(key), |slot| self.get(slot).is_some_and(|mapping| mapping.key == *key))
     }
 
     /// The mapping that owns an external endpoint.
     pub fn find_external(&self, protocol: u8, address: u32, port: u16) -> Option<u32> {
-        self.by_external.get(&(protocol, address, port)).copied()
+        let wanted = (protocol, address, port);
+        self.by_external
+            .find(self.hash(&wanted), |slot| self.get(slot).map(Mapping::external) == Some(wanted))
     }
 
     /// The mapping in a slot.
     pub fn get(&self, slot: u32) -> Option<&Mapping> {
-        self.slots.get(slot as usize)?.as_ref()
+        self.slots.get(slot).map(|held| &held.mapping)
     }
 
     /// Mappings there are.
     pub fn count(&self) -> usize {
-        self.slots.len() - self.free.len()
+        self.count
     }
 
     /// Puts a mapping in.
     pub fn insert(&mut self, mapping: Mapping) -> u32 {
-        let slot = if let Some(slot) = self.free.pop() {
-            self.slots[slot as usize] = Some(mapping);
-            slot
-        } else {
-            self.slots.push(Some(mapping));
-            u32::try_from(self.slots.len() - 1).unwrap_or(u32::MAX)
-        };
-        self.by_inside.insert(mapping.key, slot);
         if let Some(claims) = self.claims.as_ref().filter(|_| is_claimed(&mapping)) {
             claims.count(mapping.endpoint());
         }
-        if !mapping.shared {
-            self.by_external.insert((mapping.key.protocol, mapping.external, mapping.external_port), slot);
+        self.put(mapping)
+    }
+
+    /// Puts in a mapping that the program has made.
+    pub fn adopt(&mut self, mapping: Mapping) -> u32 {
+        if let Some(claims) = &self.claims {
+            claims.confirm(mapping.endpoint());
         }
+        self.put(mapping)
+    }
+
+    fn put(&mut self, mapping: Mapping) -> u32 {
+        let Some(slot) = self.slots.reserve(u32::MAX) else { return u32::MAX };
+        let [inside, external] = self.hashes(&mapping);
+        let slots = &self.slots;
+        let other = |slot| slots.get(slot).map(|held: &Held| held.mapping);
+        self.by_inside.insert(inside, slot, |slot| other(slot).is_some_and(|other| other.key == mapping.key));
+        if !mapping.shared {
+            let is_its = |slot| other(slot).is_some_and(|other| other.external() == mapping.external());
+            self.by_external.insert(external, slot, is_its);
+        }
+        self.slots.put(slot, Held { mapping, first: (0, 0) });
+        self.count += 1;
         slot
     }
 
     /// A mapping is a rule's from now on.
     pub fn set_rule(&mut self, slot: u32, rule: u16) {
-        if let Some(mapping) = self.slots.get_mut(slot as usize).and_then(Option::as_mut) {
-            mapping.rule = rule;
+        if let Some(held) = self.slots.get_mut(slot) {
+            held.mapping.rule = rule;
         }
     }
 
     /// A session to `remote` holds the mapping.
     pub fn hold(&mut self, slot: u32, remote: u32) {
-        if let Some(mapping) = self.slots.get_mut(slot as usize).and_then(Option::as_mut) {
-            mapping.sessions += 1;
+        let Some(held) = self.slots.get_mut(slot) else { return };
+        if held.mapping.sessions == 0 {
+            held.first = (remote, 0);
+        }
+        held.mapping.sessions += 1;
+        if held.first.0 == remote {
+            held.first.1 += 1;
+        } else {
             *self.contacts.entry((slot, remote)).or_default() += 1;
         }
     }
@@ -156,15 +224,19 @@ impl MappingTable {
     /// A session to `remote` lets go. Returns the mapping if it is over: its port is the
     /// caller's to give back.
     pub fn release(&mut self, slot: u32, remote: u32) -> Option<Mapping> {
-        if let std::collections::hash_map::Entry::Occupied(mut count) = self.contacts.entry((slot, remote)) {
+        let held = self.slots.get_mut(slot)?;
+        if held.first.0 == remote {
+            held.first.1 = held.first.1.saturating_sub(1);
+        } else if let std::collections::hash_map::Entry::Occupied(mut count) =
+            self.contacts.entry((slot, remote))
+        {
             *count.get_mut() -= 1;
             if *count.get() == 0 {
                 count.remove();
             }
         }
-        let mapping = self.slots.get_mut(slot as usize)?.as_mut()?;
-        mapping.sessions = mapping.sessions.saturating_sub(1);
-        if mapping.sessions > 0 || mapping.permanent {
+        held.mapping.sessions = held.mapping.sessions.saturating_sub(1);
+        if held.mapping.sessions > 0 || held.mapping.permanent {
             return None;
         }
         self.remove(slot)
@@ -172,15 +244,12 @@ impl MappingTable {
 
     /// Takes a mapping out, whoever holds it.
     pub fn remove(&mut self, slot: u32) -> Option<Mapping> {
-        let mapping = self.slots.get_mut(slot as usize)?.take()?;
-        if self.by_inside.get(&mapping.key) == Some(&slot) {
-            self.by_inside.remove(&mapping.key);
-        }
-        let external = (mapping.key.protocol, mapping.external, mapping.external_port);
-        if !mapping.shared && self.by_external.get(&external) == Some(&slot) {
-            self.by_external.remove(&external);
-        }
-        self.free.push(slot);
+        let mapping = self.slots.take(slot)?.mapping;
+        let [inside, external] = self.hashes(&mapping);
+        self.by_inside.remove(inside, slot);
+        self.by_external.remove(external, slot);
+        self.slots.give_back([slot]);
+        self.count -= 1;
         if let Some(claims) = self.claims.as_ref().filter(|_| is_claimed(&mapping)) {
             claims.uncount(mapping.endpoint());
         }
@@ -189,15 +258,22 @@ impl MappingTable {
 
     /// Whether the mapping has a session with a remote address.
     pub fn has_contact(&self, slot: u32, remote: u32) -> bool {
-        self.contacts.contains_key(&(slot, remote))
+        self.slots.get(slot).is_some_and(|held| held.first.0 == remote && held.first.1 > 0)
+            || self.contacts.contains_key(&(slot, remote))
     }
 
     /// Every mapping with its slot.
     pub fn iter(&self) -> impl Iterator<Item = (u32, &Mapping)> {
-        self.slots
-            .iter()
-            .enumerate()
-            .filter_map(|(slot, mapping)| Some((u32::try_from(slot).ok()?, mapping.as_ref()?)))
+        self.slots.iter().map(|(slot, held)| (slot, &held.mapping))
+    }
+
+    fn hashes(&self, mapping: &Mapping) -> [u32; 2] {
+        [self.hash(&mapping.key), self.hash(&mapping.external())]
+    }
+
+    #[expect(clippy::cast_possible_truncation, reason = "half of a hash")]
+    fn hash(&self, value: &impl std::hash::Hash) -> u32 {
+        self.hasher.hash_one(value) as u32
     }
 }
 

@@ -39,6 +39,7 @@ mod restore;
 mod rules;
 mod services;
 mod sessions;
+mod slab;
 mod stateless;
 mod steps;
 mod thresholds;
@@ -314,7 +315,7 @@ impl Gateway {
         frame: &mut [u8],
         parsed: &Parsed,
     ) -> Outcome {
-        if let Some((slot, direction)) = self.sessions.find(&parsed.key) {
+        if let Some((slot, direction)) = self.find(world, now, &parsed.key) {
             if !self.is_to_be_scheduled(world, slot, direction, parsed) {
                 return self.known(world, now, ingress, frame, parsed, slot, direction);
             }

@@ -25,6 +25,10 @@ pub(super) enum Refusal {
     Told(Reason, Error),
 }
 
+/// Every port that could be had is taken.
+pub(super) const NO_PORT: Refusal =
+    Refusal::Told(Reason::DropPortsExhausted, Error::AdministrativelyProhibited);
+
 /// A session's slot, and the direction of the packet that opened it.
 pub(super) type Opened = Result<(u32, Direction), Refusal>;
 
@@ -159,10 +163,12 @@ impl Gateway {
             reply_refreshes: key.protocol == wire::TCP,
         };
         let granted = session.clone();
-        let opened = self.enter(world, now, session).ok_or_else(|| {
+        let Some(opened) = self.enter(world, now, session) else {
             self.drop_if_unused(now, mapping);
-            Refusal::Told(Reason::DropPortsExhausted, Error::AdministrativelyProhibited)
-        })?;
+            // The program may have opened it while this packet was on its way.
+            let known = self.find(world, now, key);
+            return known.inspect(|_| self.sources.close(key.source)).ok_or(NO_PORT);
+        };
         self.grant(world, ingress, egress, position, rule, route, &granted);
         Ok(opened)
     }
@@ -276,7 +282,7 @@ impl Gateway {
         let Some((external, port)) = found else {
             self.shortage =
                 Shortage { external: candidates.first().copied().unwrap_or(first), rule: position };
-            return Err(Refusal::Told(Reason::DropPortsExhausted, Error::AdministrativelyProhibited));
+            return Err(NO_PORT);
         };
         let mapping = Mapping {
             key: mapping_key,
@@ -300,7 +306,21 @@ impl Gateway {
         u64::try_from(now.saturating_duration_since(self.started).as_millis()).unwrap_or(u64::MAX)
     }
 
-    /// Puts a session and its entries in, and arms its timer.
+    /// The session that a packet belongs to, and its direction. What the program has opened is taken in first.
+    pub(super) fn find(
+        &mut self,
+        world: &mut dyn World,
+        now: Instant,
+        key: &FlowKey,
+    ) -> Option<(u32, Direction)> {
+        let found = world.find(key)?;
+        if self.sessions.get(found.0).is_none() {
+            self.read_reports(world, now);
+        }
+        self.sessions.get(found.0).map(|_| found)
+    }
+
+    /// Puts a session and its entries in, and arms its timer. `None` if the table is full or one of its keys is taken.
     pub(super) fn enter(
         &mut self,
         world: &mut dyn World,
@@ -310,6 +330,9 @@ impl Gateway {
         let (mapping, remote) = (session.mapping, session_remote(&session));
         let timeout = self.first_timeout(&session.original);
         let origin = session.origin;
+        if world.find(&session.original).is_some() || world.find(&session.reply).is_some() {
+            return None;
+        }
         session.opened = self.age(now);
         let slot = self.sessions.insert(session)?;
         if mapping != NO_MAPPING {
@@ -348,7 +371,7 @@ impl Gateway {
             reply_refreshes: true,
         };
         // Answered, it would pass for an answer to what a forward carries (behaviour PFW-07).
-        if self.sessions.find(&session.reply).is_some() {
+        if world.find(&session.reply).is_some() {
             return Err(Refusal::Silent(Reason::DropUninvited));
         }
         // A full table only costs the memory of the judgement.

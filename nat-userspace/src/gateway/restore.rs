@@ -132,7 +132,8 @@ impl Gateway {
         }
         let session = Session { mapping, ..session };
         let remote = session_remote(&session);
-        if !self.sessions.restore(slot, session) {
+        let is_its = |key| world.find(key).is_some_and(|(found, _)| found == slot);
+        if !is_its(&original) || !is_its(&reply) || !self.sessions.restore(slot, session) {
             return None;
         }
         if mapping != NO_MAPPING {

@@ -1,11 +1,11 @@
 //! Sessions: who talks to whom, and through which external endpoint.
 
-use hashbrown::HashTable;
 use nat_common::activity::Activity;
 use nat_common::flow::{Action, Rewrite};
 use nat_common::{Direction, FlowKey, FlowValue, Realm, tcp, tunnel, wire};
 
 use super::events::Endpoints;
+use super::slab::Slab;
 use super::view::endpoint;
 use crate::config::Method;
 use crate::datapath::capacity;
@@ -191,32 +191,21 @@ impl Session {
     }
 }
 
-/// The sessions, by slot and by either key.
+/// The sessions, by slot. Which session a key is of the flow table knows, see [`super::World::find`].
+#[derive(Default)]
 pub struct SessionTable {
-    slots: Vec<Option<Session>>,
-    free: Vec<u32>,
+    slots: Slab<Session>,
     count: u32,
     limit: u32,
     /// Which slots the program may open a session in, and how many they are.
     lent: Vec<bool>,
     lent_count: u32,
-    index: HashTable<u32>,
-    hasher: ahash::RandomState,
 }
 
 impl SessionTable {
     /// An empty table for at most `limit` sessions.
     pub fn new(limit: u32) -> Self {
-        Self {
-            slots: Vec::new(),
-            free: Vec::new(),
-            count: 0,
-            limit,
-            lent: Vec::new(),
-            lent_count: 0,
-            index: HashTable::new(),
-            hasher: ahash::RandomState::new(),
-        }
+        Self { limit, ..Self::default() }
     }
 
     /// Sessions there are.
@@ -226,7 +215,7 @@ impl SessionTable {
 
     /// Whether no more fit.
     pub fn is_full(&self) -> bool {
-        self.count >= self.limit || (self.free.is_empty() && self.slots() >= capacity(self.limit))
+        self.count >= self.limit || !self.slots.has_room(capacity(self.limit))
     }
 
     /// The most there may be.
@@ -234,51 +223,31 @@ impl SessionTable {
         self.limit
     }
 
-    /// The session a packet belongs to, and its direction.
-    pub fn find(&self, key: &FlowKey) -> Option<(u32, Direction)> {
-        let entry =
-            self.index.find(self.hasher.hash_one(key), |&entry| self.entry_key(entry) == Some(key))?;
-        Some((entry >> 1, if entry & 1 == 0 { Direction::Original } else { Direction::Reply }))
-    }
-
     /// The session in a slot.
     pub fn get(&self, slot: u32) -> Option<&Session> {
-        self.slots.get(slot as usize)?.as_ref()
+        self.slots.get(slot)
     }
 
     /// The session in a slot, to change its timers and next hops (never its keys).
     pub fn get_mut(&mut self, slot: u32) -> Option<&mut Session> {
-        self.slots.get_mut(slot as usize)?.as_mut()
+        self.slots.get_mut(slot)
     }
 
-    /// Puts a session in. `None` if the table is full or one of its keys is taken.
+    /// Puts a session in, whose keys nobody has. `None` if the table is full.
     pub fn insert(&mut self, session: Session) -> Option<u32> {
-        if self.is_full() || self.find(&session.original).is_some() || self.find(&session.reply).is_some() {
+        if self.is_full() {
             return None;
         }
-        let keys = [session.original, session.reply];
-        let slot = if let Some(slot) = self.free.pop() {
-            self.slots[slot as usize] = Some(session);
-            slot
-        } else {
-            self.slots.push(Some(session));
-            u32::try_from(self.slots.len() - 1).ok()?
-        };
-        self.enter(slot, keys);
+        let slot = self.slots.reserve(capacity(self.limit))?;
+        self.slots.put(slot, session);
+        self.count += 1;
         Some(slot)
     }
 
     /// Sets a slot aside for the program to open a session in. None if there is none.
     pub fn lend(&mut self) -> Option<u32> {
-        let slot = match self.free.pop() {
-            Some(slot) => slot,
-            None if self.slots() < capacity(self.limit) => {
-                self.slots.push(None);
-                u32::try_from(self.slots.len() - 1).ok()?
-            }
-            None => return None,
-        };
-        self.lent.resize(self.slots.len(), false);
+        let slot = self.slots.reserve(capacity(self.limit))?;
+        self.lent.resize(self.slots.length() as usize, false);
         self.lent[slot as usize] = true;
         self.lent_count += 1;
         Some(slot)
@@ -302,69 +271,34 @@ impl SessionTable {
         }
     }
 
-    /// Puts the session that the program has opened into its slot. `false` if one of its keys is taken.
-    pub fn adopt(&mut self, slot: u32, session: Session) -> bool {
-        if self.find(&session.original).is_some() || self.find(&session.reply).is_some() {
-            return false;
-        }
+    /// Puts the session that the program has opened into the slot that it was lent.
+    pub fn adopt(&mut self, slot: u32, session: Session) {
         self.forget(slot);
-        let keys = [session.original, session.reply];
-        self.slots[slot as usize] = Some(session);
-        self.enter(slot, keys);
-        true
+        self.slots.put(slot, session);
+        self.count += 1;
     }
 
     /// Puts a session into a certain slot, as a restart finds it. `false` if it cannot be had.
     pub fn restore(&mut self, slot: u32, session: Session) -> bool {
-        if slot >= capacity(self.limit)
-            || self.find(&session.original).is_some()
-            || self.find(&session.reply).is_some()
-        {
+        if slot >= capacity(self.limit) || self.get(slot).is_some() {
             return false;
         }
-        while self.slots.len() <= slot as usize {
-            self.free.push(u32::try_from(self.slots.len()).unwrap_or(u32::MAX));
-            self.slots.push(None);
-        }
-        if self.slots[slot as usize].is_some() {
-            return false;
-        }
-        let keys = [session.original, session.reply];
-        self.slots[slot as usize] = Some(session);
-        self.enter(slot, keys);
+        self.slots.extend(slot + 1);
+        self.slots.put(slot, session);
+        self.count += 1;
         true
     }
 
     /// After [`SessionTable::restore`]: brings the free list in order with what is there.
     pub fn finish_restore(&mut self) {
-        self.free = (0..self.slots.len())
-            .rev()
-            .filter(|&slot| self.slots[slot].is_none())
-            .filter_map(|slot| u32::try_from(slot).ok())
-            .collect();
-    }
-
-    fn enter(&mut self, slot: u32, keys: [FlowKey; 2]) {
-        self.count += 1;
-        let Self { slots, index, hasher, .. } = self;
-        for (direction, key) in keys.iter().enumerate() {
-            let entry = (slot << 1) | u32::from(direction == 1);
-            index.insert_unique(hasher.hash_one(key), entry, |&entry| {
-                hasher.hash_one(key_of(slots, entry).unwrap_or(key))
-            });
-        }
+        self.slots.free_the_rest();
     }
 
     /// Takes a session out. Its slot is not given to another before it is [reused](SessionTable::reuse).
     pub fn remove(&mut self, slot: u32) -> Option<Session> {
-        for (direction, key) in [(0, self.get(slot)?.original), (1, self.get(slot)?.reply)] {
-            let entry = (slot << 1) | direction;
-            if let Ok(found) = self.index.find_entry(self.hasher.hash_one(key), |&other| other == entry) {
-                found.remove();
-            }
-        }
+        let session = self.slots.take(slot)?;
         self.count -= 1;
-        self.slots[slot as usize].take()
+        Some(session)
     }
 
     /// Slots whose sessions are gone, for packets on their way, too, or that were lent in vain.
@@ -372,28 +306,16 @@ impl SessionTable {
         for &slot in &slots {
             self.forget(slot);
         }
-        self.free.extend(slots);
+        self.slots.give_back(slots);
     }
 
     /// Slots there may be sessions in.
     pub fn slots(&self) -> u32 {
-        u32::try_from(self.slots.len()).unwrap_or(u32::MAX)
+        self.slots.length()
     }
 
     /// Every session with its slot.
     pub fn iter(&self) -> impl Iterator<Item = (u32, &Session)> {
-        self.slots
-            .iter()
-            .enumerate()
-            .filter_map(|(slot, session)| Some((u32::try_from(slot).ok()?, session.as_ref()?)))
+        self.slots.iter()
     }
-
-    fn entry_key(&self, entry: u32) -> Option<&FlowKey> {
-        key_of(&self.slots, entry)
-    }
-}
-
-fn key_of(slots: &[Option<Session>], entry: u32) -> Option<&FlowKey> {
-    let session = slots.get((entry >> 1) as usize)?.as_ref()?;
-    Some(if entry & 1 == 0 { &session.original } else { &session.reply })
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use nat_common::abi::SessionEvent;
 use nat_common::delegate::{Grant, GrantKey};
-use nat_common::{FlowKey, FlowValue, activity::Activity, next_hop::NextHop};
+use nat_common::{Direction, FlowKey, FlowValue, activity::Activity, next_hop::NextHop};
 
 use crate::datapath::Found;
 pub use crate::host::{Route, RouteError, RouteKind, RouteQuery};
@@ -20,6 +20,9 @@ pub trait World {
     fn replace(&mut self, session: u32, entries: &[(FlowKey, FlowValue); 2], origin: u32);
     /// Takes a session's two entries out.
     fn close(&mut self, session: u32, keys: &[FlowKey; 2]);
+    /// The session whose entry a key has, and the direction of its packets. It may be one that the program has opened
+    /// and not told of yet.
+    fn find(&self, key: &FlowKey) -> Option<(u32, Direction)>;
     /// Slots of closed sessions that packets on their way cannot refer to any more.
     fn released(&mut self) -> Vec<u32>;
 
@@ -62,7 +65,7 @@ pub trait World {
         None
     }
     /// Takes note of the entries of a session that the program has opened, and enters what it could not. `false` if
-    /// there is no place.
+    /// there is no place, or a key is another's: then it is to be closed.
     fn adopt(&mut self, _session: u32, _keys: &[FlowKey; 2]) -> bool {
         false
     }

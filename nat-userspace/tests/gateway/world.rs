@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use nat_common::{FlowKey, FlowValue, activity::Activity, checksum::Sum, next_hop::NextHop, wire};
+use nat_common::{Direction, FlowKey, FlowValue, activity::Activity, checksum::Sum, next_hop::NextHop, wire};
 use natgw::{
     config::{Config, Side},
     gateway::{Gateway, Interface, Outcome, Random, SessionView, World},
@@ -31,6 +31,7 @@ const WAN_MAC: [u8; 6] = [2, 0, 0, 0, 2, 1];
 pub struct Outside {
     /// The kernel's flow table.
     pub flows: HashMap<FlowKey, FlowValue>,
+    sessions: HashMap<FlowKey, (u32, Direction)>,
     /// Neighbours that do not answer.
     pub cold: HashSet<Ipv4Addr>,
     /// Neighbours that were asked for.
@@ -47,10 +48,11 @@ pub struct Outside {
 const TICK: Duration = Duration::from_millis(16);
 
 impl World for Outside {
-    fn open(&mut self, _session: u32, entries: &[(FlowKey, FlowValue); 2], _origin: u32) {
+    fn open(&mut self, session: u32, entries: &[(FlowKey, FlowValue); 2], _origin: u32) {
         // A host that reaches itself has one entry for both directions.
         let count = if entries[0].0 == entries[1].0 { 1 } else { 2 };
-        for &(key, value) in entries.iter().take(count) {
+        for (direction, &(key, value)) in Direction::BOTH.into_iter().zip(entries).take(count) {
+            self.sessions.insert(key, (session, direction));
             assert!(self.flows.insert(key, value).is_none(), "{key:?} was there already");
         }
     }
@@ -64,9 +66,14 @@ impl World for Outside {
     fn close(&mut self, session: u32, keys: &[FlowKey; 2]) {
         let count = if keys[0] == keys[1] { 1 } else { 2 };
         for key in keys.iter().take(count) {
+            self.sessions.remove(key);
             assert!(self.flows.remove(key).is_some(), "{key:?} was not there");
         }
         self.closed.push(session);
+    }
+
+    fn find(&self, key: &FlowKey) -> Option<(u32, Direction)> {
+        self.sessions.get(key).copied()
     }
 
     fn released(&mut self) -> Vec<u32> {
@@ -158,6 +165,7 @@ impl Simulation {
         let now = Instant::now();
         let world = Outside {
             flows: HashMap::new(),
+            sessions: HashMap::new(),
             cold: HashSet::new(),
             asked: Vec::new(),
             public: PUBLIC,

@@ -1,0 +1,114 @@
+//! Values by number, in blocks that never move: a table that grows copies nothing, and a packet never waits for it.
+
+/// Values of a block.
+const BLOCK: usize = 1024;
+
+/// Values by number.
+pub struct Slab<T> {
+    blocks: Vec<Box<[Option<T>]>>,
+    /// Numbers that were ever given out.
+    length: u32,
+    /// Those of them that are free.
+    free: Vec<u32>,
+}
+
+impl<T> Default for Slab<T> {
+    fn default() -> Self {
+        Self { blocks: Vec::new(), length: 0, free: Vec::new() }
+    }
+}
+
+impl<T> Slab<T> {
+    /// Numbers that were ever given out: all values have smaller ones.
+    pub fn length(&self) -> u32 {
+        self.length
+    }
+
+    /// A number to be [put](Slab::put) at, if there is a free one below `most`.
+    pub fn reserve(&mut self, most: u32) -> Option<u32> {
+        if let Some(number) = self.free.pop() {
+            return Some(number);
+        }
+        (self.length < most).then(|| {
+            self.extend(self.length + 1);
+            self.length - 1
+        })
+    }
+
+    /// Makes sure of the numbers below `length`; new ones are not free yet.
+    pub fn extend(&mut self, length: u32) {
+        while self.blocks.len() * BLOCK < length as usize {
+            self.blocks.push(std::iter::repeat_with(|| None).take(BLOCK).collect());
+        }
+        self.length = self.length.max(length);
+    }
+
+    /// Whether [`Slab::reserve`] would find a number.
+    pub fn has_room(&self, most: u32) -> bool {
+        !self.free.is_empty() || self.length < most
+    }
+
+    /// Puts a value where a number was reserved. What was there.
+    pub fn put(&mut self, number: u32, value: T) -> Option<T> {
+        self.place(number)?.replace(value)
+    }
+
+    /// Takes a value out. Its number is not free before it is [given back](Slab::give_back).
+    pub fn take(&mut self, number: u32) -> Option<T> {
+        self.place(number)?.take()
+    }
+
+    /// Numbers may be given out again.
+    pub fn give_back(&mut self, numbers: impl IntoIterator<Item = u32>) {
+        self.free.extend(numbers);
+    }
+
+    /// All numbers without a value are free, and no other.
+    pub fn free_the_rest(&mut self) {
+        self.free = (0..self.length).rev().filter(|&number| self.get(number).is_none()).collect();
+    }
+
+    /// A value.
+    pub fn get(&self, number: u32) -> Option<&T> {
+        self.blocks.get(number as usize / BLOCK)?[number as usize % BLOCK].as_ref()
+    }
+
+    /// A value, to be changed.
+    pub fn get_mut(&mut self, number: u32) -> Option<&mut T> {
+        self.place(number)?.as_mut()
+    }
+
+    /// Every value with its number.
+    pub fn iter(&self) -> impl Iterator<Item = (u32, &T)> {
+        (0..self.length).filter_map(|number| Some((number, self.get(number)?)))
+    }
+
+    fn place(&mut self, number: u32) -> Option<&mut Option<T>> {
+        Some(&mut self.blocks.get_mut(number as usize / BLOCK)?[number as usize % BLOCK])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_given_out_once() {
+        let mut slab = Slab::default();
+        let numbers: Vec<u32> = std::iter::from_fn(|| slab.reserve(3000)).collect();
+        assert!(numbers.iter().copied().eq(0..3000));
+        assert!(!slab.has_room(3000));
+        for &number in &numbers {
+            assert_eq!(slab.put(number, number), None);
+        }
+        assert_eq!(slab.take(1500), Some(1500));
+        assert_eq!(slab.reserve(3000), None, "not given back yet");
+        slab.give_back([1500]);
+        assert_eq!(slab.reserve(3000), Some(1500));
+        assert_eq!(slab.iter().count(), 2999);
+        slab.free_the_rest();
+        assert_eq!((slab.reserve(3000), slab.reserve(3000)), (Some(1500), None));
+        assert_eq!(slab.get(5000), None);
+        assert_eq!(slab.take(5000), None);
+    }
+}
