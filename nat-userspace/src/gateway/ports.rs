@@ -1,7 +1,7 @@
 //! External ports of one address and protocol: which are free, owned, shared or resting.
 //!
-//! Every operation is O(1) (taking a random free port, too), so the last free port costs what the
-//! first did. Ports and identifiers are in host byte order here.
+//! Which are free is a bit each, so that all of a table lies in a few cache lines; the last free port is found by
+//! looking at a thousand words. Ports and identifiers are in host byte order here.
 
 use crate::hash::HashMap;
 use std::collections::VecDeque;
@@ -22,8 +22,8 @@ enum State {
     Free,
     /// One mapping's.
     Owned,
-    /// Shared by this many sessions to different remotes.
-    Shared(u32),
+    /// Shared by sessions to different remotes.
+    Shared,
     /// Given back, but not for others yet.
     Resting,
     /// A forward's.
@@ -47,10 +47,11 @@ const WELL_KNOWN: u16 = 1024;
 pub struct PortTable {
     ranges: Vec<Ports>,
     states: Vec<State>,
-    /// Free ports by class, in no order.
-    free: [Vec<u16>; CLASSES],
-    /// Where a free port stands in its class's list.
-    position: Vec<u16>,
+    /// A bit for each port that is free, and how many there are by class.
+    free: Box<[u64; WORDS]>,
+    free_count: [u32; CLASSES],
+    /// How many sessions share a port.
+    shares: HashMap<u16, u32>,
     resting: VecDeque<(Instant, u16)>,
     holders: HashMap<u16, Holder>,
     quarantine: Duration,
@@ -58,6 +59,9 @@ pub struct PortTable {
     /// The same for the program: every port that is not free here is taken there, and perhaps others.
     shared: Option<SharedPorts>,
 }
+
+/// Words of a bit for each port.
+const WORDS: usize = 1024;
 
 /// The class of a port.
 const fn class(port: u16) -> usize {
@@ -70,8 +74,9 @@ impl PortTable {
         let mut table = Self {
             ranges: vec![ports],
             states: vec![State::Unused; 65_536],
-            free: Default::default(),
-            position: vec![0; 65_536],
+            free: Box::new([0; WORDS]),
+            free_count: [0; CLASSES],
+            shares: HashMap::default(),
             resting: VecDeque::new(),
             holders: HashMap::default(),
             quarantine,
@@ -101,7 +106,7 @@ impl PortTable {
 
     /// From now on the program may take ports, too.
     pub fn share_with_program(&mut self, shared: SharedPorts) {
-        for &port in self.free.iter().flatten() {
+        for port in (0..=u16::MAX).filter(|&port| self.is_free(port)) {
             shared.give_back(port);
         }
         for &port in self.holders.keys() {
@@ -122,7 +127,7 @@ impl PortTable {
 
     /// Takes a port that the program has claimed for a mapping. `false` if it was not its to claim.
     pub fn adopt_claimed(&mut self, port: u16) -> bool {
-        let is_free = self.states[usize::from(port)] == State::Free;
+        let is_free = self.is_free(port);
         if is_free {
             self.remove_free(port);
             self.own(port);
@@ -195,70 +200,66 @@ impl PortTable {
         random: &mut Random,
         usable: &mut dyn FnMut(u16) -> bool,
     ) -> Option<u16> {
-        /// How many of the gateway's own ports may be met in a row.
-        const TRIES: u32 = 64;
-        /// A range so small is gone through faster than the list of all free ports.
-        const NARROW: u32 = 8192;
-        let length = ports.range.len();
-        if length <= NARROW {
-            let start = random.below(length as usize);
-            let found = (0..length as usize)
-                .map(|n| ports.range.first + u16::try_from((start + n) % length as usize).unwrap_or(0))
-                .filter(|&port| self::class(port) == class && ports.contains(port))
-                .find(|&port| {
-                    self.states[usize::from(port)] == State::Free && usable(port) && self.claim(port)
-                })?;
-            self.remove_free(found);
-            return Some(found);
+        /// Random ports that are tried before the next free one from a random one on is taken.
+        const TRIES: u32 = 16;
+        if self.free_count[class] == 0 {
+            return None;
         }
-        for _ in 0..TRIES {
-            let list = &self.free[class];
-            if list.is_empty() {
-                return None;
-            }
-            let port = list[random.below(list.len())];
-            if ports.contains(port) && usable(port) && self.claim(port) {
-                self.remove_free(port);
-                return Some(port);
-            }
-        }
-        // A narrow range within a wide table: look through the list once.
-        let mut may_be_had = |port: &u16| ports.contains(*port) && usable(*port) && self.claim(*port);
-        let found = self.free[class].iter().copied().find(|port| may_be_had(port));
-        if let Some(port) = found {
-            self.remove_free(port);
-        }
-        found
+        let range = ports.range;
+        let mut may_be_had = |port: u16| {
+            self::class(port) == class
+                && self.is_free(port)
+                && ports.contains(port)
+                && usable(port)
+                && self.claim(port)
+        };
+        let mut draw = || range.first + u16::try_from(random.below(range.len() as usize)).unwrap_or(0);
+        let parity = u16::try_from(class & 1).unwrap_or(0);
+        let drawn = (0..TRIES).map(|_| draw() & !1 | parity).find(|&port| may_be_had(port));
+        let found = drawn.or_else(|| {
+            let (first, last) = (usize::from(range.first) / 64, usize::from(range.last) / 64);
+            let start = usize::from(draw()) / 64;
+            let mut words = (start..=last).chain(first..start);
+            words.find_map(|word| {
+                let bits = self.free[word];
+                (0..64)
+                    .filter(|bit| bits >> bit & 1 != 0)
+                    .filter_map(|bit| u16::try_from(word * 64 + bit).ok())
+                    .find(|&port| may_be_had(port))
+            })
+        })?;
+        self.remove_free(found);
+        Some(found)
     }
 
     /// Whether sessions to different remotes may share this port.
     pub fn is_shareable(&self, port: u16) -> bool {
-        matches!(self.states[usize::from(port)], State::Free | State::Shared(_))
+        matches!(self.states[usize::from(port)], State::Free | State::Shared)
     }
 
     /// One more session shares the port. `false` if it cannot be shared.
     pub fn share(&mut self, port: u16) -> bool {
         match self.states[usize::from(port)] {
-            State::Shared(count) => self.states[usize::from(port)] = State::Shared(count + 1),
+            State::Shared => {}
             State::Free if self.claim(port) => {
                 self.remove_free(port);
-                self.states[usize::from(port)] = State::Shared(1);
+                self.states[usize::from(port)] = State::Shared;
                 self.used += 1;
             }
             _ => return false,
         }
+        *self.shares.entry(port).or_default() += 1;
         true
     }
 
     /// One session less shares the port.
     pub fn unshare(&mut self, port: u16) {
-        match self.states[usize::from(port)] {
-            State::Shared(1) => {
-                self.used -= 1;
-                self.make_free(port);
-            }
-            State::Shared(count) => self.states[usize::from(port)] = State::Shared(count - 1),
-            _ => {}
+        let Some(count) = self.shares.get_mut(&port) else { return };
+        *count -= 1;
+        if *count == 0 {
+            self.shares.remove(&port);
+            self.used -= 1;
+            self.make_free(port);
         }
     }
 
@@ -301,7 +302,7 @@ impl PortTable {
 
     /// Ports that may be had.
     pub fn free(&self) -> u32 {
-        self.free.iter().map(|list| u32::try_from(list.len()).unwrap_or(u32::MAX)).sum()
+        self.free_count.iter().sum()
     }
 
     /// Ports at rest.
@@ -331,23 +332,31 @@ impl PortTable {
     }
 
     fn make_free(&mut self, port: u16) {
-        let list = &mut self.free[class(port)];
-        self.position[usize::from(port)] = u16::try_from(list.len()).unwrap_or(u16::MAX);
-        list.push(port);
+        let (word, bit) = place(port);
+        self.free[word] |= bit;
+        self.free_count[class(port)] += 1;
         self.states[usize::from(port)] = State::Free;
         if let Some(shared) = &self.shared {
             shared.give_back(port);
         }
     }
 
+    /// Its state is the caller's to change.
     fn remove_free(&mut self, port: u16) {
-        let list = &mut self.free[class(port)];
-        let position = usize::from(self.position[usize::from(port)]);
-        list.swap_remove(position);
-        if let Some(&moved) = list.get(position) {
-            self.position[usize::from(moved)] = u16::try_from(position).unwrap_or(u16::MAX);
-        }
+        let (word, bit) = place(port);
+        self.free[word] &= !bit;
+        self.free_count[class(port)] -= 1;
     }
+
+    fn is_free(&self, port: u16) -> bool {
+        let (word, bit) = place(port);
+        self.free[word] & bit != 0
+    }
+}
+
+/// The word of a port, and its bit there.
+const fn place(port: u16) -> (usize, u64) {
+    (port as usize / 64, 1 << (port % 64))
 }
 
 #[cfg(test)]
