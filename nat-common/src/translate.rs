@@ -91,11 +91,19 @@ pub fn decrement_ttl<F: Frame>(frame: &F, network: usize) -> Option<()> {
 #[inline(always)]
 pub fn address_frame<F: Frame>(frame: &F, hop: &NextHop) -> Option<()> {
     let ethernet = frame.at::<Ethernet>(0)?;
-    // Both at once, by words: byte arrays would be copied byte by byte.
-    let from = core::ptr::from_ref(hop).cast::<[u16; 6]>();
-    // SAFETY: `at` answered for the whole header, which nothing else borrows; its first 12 bytes are
-    // the MACs, as are the next hop's, whose alignment is no less.
-    unsafe { *ethernet.cast::<[u16; 6]>() = *from };
+    let (from, to) = (core::ptr::from_ref(hop).cast::<u16>(), ethernet.cast::<u16>());
+    // By words, all of them read first: the compiler copies arrays byte by byte where the target has no such instruction.
+    // SAFETY: `at` answered for the whole header, which nothing else borrows; its first 12 bytes are the MACs, as are
+    // the next hop's, whose alignment is no less.
+    unsafe {
+        let words = [*from, *from.add(1), *from.add(2), *from.add(3), *from.add(4), *from.add(5)];
+        *to = words[0];
+        *to.add(1) = words[1];
+        *to.add(2) = words[2];
+        *to.add(3) = words[3];
+        *to.add(4) = words[4];
+        *to.add(5) = words[5];
+    }
     Some(())
 }
 

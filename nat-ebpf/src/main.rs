@@ -18,6 +18,7 @@
 
 mod atomic;
 mod count;
+mod fib;
 mod flow;
 mod frame;
 mod maps;

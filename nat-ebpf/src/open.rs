@@ -4,8 +4,7 @@
 use core::ffi::c_void;
 
 use aya_ebpf::{
-    bindings::{BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup as Fib},
-    helpers::generated::{bpf_fib_lookup, bpf_get_prandom_u32, bpf_get_smp_processor_id, bpf_loop},
+    helpers::generated::{bpf_get_prandom_u32, bpf_get_smp_processor_id, bpf_loop},
     maps::ring_buf::RingBufEntry,
     programs::XdpContext,
 };
@@ -22,9 +21,9 @@ use nat_common::{
 
 use crate::{
     atomic::{self, Shared},
+    fib::{self, Answer, Question},
     maps,
     sockets::{self, Taker},
-    stateless::AF_INET,
 };
 
 /// Words from those of taken ports to those of resting ones.
@@ -88,20 +87,17 @@ fn finish(mut report: RingBufEntry<SessionEvent>, number: u32, epoch: u32) {
 /// Whether the packet's way is the one that was granted: the kernel's routing table is asked, as for every first packet.
 #[inline(always)]
 fn leads(ctx: &XdpContext, interface: &Interface, parsed: &Parsed, grant: &Grant) -> bool {
-    // SAFETY: all zeroes is a valid value of this C structure.
-    let mut fib: Fib = unsafe { core::mem::zeroed() };
-    fib.family = AF_INET;
-    fib.l4_protocol = parsed.key.protocol;
-    fib.__bindgen_anon_1.tot_len = parsed.total_length;
-    fib.ifindex = interface.ifindex;
-    fib.__bindgen_anon_3.ipv4_src = parsed.key.source;
-    fib.__bindgen_anon_4.ipv4_dst = parsed.key.destination;
-    #[expect(clippy::cast_possible_wrap, reason = "the size is 64")]
-    // SAFETY: the context is valid and the size is the structure's.
-    let found = unsafe { bpf_fib_lookup(ctx.ctx.cast(), &raw mut fib, size_of::<Fib>() as i32, 0) };
-    // SAFETY: on success the neighbour's address stands there, which every bit pattern is.
-    let neighbour = unsafe { fib.__bindgen_anon_4.ipv4_dst };
-    found == i64::from(BPF_FIB_LKUP_RET_SUCCESS) && fib.ifindex == grant.egress && neighbour == grant.gateway
+    let question = Question {
+        ifindex: interface.ifindex,
+        protocol: parsed.key.protocol,
+        length: parsed.total_length,
+        source: parsed.key.source,
+        destination: parsed.key.destination,
+    };
+    match fib::ask(ctx.ctx.cast(), &question) {
+        Answer::Way(way) => way.ifindex == grant.egress && way.neighbour == grant.gateway,
+        _ => false,
+    }
 }
 
 /// Claims the endpoint, a port and a slot, and writes the session. All or nothing.
@@ -238,24 +234,38 @@ fn write(
         source_port: key.destination_port,
         destination_port: key.source_port,
     };
+    let values = [
+        FlowValue::translate(key, rewrite, grant.next_hops[0]),
+        FlowValue::translate(reply, &back, grant.next_hops[1]),
+    ];
     // SAFETY: a session has two lines, and this one's are nobody's else before they are in the index.
     unsafe {
-        *lines = FlowLine {
-            key: *key,
-            value: FlowValue::translate(key, rewrite, grant.next_hops[0]),
-            origin: SNAT,
-            ..FlowLine::default()
-        };
-        *lines.add(1) = FlowLine {
-            key: *reply,
-            value: FlowValue::translate(reply, &back, grant.next_hops[1]),
-            origin: rule as u16,
-            ..FlowLine::default()
-        };
+        fill(lines, key, values[0], SNAT);
+        fill(lines.add(1), reply, values[1], rule as u16);
     }
     enter(reply.words(), numbers[1], secret);
     enter(key.words(), numbers[0], secret);
     numbers[0]
+}
+
+/// Writes a line of which no packet has come yet.
+///
+/// # Safety
+///
+/// The line must be live, and nobody else's.
+#[inline(always)]
+unsafe fn fill(line: *mut FlowLine, key: &FlowKey, value: FlowValue, origin: u16) {
+    // SAFETY: the caller's; the fields lie behind each other. Volatile, and as words: a run of zeroes would be filled
+    // byte by byte.
+    unsafe {
+        (&raw mut (*line).key).write(*key);
+        (&raw mut (*line).value).write(value);
+        (&raw mut (*line).origin).write(origin);
+        (&raw mut (*line).seen).cast::<u16>().write_volatile(0);
+        (&raw mut (*line).packets).write_volatile(0);
+        (&raw mut (*line).bytes).write_volatile(0);
+        (&raw mut (*line).last_seen).cast::<u64>().write_volatile(0);
+    }
 }
 
 /// A place being looked for; the loop's context.

@@ -190,13 +190,18 @@ fn shrink(ctx: &TcContext, excess: u32) -> bool {
 /// Has the daemon tell the sender what fits.
 #[inline(always)]
 fn tell(ctx: &TcContext, interface: &Interface, mtu: u32) {
-    let mut event = TooBigEvent { ifindex: interface.ifindex, mtu, head: [0; HEAD] };
-    // SAFETY: the skb is valid, the buffer as long as said.
-    let loaded =
-        unsafe { bpf_skb_load_bytes(ctx.as_ptr().cast(), 0, event.head.as_mut_ptr().cast(), HEAD as u32) };
+    let mut event = core::mem::MaybeUninit::<TooBigEvent>::uninit();
+    let to = event.as_mut_ptr();
+    // SAFETY: the skb is valid, the buffer as long as said. What the helper fills needs no zeroes before.
+    let loaded = unsafe {
+        (&raw mut (*to).ifindex).write(interface.ifindex);
+        (&raw mut (*to).mtu).write(mtu);
+        bpf_skb_load_bytes(ctx.as_ptr().cast(), 0, (&raw mut (*to).head).cast(), HEAD as u32)
+    };
     // A full ring means that enough senders are being told.
     if loaded == 0 {
-        let _ = maps::EVENTS.output(&event, 0);
+        // SAFETY: all three fields are written.
+        let _ = maps::EVENTS.output(unsafe { event.assume_init_ref() }, 0);
     }
 }
 

@@ -3,14 +3,7 @@
 
 use core::ffi::c_void;
 
-use aya_ebpf::{
-    bindings::{
-        BPF_FIB_LKUP_RET_BLACKHOLE, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_PROHIBIT,
-        BPF_FIB_LKUP_RET_SUCCESS, BPF_FIB_LKUP_RET_UNREACHABLE, bpf_fib_lookup as Fib,
-    },
-    helpers::generated::bpf_fib_lookup,
-    programs::XdpContext,
-};
+use aya_ebpf::programs::XdpContext;
 use nat_common::{
     FlowKey, FlowValue, Parsed, Reason,
     abi::{Interface, StaticValue},
@@ -20,10 +13,13 @@ use nat_common::{
     translate,
 };
 
-use crate::{Verdict, fits, flow, frame::PacketFrame, is_merged, maps};
-
-/// `AF_INET`.
-pub const AF_INET: u8 = 2;
+use crate::{
+    Verdict,
+    fib::{self, Answer, Question},
+    fits, flow,
+    frame::PacketFrame,
+    is_merged, maps,
+};
 
 /// To a one-to-one external address: the destination becomes the inside host.
 #[inline(always)]
@@ -109,28 +105,20 @@ pub fn route(
     source: u32,
     destination: u32,
 ) -> Result<(NextHop, bool), ()> {
-    // SAFETY: all zeroes is a valid value of this C structure.
-    let mut fib: Fib = unsafe { core::mem::zeroed() };
-    fib.family = AF_INET;
-    fib.l4_protocol = parsed.key.protocol;
-    // What is merged is judged by its segments, on the tc hook.
-    fib.__bindgen_anon_1.tot_len = if merged { 0 } else { parsed.total_length };
-    fib.ifindex = interface.ifindex;
-    fib.__bindgen_anon_3.ipv4_src = source;
-    fib.__bindgen_anon_4.ipv4_dst = destination;
-    #[expect(clippy::cast_possible_wrap, reason = "the size is 64")]
-    // SAFETY: the context is valid and the size is the structure's.
-    let found = unsafe { bpf_fib_lookup(context, &raw mut fib, size_of::<Fib>() as i32, 0) };
-    if found != i64::from(BPF_FIB_LKUP_RET_SUCCESS) {
-        return Err(());
-    }
-    let Some(egress) = maps::interface(fib.ifindex) else { return Err(()) };
-    // SAFETY: on success the kernel has filled in the MACs.
-    let macs = unsafe { fib.__bindgen_anon_6.__bindgen_anon_2 };
+    let question = Question {
+        ifindex: interface.ifindex,
+        protocol: parsed.key.protocol,
+        // What is merged is judged by its segments, on the tc hook.
+        length: if merged { 0 } else { parsed.total_length },
+        source,
+        destination,
+    };
+    let Answer::Way(way) = fib::ask(context, &question) else { return Err(()) };
+    let Some(egress) = maps::interface(way.ifindex) else { return Err(()) };
     let stack = if egress.flags & Interface::STACK != 0 { NextHop::STACK } else { 0 };
     let hop = NextHop {
-        destination: macs.dmac,
-        source: macs.smac,
+        destination: way.destination,
+        source: way.source,
         ifindex: egress.ifindex,
         port: egress.port,
         mtu: if merged { egress.mtu } else { u32::from(u16::MAX) },
@@ -144,23 +132,20 @@ pub fn route(
 /// then it is forged, or its network's route is missing (RFC 3704 section 2.3, feasible path).
 #[inline(always)]
 pub fn comes_from_outside(ctx: &XdpContext, interface: &Interface, parsed: &Parsed) -> bool {
-    // SAFETY: all zeroes is a valid value of this C structure.
-    let mut fib: Fib = unsafe { core::mem::zeroed() };
-    fib.family = AF_INET;
-    fib.ifindex = interface.ifindex;
-    fib.__bindgen_anon_3.ipv4_src = parsed.key.destination;
-    fib.__bindgen_anon_4.ipv4_dst = parsed.key.source;
-    #[expect(clippy::cast_possible_wrap, reason = "the size is 64")]
-    // SAFETY: the context is valid and the size is the structure's.
-    let found = unsafe { bpf_fib_lookup(ctx.ctx.cast(), &raw mut fib, size_of::<Fib>() as i32, 0) };
-    #[expect(clippy::cast_sign_loss, reason = "the codes are positive; an error is none of them")]
-    match found as u32 {
-        BPF_FIB_LKUP_RET_SUCCESS | BPF_FIB_LKUP_RET_NO_NEIGH => {
-            maps::interface(fib.ifindex).is_some_and(|way| way.flags & Interface::OUTSIDE != 0)
+    let question = Question {
+        ifindex: interface.ifindex,
+        protocol: 0,
+        length: 0,
+        source: parsed.key.destination,
+        destination: parsed.key.source,
+    };
+    match fib::ask(ctx.ctx.cast(), &question) {
+        Answer::Way(fib::Way { ifindex, .. }) | Answer::NoNeighbour(ifindex) => {
+            maps::interface(ifindex).is_some_and(|way| way.flags & Interface::OUTSIDE != 0)
         }
-        BPF_FIB_LKUP_RET_BLACKHOLE | BPF_FIB_LKUP_RET_UNREACHABLE | BPF_FIB_LKUP_RET_PROHIBIT => true,
+        Answer::Nowhere => true,
         // Not forwarded at all, or a source that the stack refuses by itself.
-        _ => false,
+        Answer::Unknown => false,
     }
 }
 
