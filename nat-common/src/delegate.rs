@@ -82,23 +82,23 @@ pub struct LentSlots {
 /// CPUs that can be lent slots.
 pub const CPUS: u32 = 256;
 
-/// Words in which inside endpoints are claimed, eight cells each.
-pub const CELL_WORDS: u32 = 1 << 19;
+/// Words in which inside endpoints are claimed, 32 cells each.
+pub const CELL_WORDS: u32 = 1 << 17;
 
-/// The cell of an inside endpoint: how many mappings there are of endpoints that fall here, see [`PENDING`]. An
-/// endpoint whose cell is 0 has none, so that the program may make one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// The cell of an inside endpoint: two bits, [`TAKEN`] and [`PENDING`]. An endpoint whose cell is 0 has no mapping, so
+/// that the program may make one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Cell {
     /// Its word.
     pub word: u32,
-    /// How far its byte is shifted there, bits.
+    /// How far its bits are shifted there.
     pub shift: u32,
 }
 
 /// Bit of a cell: the program is making a mapping, and has not told the daemon.
-pub const PENDING: u64 = 0x80;
-/// The mappings that a cell counts; the last number stays.
-pub const COUNTED: u64 = 0x7f;
+pub const PENDING: u64 = 1;
+/// Bit of a cell: there are mappings of endpoints that fall here. How many the daemon knows.
+pub const TAKEN: u64 = 2;
 
 /// A word that program and daemon share, and write by atomic operations alone: each has its own kind.
 pub trait Word {
@@ -108,8 +108,6 @@ pub trait Word {
     fn set(&self, bits: u64) -> u64;
     /// Keeps these bits only.
     fn keep(&self, bits: u64);
-    /// Stores another value if it holds the expected one; else tells what it holds.
-    fn exchange(&self, expected: u64, value: u64) -> Result<(), u64>;
 }
 
 #[cfg(target_has_atomic = "64")]
@@ -125,10 +123,6 @@ impl Word for core::sync::atomic::AtomicU64 {
     fn keep(&self, bits: u64) {
         self.fetch_and(bits, AcqRel);
     }
-
-    fn exchange(&self, expected: u64, value: u64) -> Result<(), u64> {
-        self.compare_exchange(expected, value, AcqRel, Acquire).map(drop)
-    }
 }
 
 /// Takes a port of a word, the program or the daemon: `false` if somebody has it.
@@ -143,8 +137,8 @@ impl Cell {
     /// daemon has [settled](Cell::settle) it, or the program [gives it up](Cell::give_up).
     #[inline(always)]
     pub fn claim(self, word: &impl Word) -> bool {
-        let before = self.byte(word.set(PENDING << self.shift));
-        if before != 0 && before & PENDING == 0 {
+        let before = self.bits(word.set(PENDING << self.shift));
+        if before == TAKEN {
             // It has a mapping, or seems to: the daemon knows. Whoever else has set the bit clears it.
             self.give_up(word);
         }
@@ -157,50 +151,47 @@ impl Cell {
         word.keep(!(PENDING << self.shift));
     }
 
-    /// The daemon's: an endpoint has a mapping more, or is about to.
-    pub fn count(self, word: &impl Word) {
-        self.change(word, |count| if count & COUNTED == COUNTED { count } else { count + 1 });
+    /// The daemon's: an endpoint has a mapping more, or is about to. `more` are those beside the cell's first.
+    pub fn count(self, word: &impl Word, more: &mut u32) {
+        if self.bits(word.set(TAKEN << self.shift)) & TAKEN != 0 {
+            *more += 1;
+        }
     }
 
     /// The daemon's: an endpoint has a mapping less.
-    pub fn uncount(self, word: &impl Word) {
-        self.change(word, |count| if matches!(count & COUNTED, 0 | COUNTED) { count } else { count - 1 });
+    pub fn uncount(self, word: &impl Word, more: &mut u32) {
+        match more.checked_sub(1) {
+            Some(less) => *more = less,
+            None => word.keep(!(TAKEN << self.shift)),
+        }
     }
 
-    /// The daemon's: the mapping that the program has made is known, and counted.
+    /// The daemon's: the mapping that the program has made is known, and counted, or has come to nothing.
     pub fn settle(self, word: &impl Word) {
-        self.change(word, |count| count & COUNTED);
+        self.give_up(word);
     }
 
     /// The daemon's: whether the program is making a mapping, and has not told.
     pub fn is_pending(self, word: &impl Word) -> bool {
-        self.byte(word.load()) & PENDING != 0
+        self.bits(word.load()) & PENDING != 0
     }
 
-    fn change(self, word: &impl Word, new: impl Fn(u64) -> u64) {
-        let mut before = word.load();
-        loop {
-            let after = before & !(0xff << self.shift) | new(self.byte(before)) << self.shift;
-            match word.exchange(before, after) {
-                Ok(()) => return,
-                Err(other) => before = other,
-            }
-        }
-    }
-
-    /// The cell of an endpoint; address and port in network byte order.
+    /// The cell of an endpoint; address and port in network byte order. Neighbouring ports of a host share a word,
+    /// since a host often takes one port after the other.
     #[inline(always)]
     #[must_use]
     #[expect(clippy::cast_possible_truncation, reason = "the low bits")]
     pub const fn of(protocol: u8, address: u32, port: u16, secret: &Secret) -> Self {
-        let hash = table::hash([address as u64, (port as u64) << 8 | protocol as u64], secret) as u32;
-        Self { word: (hash >> 3) & (CELL_WORDS - 1), shift: (hash & 7) * 8 }
+        let port = u16::from_be(port) as u32;
+        let of_word = (port >> 5 << 8) as u64 | protocol as u64;
+        let word = table::hash([address as u64, of_word], secret) as u32;
+        Self { word: word & (CELL_WORDS - 1), shift: (port & 31) * 2 }
     }
 
-    /// Its byte in its word.
+    /// Its bits in its word.
     #[inline(always)]
     #[must_use]
-    pub const fn byte(self, word: u64) -> u64 {
-        (word >> self.shift) & 0xff
+    const fn bits(self, word: u64) -> u64 {
+        (word >> self.shift) & (PENDING | TAKEN)
     }
 }

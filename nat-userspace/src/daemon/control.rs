@@ -97,6 +97,8 @@ impl Mailbox {
             let _ = super::reload(worker);
         }
         for (number, task) in self.tasks.try_iter().enumerate() {
+            // Whoever asks is told of all that was done before.
+            worker.read_session_events(Instant::now());
             if number == 0 {
                 worker.gateway.before_a_look(Instant::now());
             }

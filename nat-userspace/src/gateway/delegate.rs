@@ -126,15 +126,18 @@ impl Gateway {
         lent > 0 && (self.sessions.count() + lent >= self.sessions.limit() || self.sessions.is_full())
     }
 
-    /// Takes note of what the program has reported.
-    pub fn read_reports(&mut self, world: &mut dyn World, now: Instant) {
-        for event in world.reports() {
+    /// Takes note of what the program has reported. Whether it has.
+    pub fn read_reports(&mut self, world: &mut dyn World, now: Instant) -> bool {
+        let reports = world.reports();
+        let is_any = !reports.is_empty();
+        for event in reports {
             if event.seen == 0 {
                 self.adopt(world, now, event);
             } else {
                 self.session_event(world, now, &event);
             }
         }
+        is_any
     }
 
     /// Keeps the program from making a mapping of a packet's inside endpoint as long as the answer lives, and waits
@@ -149,8 +152,13 @@ impl Gateway {
         let endpoint = endpoint(key);
         let held = claims.hold(endpoint);
         let mut begun = None;
-        while claims.is_pending(endpoint) && begun.get_or_insert_with(Instant::now).elapsed() < PATIENCE {
+        while claims.is_pending(endpoint) {
+            // Whoever has waited too long reads once more: it may have been this thread that was away.
+            let is_late = begun.get_or_insert_with(Instant::now).elapsed() >= PATIENCE;
             self.read_reports(world, now);
+            if is_late {
+                break;
+            }
             std::hint::spin_loop();
         }
         Some(held)

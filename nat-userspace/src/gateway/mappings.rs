@@ -180,7 +180,8 @@ impl MappingTable {
     /// Puts in a mapping that the program has made.
     pub fn adopt(&mut self, mapping: Mapping) -> u32 {
         if let Some(claims) = &self.claims {
-            claims.confirm(mapping.endpoint());
+            claims.count(mapping.endpoint());
+            claims.settle(mapping.endpoint());
         }
         self.put(mapping)
     }

@@ -156,8 +156,10 @@ impl Worker {
     }
 
     /// What the fast path reported: sessions it has opened, TCP sessions that changed, merged packets too big.
-    pub(super) fn read_session_events(&mut self, now: Instant) {
-        self.gateway.read_reports(&mut self.kernel, now);
+    pub fn read_session_events(&mut self, now: Instant) {
+        if self.gateway.read_reports(&mut self.kernel, now) {
+            self.reports_read = now;
+        }
         for too_big in std::mem::take(&mut self.kernel.too_big) {
             self.gateway.merged_too_big(now, &too_big);
         }

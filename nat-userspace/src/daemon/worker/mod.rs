@@ -26,6 +26,10 @@ use crate::eventlog::{Hub, Writer};
 use crate::gateway::{Gateway, Outcome, World as _};
 use crate::slowpath::{Frames, Port};
 
+/// How long the program's reports may wait after the last ones. Each report that finds none before it wakes the daemon,
+/// which costs more than what it tells: while there are many they are read together.
+const REPORTS_EVERY: Duration = Duration::from_micros(500);
+
 /// Everything the daemon is made of.
 pub struct Worker {
     /// When it began.
@@ -61,6 +65,8 @@ pub struct Worker {
     judged: Vec<(Packet, u32, Outcome)>,
     confirmed: Instant,
     events_looked_at: Instant,
+    /// When the program had last reported something.
+    reports_read: Instant,
     events_lost: u64,
     /// Inside networks as the fast path knows them.
     published: Vec<ipnet::Ipv4Net>,
@@ -98,6 +104,7 @@ impl Worker {
             judged: Vec::new(),
             confirmed: now,
             events_looked_at: now,
+            reports_read: now,
             events_lost: 0,
             published: Vec::new(),
             told: told::Told::default(),
@@ -191,8 +198,12 @@ impl Worker {
         let mut fds = vec![
             PollFd::from_borrowed_fd(mailbox, PollFlags::IN),
             PollFd::from_borrowed_fd(monitors, PollFlags::IN),
-            PollFd::from_borrowed_fd(self.kernel.datapath.events_fd(), PollFlags::IN),
         ];
+        let pause = REPORTS_EVERY.saturating_sub(self.reports_read.elapsed());
+        let wait = if pause.is_zero() { wait } else { wait.min(pause) };
+        if pause.is_zero() {
+            fds.push(PollFd::from_borrowed_fd(self.kernel.datapath.events_fd(), PollFlags::IN));
+        }
         fds.extend(self.ports.iter().map(|port| PollFd::from_borrowed_fd(port.as_fd(), PollFlags::IN)));
         if let Some(traced) = self.tracers.programs() {
             fds.push(PollFd::from_borrowed_fd(traced.fd(), PollFlags::IN));
