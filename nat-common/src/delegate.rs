@@ -59,6 +59,8 @@ pub struct TakenPorts {
     pub taken: [u64; 1024],
     /// Resting: its last holder may have it back, which the daemon knows.
     pub resting: [u64; 1024],
+    /// Not 0: all are taken, the daemon says. Cleared by it with the first that is free again.
+    pub full: u64,
 }
 
 /// Tables of taken ports; number 0 is none.
@@ -73,11 +75,19 @@ pub const LENT: u32 = 4096;
 pub struct LentSlots {
     /// Slots that the program has taken so far.
     pub taken: u64,
+    /// In which tick the CPU's program has refused packets for want of a port last, and how many of them.
+    pub refused_in: u64,
+    /// See [`LentSlots::refused_in`].
+    pub refused: u64,
     /// Fills the line.
-    pub pad: [u64; 7],
+    pub pad: [u64; 5],
     /// Slots plus one, at the place of their number of order modulo [`LENT`]; 0 where there is none.
     pub slots: [u64; LENT as usize],
 }
+
+/// Packets that a CPU's program leaves to the daemon in a tick though there is no port for them: it tells their senders,
+/// as many as it may (RFC 5508 REQ-10f), and looks whether ports have rested long enough.
+pub const REFUSALS_TOLD: u64 = 16;
 
 /// CPUs that can be lent slots.
 pub const CPUS: u32 = 256;
@@ -143,6 +153,12 @@ impl Cell {
             self.give_up(word);
         }
         before == 0
+    }
+
+    /// The program's: whether no endpoint of this cell has a mapping, or is about to.
+    #[inline(always)]
+    pub fn is_free(self, word: &impl Word) -> bool {
+        self.bits(word.load()) == 0
     }
 
     /// The program's: it makes none after all.

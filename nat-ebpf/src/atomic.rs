@@ -78,10 +78,4 @@ impl Word for Shared {
         // SAFETY: as above.
         unsafe { keep(self.0, bits) };
     }
-
-    #[inline(always)]
-    fn exchange(&self, expected: u64, value: u64) -> Result<(), u64> {
-        // SAFETY: as above.
-        if unsafe { exchange(self.0, expected, value) } { Ok(()) } else { Err(self.load()) }
-    }
 }

@@ -145,7 +145,11 @@ fn by_rules(
             return Verdict::Pass;
         }
         let opened = if outside { EMPTY } else { open::open(ctx, interface, settings, parsed, &rules) };
-        return if opened == EMPTY { Verdict::Punt } else { Verdict::Opened(opened) };
+        return match opened {
+            EMPTY => Verdict::Punt,
+            open::REFUSED => Verdict::Drop(Reason::DropPortsExhausted),
+            line => Verdict::Opened(line),
+        };
     }
     if outside {
         // Would the answer be translated? Then this is an uninvited packet to a hidden host. Is

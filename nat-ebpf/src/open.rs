@@ -4,18 +4,19 @@
 use core::ffi::c_void;
 
 use aya_ebpf::{
-    helpers::generated::{bpf_get_prandom_u32, bpf_get_smp_processor_id, bpf_loop},
+    helpers::generated::{bpf_get_prandom_u32, bpf_get_smp_processor_id, bpf_jiffies64, bpf_loop},
     maps::ring_buf::RingBufEntry,
     programs::XdpContext,
 };
 use nat_common::{
     Direction, FlowKey, FlowValue, Parsed, Realm,
     abi::{Interface, SessionEvent, Settings},
+    activity::TICK_SHIFT,
     classify::RuleSet,
-    delegate::{self, Cell, Grant, LENT, LentSlots, TakenPorts, Word as _},
+    delegate::{self, Cell, Grant, LENT, LentSlots, REFUSALS_TOLD, TakenPorts, Word as _},
     flow::Rewrite,
     parse::Kind,
-    table::{self, EMPTY, FlowLine, SEARCHED, Secret},
+    table::{self, EMPTY, FlowLine, REMOVED, SEARCHED, Secret},
     tcp, wire,
 };
 
@@ -32,11 +33,14 @@ const RESTING: usize = 1024;
 /// Ports tried beside the host's own: where half are taken, one in 256 packets goes up for want of more.
 const TRIES: u32 = 8;
 
+/// What is returned for a packet that ends here: no line has this number.
+pub const REFUSED: u32 = REMOVED;
+
 /// Kind of origin and position of an snat rule, as the daemon writes them.
 const SNAT: u16 = 1;
 
 /// Opens a session for a packet whose rules these are. The number of its line, or [`EMPTY`]: then the packet is the
-/// daemon's, and nothing is claimed.
+/// daemon's, and nothing is claimed; or [`REFUSED`].
 #[inline(always)]
 pub fn open(
     ctx: &XdpContext,
@@ -66,10 +70,40 @@ pub fn open(
     // SAFETY: the helper has no preconditions.
     let cpu = unsafe { bpf_get_smp_processor_id() };
     let (Some(ports), Some(lent)) = (maps::ports(table), maps::lent(cpu)) else { return EMPTY };
+    if is_refused(parsed, ports, lent) {
+        return REFUSED;
+    }
     let Some(report) = maps::EVENTS.reserve::<SessionEvent>(0) else { return EMPTY };
     let number = claim(ctx, parsed, rule, grant, ports, lent);
     finish(report, number, settings.epoch);
     number
+}
+
+/// Whether a packet ends here because there is no port for it, and enough have told the daemon so: a flood of them must
+/// not cost more than one of established flows.
+#[inline(always)]
+fn is_refused(parsed: &Parsed, ports: *mut TakenPorts, lent: *mut LentSlots) -> bool {
+    let key = &parsed.key;
+    // SAFETY: a live word of a map, which the daemon alone writes.
+    if unsafe { (&raw const (*ports).full).read_volatile() } == 0 {
+        return false;
+    }
+    let cell = Cell::of(key.protocol, key.source, key.source_port, &maps::secret());
+    let Some(word) = maps::cell(cell.word) else { return false };
+    // SAFETY: an aligned word of a map, which everybody writes by atomic operations.
+    let word = unsafe { Shared::new(word) };
+    // What rests may be this host's to have back, which the daemon knows.
+    if !cell.is_free(&word) || is_resting(ports, u32::from(u16::from_be(key.source_port))) {
+        return false;
+    }
+    // SAFETY: the helper has no preconditions; nothing but this CPU writes these words.
+    unsafe {
+        let tick = bpf_jiffies64() >> TICK_SHIFT;
+        let before = if (*lent).refused_in == tick { (*lent).refused } else { 0 };
+        (*lent).refused_in = tick;
+        (*lent).refused = before + 1;
+        before >= REFUSALS_TOLD
+    }
 }
 
 /// Reports what was opened, if anything was.

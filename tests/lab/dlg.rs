@@ -211,3 +211,35 @@ fn reports_to_a_daemon_that_died_are_not_the_next_ones() {
             .all(|session| session["inside"].as_str().is_some_and(|inside| inside.contains(".11:")))
     );
 }
+
+/// Whoever asks for ports that there are none of must not keep the daemon busy: most are refused where they come in. The
+/// first port that is free again is given at once.
+#[test]
+fn a_flood_that_finds_no_port_is_refused_without_the_daemon() {
+    const FLOOD: u16 = 3000;
+    let rules =
+        gateway::STANDARD.replace("to = \"masquerade\"", "to = \"masquerade\"\nports = \"20000-20009\"");
+    let stage = known(&format!("{rules}\n[timeouts]\nquarantine = \"0s\"\n"));
+    for number in 0..8 {
+        stage.crosses(&stage.udp(&format!("192.168.1.10:{}", 31_000 + number), SERVER));
+    }
+    let refused = || stage.gateway.drops().get("ports_exhausted").copied().unwrap_or(0);
+    stage.stopped_quickly(&stage.udp("192.168.1.10:32000", SERVER));
+    assert_eq!(refused(), 1);
+    stage.a.clear();
+    stage.while_stopped(|stage| {
+        for number in 0..FLOOD {
+            stage.a.send(&stage.udp(&format!("192.168.1.10:{}", 40_000 + number), SERVER));
+        }
+        // Whoever has a port keeps it, and the others' lack of one is no hindrance to TCP.
+        stage.crosses(&stage.udp("192.168.1.10:31000", SERVER));
+        stage.crosses(&stage.syn("192.168.1.10:31000", SERVER));
+    });
+    let all = u64::from(FLOOD) + 1;
+    stage.gateway.wait_until("all are counted", Duration::from_secs(20), |_| refused() == all);
+    let told = stage.a.incoming(|seen| seen.icmp().is_some_and(|icmp| (icmp.kind, icmp.code) == (3, 13)));
+    assert!(told.len() < usize::from(FLOOD) / 2, "{} of {FLOOD} were the daemon's", told.len());
+    stage.gateway.text(&["session", "delete", "--inside", "192.168.1.10:31003"]);
+    stage.crosses(&stage.udp("192.168.1.10:50001", SERVER));
+    stage.stopped_quickly(&stage.udp("192.168.1.10:50002", SERVER));
+}

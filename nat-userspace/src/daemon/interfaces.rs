@@ -17,7 +17,7 @@ use crate::gateway::{Gateway, Interface, network};
 use crate::host::Link;
 use xdp::nic::NicIndex;
 
-use crate::slowpath::{Frames, Port, receive_ring};
+use crate::slowpath::{Frames, Port, lent_frames};
 
 /// Kinds of link, and drivers, that hand up frames whose checksum was left to an offload.
 const VIRTUAL: [&str; 9] =
@@ -77,7 +77,7 @@ impl Served {
         let queues = queues_of(&place.device);
         self.place = Some(place);
         for queue in 0..queues {
-            match Port::open(frames, device, queue, receive_ring(queues)) {
+            match Port::open(frames, device, queue, lent_frames(queues)) {
                 Ok(port) => {
                     let slot = self.first_socket + queue;
                     kernel

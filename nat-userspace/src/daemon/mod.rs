@@ -34,7 +34,7 @@ use crate::gateway::{Gateway, Random};
 use crate::host::Host;
 use crate::metrics::Responder;
 use crate::privileges;
-use crate::slowpath::{Frames, receive_ring};
+use crate::slowpath::{Frames, lent_frames};
 
 /// What the command line says about a run.
 #[derive(Clone, Debug)]
@@ -71,11 +71,11 @@ pub fn run(options: RunOptions, config: Config) -> anyhow::Result<()> {
     });
     let (present, receive, jumbo) = links.fold((0, 0, false), |(present, receive, jumbo), link| {
         let queues = interfaces::queues_of(&link);
-        (present + 1, receive + queues * receive_ring(queues), jumbo || link.mtu > SMALL_MTU)
+        (present + 1, receive + queues * lent_frames(queues), jumbo || link.mtu > SMALL_MTU)
     });
     // Interfaces that are not there yet will want theirs.
     let absent = u32::try_from(config.interfaces.len()).unwrap_or(present) - present;
-    let frames = Frames::new(receive + absent * receive_ring(1), jumbo)?;
+    let frames = Frames::new(receive + absent * lent_frames(1), jumbo)?;
     // The tables are read: nothing that follows needs more, and threads that it starts have no more.
     privileges::drop_others();
     let kernel = Kernel::new(datapath, host)?;

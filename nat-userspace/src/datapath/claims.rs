@@ -79,11 +79,6 @@ impl Claims {
         Held { claims: Rc::clone(self), endpoint }
     }
 
-    /// The mapping that the program has made of an endpoint is there: it is counted, and settled.
-    pub fn confirm(&self, endpoint: Endpoint) {
-        self.change(endpoint, |count| (count & COUNTED) + u64::from(count & COUNTED != COUNTED));
-    }
-
     /// What the program has begun to make of an endpoint has come to nothing.
     pub fn settle(&self, endpoint: Endpoint) {
         let (cell, word) = self.cell(endpoint);
@@ -107,6 +102,7 @@ impl Claims {
         let shared = SharedPorts { claims: Rc::clone(self), number };
         (0..1024).for_each(|word| shared.word(word).store(u64::MAX, Ordering::Release));
         (1024..2048).for_each(|word| shared.word(word).store(0, Ordering::Release));
+        shared.set_full(false);
         Some(shared)
     }
 
@@ -160,6 +156,14 @@ impl SharedPorts {
             word.fetch_or(bit, Ordering::AcqRel);
         } else {
             word.fetch_and(!bit, Ordering::AcqRel);
+        }
+    }
+
+    /// Says whether all ports are taken: then the program refuses packets that would need one.
+    pub fn set_full(&self, is_full: bool) {
+        if let Some(table) = self.claims.ports.at(self.number.into()) {
+            // SAFETY: a live, aligned word, which nobody else writes; volatile, because the program reads it.
+            unsafe { (&raw mut (*table.as_ptr()).full).write_volatile(is_full.into()) };
         }
     }
 

@@ -56,6 +56,8 @@ pub struct PortTable {
     holders: HashMap<u16, Holder>,
     quarantine: Duration,
     used: u32,
+    /// The program has been told that no port is free.
+    is_full: bool,
     /// The same for the program: every port that is not free here is taken there, and perhaps others.
     shared: Option<SharedPorts>,
 }
@@ -81,6 +83,7 @@ impl PortTable {
             holders: HashMap::default(),
             quarantine,
             used: 0,
+            is_full: false,
             shared: None,
         };
         for port in ports.iter() {
@@ -188,6 +191,12 @@ impl PortTable {
             if let Some(port) = self.take_random(class, ports, random, usable) {
                 return Some(self.own(port));
             }
+        }
+        if self.free() == 0
+            && let Some(shared) = &self.shared
+        {
+            shared.set_full(true);
+            self.is_full = true;
         }
         None
     }
@@ -338,6 +347,9 @@ impl PortTable {
         self.states[usize::from(port)] = State::Free;
         if let Some(shared) = &self.shared {
             shared.give_back(port);
+            if std::mem::take(&mut self.is_full) {
+                shared.set_full(false);
+            }
         }
     }
 

@@ -19,10 +19,10 @@ use xdp::{Packet, RingConfig, RingConfigBuilder, Umem, WakableRings};
 const RING: u32 = 2048;
 /// Frames that an interface can have waiting for the daemon, over all its queues: a burst of ten
 /// thousand first packets is served, however short.
-const BURST: u32 = 16_384;
+const BURST: u32 = 10_240;
 
-/// Entries of the receive and fill ring of each of an interface's sockets.
-pub fn receive_ring(queues: u32) -> u32 {
+/// Frames that are lent to the kernel to receive into, to each of an interface's sockets.
+pub fn lent_frames(queues: u32) -> u32 {
     (BURST / queues.max(1).next_power_of_two()).max(RING)
 }
 
@@ -68,7 +68,7 @@ pub struct Frames {
 }
 
 impl Frames {
-    /// Memory for sockets whose receive rings have so many entries in all.
+    /// Memory for sockets that are lent so many frames in all to receive into.
     pub fn new(receive: u32, jumbo: bool) -> Result<Self, PortError> {
         // What is lent to receive into, and what is in hand or on its way out meanwhile.
         let frames = receive.max(RING) + IN_HAND;
@@ -140,13 +140,13 @@ fn bind(
 impl Port {
     /// Opens a socket. The program's socket map still has to name it.
     ///
-    /// `receive` is the size of its receive ring, see [`receive_ring`].
+    /// `receive` is how many frames it is lent, see [`lent_frames`].
     pub fn open(frames: &mut Frames, ifindex: u32, queue: u32, receive: u32) -> Result<Self, PortError> {
         let failed = |message: String| PortError::Socket { ifindex, queue, message };
         let config = RingConfigBuilder {
-            rx_count: receive,
+            rx_count: receive.next_power_of_two(),
             tx_count: RING,
-            fill_count: receive,
+            fill_count: receive.next_power_of_two(),
             completion_count: RING,
         }
         .build()
