@@ -289,16 +289,17 @@ fn write(
 /// The line must be live, and nobody else's.
 #[inline(always)]
 unsafe fn fill(line: *mut FlowLine, key: &FlowKey, value: FlowValue, origin: u16) {
-    // SAFETY: the caller's; the fields lie behind each other. Volatile, and as words: a run of zeroes would be filled
-    // byte by byte.
+    // SAFETY: the caller's; the fields lie behind each other. Volatile: a run of zeroes would be filled byte by byte.
     unsafe {
         (&raw mut (*line).key).write(*key);
         (&raw mut (*line).value).write(value);
         (&raw mut (*line).origin).write(origin);
-        (&raw mut (*line).seen).cast::<u16>().write_volatile(0);
+        (&raw mut (*line).seen).write_volatile(0);
+        (&raw mut (*line).pad).write_volatile(0);
         (&raw mut (*line).packets).write_volatile(0);
         (&raw mut (*line).bytes).write_volatile(0);
-        (&raw mut (*line).last_seen).cast::<u64>().write_volatile(0);
+        (&raw mut (*line).last_seen).write_volatile(0);
+        (&raw mut (*line).acknowledged).write_volatile(0);
     }
 }
 
