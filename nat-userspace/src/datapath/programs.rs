@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ use aya::programs::{Program, ProgramError, ProgramInfo, SchedClassifier, Xdp};
 use aya_obj::programs::XdpAttachType;
 use nat_common::abi;
 
-use super::object::{LoadError, OBJECT, PINNED, program};
+use super::object::{LoadError, OBJECT, PINNED};
 
 /// What their pins' names begin with.
 const PIN: &str = "program-";
@@ -41,12 +42,7 @@ impl Programs {
             Ok(_) => tracing::warn!("the pinned programs work on other maps than those that are pinned"),
             Err(error) => tracing::debug!(%error, "no programs of this build are pinned"),
         }
-        for name in ON_XDP {
-            program::<Xdp>(ebpf, name)?.load()?;
-        }
-        for name in ON_TC {
-            program::<SchedClassifier>(ebpf, name)?.load()?;
-        }
+        load_all(ebpf)?;
         // What is attached stays, whether it is pinned or not.
         remove(pins);
         for name in ON_XDP.into_iter().chain(ON_TC) {
@@ -93,6 +89,22 @@ impl Programs {
         let [xdp, tc, own, ..] = self.infos().ok()?;
         Some([xdp, tc, own].iter().map(ProgramInfo::run_time).sum())
     }
+}
+
+/// Loads all of them at once: the verifier walks each for itself, on a CPU of its own if there is one.
+fn load_all(ebpf: &mut Ebpf) -> Result<(), ProgramError> {
+    let is_ours = |name: &str| ON_XDP.contains(&name) || ON_TC.contains(&name);
+    let load = |program: &mut Program| match program {
+        Program::Xdp(program) => program.load(),
+        Program::SchedClassifier(program) => program.load(),
+        _ => Ok(()),
+    };
+    std::thread::scope(|scope| {
+        let programs = ebpf.programs_mut().filter(|(name, _)| is_ours(name));
+        let loads: Vec<_> = programs.map(|(_, program)| scope.spawn(move || load(program))).collect();
+        let joined = loads.into_iter().map(|load| load.join().unwrap_or_else(|panic| resume_unwind(panic)));
+        joined.collect()
+    })
 }
 
 /// Where a program of this build is pinned: another object has other names.
