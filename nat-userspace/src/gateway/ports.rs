@@ -192,12 +192,9 @@ impl PortTable {
                 return Some(self.own(port));
             }
         }
-        if self.free() == 0
-            && let Some(shared) = &self.shared
-        {
-            shared.set_full(true);
-            self.is_full = true;
-        }
+        // Those that are left in vain are the gateway's own.
+        let is_full = self.free() == 0 || self.ranges == [ports];
+        self.tell(is_full);
         None
     }
 
@@ -337,6 +334,7 @@ impl PortTable {
     fn own(&mut self, port: u16) -> u16 {
         self.states[usize::from(port)] = State::Owned;
         self.used += 1;
+        self.tell(false);
         port
     }
 
@@ -347,9 +345,17 @@ impl PortTable {
         self.states[usize::from(port)] = State::Free;
         if let Some(shared) = &self.shared {
             shared.give_back(port);
-            if std::mem::take(&mut self.is_full) {
-                shared.set_full(false);
-            }
+        }
+        self.tell(false);
+    }
+
+    /// Tells the program whether to ask for ports here is in vain.
+    fn tell(&mut self, is_full: bool) {
+        if self.is_full != is_full
+            && let Some(shared) = &self.shared
+        {
+            shared.set_full(is_full);
+            self.is_full = is_full;
         }
     }
 
