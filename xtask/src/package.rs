@@ -86,9 +86,6 @@ fn make(folder: &Path) -> Result<PathBuf> {
     for (from, to, mode) in FILES {
         put(&tree, to, &read(&root().join(from))?, *mode)?;
     }
-    let postinst = tree.join("DEBIAN/postinst");
-    let script = String::from_utf8_lossy(&read(&postinst)?).replace("@LAYOUT@", &layout()?);
-    put(&tree, "DEBIAN/postinst", script.as_bytes(), 0o755)?;
     put_documents(&tree.join("usr/share/doc/natgw"))?;
     put_printed(&tree, "usr/share", &natgw())?;
     for compressed in ["usr/share/man/man1/natgw.1", "usr/share/doc/natgw/changelog"] {
@@ -131,15 +128,6 @@ pub(crate) fn put_printed(tree: &Path, share: &str, natgw: &Path) -> Result {
         put(tree, &format!("{share}/{to}"), text.as_bytes(), 0o644)?;
     }
     Ok(())
-}
-
-/// The layout of the tables that this natgw can take over.
-fn layout() -> Result<String> {
-    let text = String::from_utf8_lossy(&read(&root().join("nat-common/src/abi.rs"))?).into_owned();
-    let number = text.split_once("pub const VERSION: u32 = ").and_then(|(_, rest)| rest.split_once(';'));
-    number
-        .map(|(number, _)| number.to_owned())
-        .ok_or_else(|| "nat-common/src/abi.rs has no VERSION".to_owned())
 }
 
 fn control(version: &str, architecture: &str, binary: &[u8]) -> String {
