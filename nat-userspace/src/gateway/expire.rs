@@ -54,7 +54,7 @@ impl Gateway {
     }
 
     /// A session's timer rang: over, or armed again for when it would be.
-    fn look_at(&mut self, world: &mut dyn World, now: Instant, slot: u32, tick: u64) {
+    fn look_at(&mut self, world: &mut dyn World, now: Instant, slot: u32, tick: u32) {
         let Some(session) = self.sessions.get(slot) else { return };
         if session.armed != tick {
             return;

@@ -13,6 +13,8 @@ use crate::datapath::capacity;
 /// No mapping: the session of a forward.
 pub const NO_MAPPING: u32 = u32::MAX;
 
+const _: () = assert!(size_of::<Option<Session>>() <= 72, "there are millions of them");
+
 /// A session.
 #[derive(Clone, Debug)]
 pub struct Session {
@@ -27,7 +29,7 @@ pub struct Session {
     /// Next hop of each direction.
     pub next_hops: [u16; 2],
     /// The tick of the wheel it is armed for.
-    pub armed: u64,
+    pub armed: u32,
     /// Milliseconds since the gateway's start when it was opened.
     pub opened: u64,
     /// What opened it.

@@ -25,23 +25,23 @@ impl Wheel {
     }
 
     /// Arms a timer. Returns the tick it will ring at, for the owner to remember.
-    pub fn arm(&mut self, item: u32, due: Instant) -> u64 {
+    pub fn arm(&mut self, item: u32, due: Instant) -> u32 {
         let ticks = due.saturating_duration_since(self.start).as_millis().div_ceil(TICK.as_millis());
         let tick = u64::try_from(ticks).unwrap_or(u64::MAX).clamp(self.next, self.next + BUCKETS - 1);
         self.bucket(tick).push(item);
-        tick
+        short(tick)
     }
 
     /// Items due by `now`, at most `limit`, with the tick they were armed for. Call again while
     /// it returns items.
-    pub fn due(&mut self, now: Instant, limit: usize, items: &mut Vec<(u32, u64)>) {
+    pub fn due(&mut self, now: Instant, limit: usize, items: &mut Vec<(u32, u32)>) {
         let elapsed = now.saturating_duration_since(self.start).as_millis() / TICK.as_millis();
         let current = u64::try_from(elapsed).unwrap_or(u64::MAX);
         while self.next <= current && items.len() < limit {
             let tick = self.next;
             let bucket = self.bucket(tick);
             let keep = bucket.len().saturating_sub(limit - items.len());
-            items.extend(bucket.drain(keep..).map(|item| (item, tick)));
+            items.extend(bucket.drain(keep..).map(|item| (item, short(tick))));
             if keep > 0 {
                 return;
             }
@@ -70,6 +70,12 @@ impl Wheel {
     fn bucket(&mut self, tick: u64) -> &mut Vec<u32> {
         &mut self.buckets[Self::index(tick)]
     }
+}
+
+/// A tick as it is remembered: it comes again after 13 years.
+#[expect(clippy::cast_possible_truncation, reason = "the low bits")]
+const fn short(tick: u64) -> u32 {
+    tick as u32
 }
 
 #[cfg(test)]

@@ -28,7 +28,7 @@ use crate::slowpath::{Frames, Port};
 
 /// How long the program's reports may wait after the last ones. Each report that finds none before it wakes the daemon,
 /// which costs more than what it tells: while there are many they are read together.
-const REPORTS_EVERY: Duration = Duration::from_micros(500);
+const REPORTS_EVERY: Duration = Duration::from_millis(2);
 
 /// Everything the daemon is made of.
 pub struct Worker {
