@@ -471,6 +471,13 @@ fn a_move_that_is_cut_short_loses_nothing() {
         everything(&stage);
         assert_eq!(stage.session_count(), 2);
     }
+    // Killed after the last of the other's pins, before its folder.
+    stage.gateway.kill();
+    let left = PathBuf::from(stage.gateway.pin("LINES")).parent().unwrap().with_file_name("v4");
+    fs::create_dir(&left).unwrap();
+    stage.gateway.restart();
+    assert!(!left.exists());
+    everything(&stage);
 }
 
 /// Writes the sessions of a dead daemon's table down in another layout, whose pins are at the place that is returned:

@@ -208,12 +208,17 @@ pub(super) fn prepare_pins(bpffs: &Path) -> Result<(PathBuf, Option<Earlier>), L
 
 /// A fast path of another version of natgw that is attached, and must not be cut off.
 fn other_layout(bpffs: &Path) -> Option<(PathBuf, u32)> {
-    let entries = std::fs::read_dir(bpffs).ok()?.flatten();
-    let mut layouts = entries.filter_map(|entry| {
+    other_layouts(bpffs).into_iter().find(|(path, _)| !pinned_links(path).is_empty())
+}
+
+/// The folders of other layouts' pins.
+pub(super) fn other_layouts(bpffs: &Path) -> Vec<(PathBuf, u32)> {
+    let entries = std::fs::read_dir(bpffs).into_iter().flatten().flatten();
+    let layouts = entries.filter_map(|entry| {
         let layout = entry.file_name().to_str()?.strip_prefix('v')?.parse().ok()?;
         (layout != abi::VERSION).then(|| (entry.path(), layout))
     });
-    layouts.find(|(path, _)| !pinned_links(path).is_empty())
+    layouts.collect()
 }
 
 /// The pins of links.

@@ -7,7 +7,7 @@ use nat_common::delegate::{CPUS, LENT, LentSlots};
 use super::Mapped;
 
 /// Slots that a CPU is lent at first. Each time it has used them all before more were there, it is lent twice as many.
-const FIRST: u32 = 512;
+const FIRST: u32 = 128;
 
 /// The slots lent.
 pub struct Lender {

@@ -10,7 +10,7 @@ use nat_common::flow::{Action, Rewrite};
 use nat_common::table::session_of;
 use nat_common::{Direction, FlowKey, FlowValue};
 
-use super::attach::{pinned_links, remove_pins};
+use super::attach::{other_layouts, pinned_links, remove_pins};
 use super::flows::{FlowTable, Found};
 use super::layout::{Field, Layout, number};
 use super::mapped::Mapped;
@@ -209,11 +209,14 @@ impl Datapath {
         Ok(())
     }
 
-    /// Removes the tables of a fast path with another layout: nothing runs on them any more.
+    /// Removes the tables of a fast path with another layout: nothing runs on them any more. So for what a daemon had
+    /// left that was killed while it did this.
     pub fn forget_earlier(&mut self) {
-        if let Some(earlier) = self.earlier.take() {
-            remove_pins(&earlier);
-            let _ = std::fs::remove_dir(&earlier);
+        let of_killed = self.pins.parent().map(other_layouts).unwrap_or_default().into_iter();
+        let of_killed = of_killed.map(|(path, _)| path).filter(|path| pinned_links(path).is_empty());
+        for folder in self.earlier.take().into_iter().chain(of_killed) {
+            remove_pins(&folder);
+            let _ = std::fs::remove_dir(&folder);
         }
     }
 }
