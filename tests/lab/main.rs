@@ -48,6 +48,7 @@ mod stn;
 
 mod faults;
 mod guides;
+mod layouts;
 mod log;
 mod log_ipfix;
 mod log_records;
