@@ -24,6 +24,9 @@ pub struct NextHop {
 }
 
 impl NextHop {
+    /// Nobody's.
+    pub const NONE: Self =
+        Self { destination: [0; 6], source: [0; 6], ifindex: 0, port: 0, flags: 0, mtu: 0, tags: Tags::NONE };
     /// The neighbour is resolved and the link is up; otherwise packets go to the daemon untouched.
     pub const VALID: u16 = 1;
     /// The interface takes no redirected frames (a veth whose peer has no NAPI, a driver without

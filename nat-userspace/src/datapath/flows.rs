@@ -169,20 +169,24 @@ impl FlowTable {
         }
     }
 
-    /// Every whole session, as a daemon that takes the table over finds it.
-    pub fn sessions(&self) -> Vec<Found> {
+    /// Every whole session, as a daemon that takes the table over finds it, and every next hop that a line names, be it
+    /// of half a session.
+    pub fn sessions(&self) -> (Vec<Found>, HashSet<u16>) {
+        let mut hops = HashSet::default();
         let whole = |line| {
             let session = table::session_of(line)?;
             let lines = self.lines(session)?;
             let [original, reply] = Direction::BOTH.map(|direction| table::line_of(session, direction));
             let entries = lines.directions.map(|line| (line.key, line.value));
+            hops.insert(entries[(line & 1) as usize].1.next_hop);
             let [(first, _), (second, _)] = &entries;
             let is_whole = line == original
                 && self.index.has(first, original)
                 && (first == second || self.index.has(second, reply));
             is_whole.then(|| Found { session, entries, origin: lines.origin() })
         };
-        self.index.lines().filter_map(whole).collect()
+        let found = self.index.lines().filter_map(whole).collect();
+        (found, hops)
     }
 
     /// Takes everything out but these sessions, and waits until no program reads what was taken out.

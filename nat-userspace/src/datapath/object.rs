@@ -294,12 +294,6 @@ impl Datapath {
         })
     }
 
-    /// The first next hop that no flow can name yet.
-    pub fn first_free_hop(&self) -> u32 {
-        let used = |index: &u32| self.hops.get(index, 0).is_ok_and(|hop| hop.ifindex != 0);
-        (1..abi::NEXT_HOPS).take_while(used).count().try_into().map_or(1, |used: u32| used + 1)
-    }
-
     /// Jiffies now.
     pub fn jiffies(&self) -> Result<u64, LoadError> {
         self.programs.clock.test_run(TestRunOptions { data_in: Some(&[0; 64]), ..TestRunOptions::new() })?;

@@ -1,7 +1,6 @@
 //! Next hops: one slot for each neighbour behind an interface, shared by all flows that go there.
 
-use crate::hash::HashMap;
-use std::collections::HashSet;
+use crate::hash::{HashMap, HashSet};
 use std::net::Ipv4Addr;
 
 use nat_common::abi::NEXT_HOPS;
@@ -22,28 +21,56 @@ pub struct NextHops {
     hops: Vec<(u32, Ipv4Addr, NextHop)>,
     /// Those whose SYNs come to the daemon.
     scheduled: HashSet<u16>,
+    /// Slots that flows of an earlier daemon name: they are not this one's to write.
+    foreign: HashSet<u16>,
+    /// Slots that nothing names any more.
+    free: Vec<u16>,
 }
+
+/// What is in a slot that is nobody's.
+const UNUSED: (u32, Ipv4Addr, NextHop) = (0, Ipv4Addr::UNSPECIFIED, NextHop::NONE);
 
 impl NextHops {
     /// Only the invalid one.
     pub fn new() -> Self {
         Self {
             slots: HashMap::default(),
-            hops: vec![(0, Ipv4Addr::UNSPECIFIED, NextHop::default())],
-            scheduled: HashSet::new(),
+            hops: vec![UNUSED],
+            scheduled: HashSet::default(),
+            foreign: HashSet::default(),
+            free: Vec::new(),
         }
     }
 
-    /// Leaves the slots before `first` to flows of an earlier daemon.
-    pub fn begin_at(&mut self, first: u32) {
-        let unused = (0, Ipv4Addr::UNSPECIFIED, NextHop::default());
-        self.hops.resize((first as usize).max(self.hops.len()), unused);
+    /// Leaves slots to the flows of an earlier daemon that name them, which go on by them until they are told others.
+    pub fn leave(&mut self, named: HashSet<u16>) {
+        self.foreign = named;
+    }
+
+    /// No flow names what was left any more, and no program that runs has read one that did.
+    pub fn take_back(&mut self) {
+        let passed_over = 1..self.hops.len();
+        self.free = self.foreign.drain().filter(|slot| passed_over.contains(&usize::from(*slot))).collect();
+    }
+
+    /// A slot that nothing names.
+    fn unused(&mut self) -> Option<u16> {
+        if let Some(slot) = self.free.pop() {
+            return Some(slot);
+        }
+        loop {
+            let slot = u16::try_from(self.hops.len()).ok()?;
+            self.hops.push(UNUSED);
+            if !self.foreign.contains(&slot) {
+                return Some(slot);
+            }
+        }
     }
 
     /// The slot of a neighbour; made, and its resolution asked for, if it is new.
     ///
     /// Slots are kept for the daemon's life: a gateway has few neighbours, and a full table
-    /// answers with [`UNKNOWN`], which the daemon serves itself.
+    /// answers with [`UNKNOWN`], which the daemon serves itself. The next daemon gives out anew what no flow names.
     pub fn slot(&mut self, world: &mut dyn World, interface: &Interface, address: Ipv4Addr) -> u16 {
         if let Some(&slot) = self.slots.get(&(interface.ifindex, address)) {
             if self.hops[usize::from(slot)].2.flags & NextHop::VALID == 0 {
@@ -51,9 +78,9 @@ impl NextHops {
             }
             return slot;
         }
-        let Ok(slot) = u16::try_from(self.hops.len()) else { return UNKNOWN };
+        let Some(slot) = self.unused() else { return UNKNOWN };
         self.slots.insert((interface.ifindex, address), slot);
-        self.hops.push((interface.ifindex, address, NextHop::default()));
+        self.hops[usize::from(slot)] = (interface.ifindex, address, NextHop::NONE);
         self.refresh(world, interface, address);
         slot
     }

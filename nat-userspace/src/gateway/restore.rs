@@ -8,12 +8,12 @@ use std::time::Instant;
 use nat_common::Realm;
 use nat_common::flow::{Action, Query};
 
+use super::Gateway;
 use super::externals::Wish;
 use super::mappings::{Mapping, MappingKey};
 use super::open::{FORWARDS, has_ports, session_remote};
 use super::sessions::{Carriage, NO_MAPPING, Origin, Session};
 use super::world::World;
-use super::{Gateway, next_hops};
 use crate::config::{Mapping as Behaviour, SnatTarget};
 use crate::datapath::Found;
 
@@ -47,17 +47,18 @@ impl Origin {
 }
 
 impl Gateway {
-    /// Takes over the sessions of a table, and says which go on: halves, and what the rules no longer allow, do not. Next hops are not taken over but looked up anew:
-    /// `first_hop` is the first slot of theirs that nothing uses, so that the flows keep going the
-    /// old way until they are told the new one.
+    /// Takes over the sessions of a table, and says which go on: halves, and what the rules no longer allow, do not.
+    /// Next hops are not taken over but looked up anew, in other slots than those that the table's lines name (`hops`):
+    /// each direction of a flow goes on the old way until it is told the new one. The old slots are free
+    /// [afterwards](Gateway::finish_restore).
     pub fn restore(
         &mut self,
         world: &mut dyn World,
         now: Instant,
         found: &[Found],
-        first_hop: u32,
+        hops: HashSet<u16>,
     ) -> HashSet<u32> {
-        self.next_hops.begin_at(first_hop);
+        self.next_hops.leave(hops);
         let mut restored = HashSet::default();
         for session in found {
             if self.restore_session(world, now, session).is_some() {
@@ -69,9 +70,14 @@ impl Gateway {
         restored
     }
 
+    /// Nothing is left in the table but what was restored, and no program runs that has seen it as it was.
+    pub fn finish_restore(&mut self) {
+        self.next_hops.take_back();
+    }
+
     /// One session. `None` if it cannot go on.
     fn restore_session(&mut self, world: &mut dyn World, now: Instant, found: &Found) -> Option<()> {
-        let &Found { session: slot, entries: [(original, value), (reply, _)], origin } = found;
+        let &Found { session: slot, entries: [(original, value), (reply, back)], origin } = found;
         let origin = Origin::decode(origin).filter(|origin| *origin != Origin::Bypass)?;
         let rewrite = value.rewrite();
         let realm = if reply.realm == Realm::Inside as u16 { Realm::Inside } else { Realm::Outside };
@@ -93,7 +99,8 @@ impl Gateway {
             rewrite,
             reply,
             mapping: NO_MAPPING,
-            next_hops: [next_hops::UNKNOWN; 2],
+            // The earlier daemon's, until the way is looked up.
+            next_hops: [value.next_hop, back.next_hop],
             carriage,
             armed: 0,
             opened: 0,

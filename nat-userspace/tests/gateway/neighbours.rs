@@ -1,6 +1,6 @@
 //! First packets whose next hop has to be asked for first.
 
-use std::time::Duration;
+use std::{collections::HashSet, time::Duration};
 
 use nat_common::{Reason, wire};
 use natgw::gateway::Outcome;
@@ -65,4 +65,31 @@ fn rtr_15_a_neighbour_that_never_answers() {
     assert!(simulation.world.flows.is_empty());
     // The next packet asks anew.
     assert_eq!(simulation.handle(LAN, flow).0, Outcome::Held);
+}
+
+/// Daemons may be killed and started for ever: the slots that the flows name are left alone until they name others, and
+/// then given out anew.
+#[test]
+fn takeovers_use_up_no_slots() {
+    let mut simulation = Simulation::new(RULES, 1);
+    let flow = |host: u8, port| Packet::udp(client(host, port), server(0, 53));
+    for host in 0..20 {
+        simulation.sent(LAN, flow(host, 1));
+    }
+    for round in 0..60_u16 {
+        let named = |simulation: &Simulation| -> HashSet<u16> {
+            simulation.world.flows.values().map(|value| value.next_hop).collect()
+        };
+        let before = named(&simulation);
+        simulation.restart(RULES, u64::from(round));
+        assert!(named(&simulation).is_disjoint(&before));
+        // A new neighbour gets a slot that was left.
+        simulation.sent(LAN, flow(u8::try_from(100 + round).unwrap(), 1 + round));
+        assert_eq!(named(&simulation).intersection(&before).count(), 1);
+        let out = simulation.sent(LAN, flow(3, 1));
+        assert_eq!(simulation.sent(WAN, out.answer()).to, client(3, 1));
+        simulation.pass(Duration::from_secs(1));
+    }
+    let highest = simulation.world.hops.keys().max().unwrap();
+    assert!(*highest < 200, "slot {highest} after 60 takeovers of at most 81 neighbours");
 }

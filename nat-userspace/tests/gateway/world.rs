@@ -9,6 +9,7 @@ use std::{
 use nat_common::{Direction, FlowKey, FlowValue, activity::Activity, checksum::Sum, next_hop::NextHop, wire};
 use natgw::{
     config::{Config, Side},
+    datapath::Found,
     gateway::{Gateway, Interface, Outcome, Random, SessionView, World},
     host::{Route, RouteError, RouteKind, RouteQuery},
 };
@@ -38,6 +39,12 @@ pub struct Outside {
     pub asked: Vec<Ipv4Addr>,
     /// The gateway's address outside.
     pub public: Ipv4Addr,
+    /// The next hops that are written.
+    pub hops: HashMap<u16, NextHop>,
+    /// Whether a table is being taken over.
+    judging: bool,
+    /// What opened the sessions.
+    origins: HashMap<u32, u32>,
     lines: HashMap<u32, Activity>,
     closed: Vec<u32>,
     start: Instant,
@@ -48,7 +55,8 @@ pub struct Outside {
 const TICK: Duration = Duration::from_millis(16);
 
 impl World for Outside {
-    fn open(&mut self, session: u32, entries: &[(FlowKey, FlowValue); 2], _origin: u32) {
+    fn open(&mut self, session: u32, entries: &[(FlowKey, FlowValue); 2], origin: u32) {
+        self.origins.insert(session, origin);
         // A host that reaches itself has one entry for both directions.
         let count = if entries[0].0 == entries[1].0 { 1 } else { 2 };
         for (direction, &(key, value)) in Direction::BOTH.into_iter().zip(entries).take(count) {
@@ -61,6 +69,7 @@ impl World for Outside {
         for &(key, value) in entries {
             assert!(self.flows.insert(key, value).is_some(), "{key:?} was not there");
         }
+        self.judge_ways();
     }
 
     fn close(&mut self, session: u32, keys: &[FlowKey; 2]) {
@@ -97,7 +106,10 @@ impl World for Outside {
         TICK * (self.tick() - tick)
     }
 
-    fn set_next_hop(&mut self, _index: u32, _hop: &NextHop) {}
+    fn set_next_hop(&mut self, index: u32, hop: &NextHop) {
+        self.hops.insert(u16::try_from(index).expect("a slot"), *hop);
+        self.judge_ways();
+    }
 
     fn route_by(
         &mut self,
@@ -124,10 +136,7 @@ impl World for Outside {
     }
 
     fn neighbour(&self, _ifindex: u32, address: Ipv4Addr) -> Option<[u8; 6]> {
-        (!self.cold.contains(&address)).then(|| {
-            let [a, b, c, d] = address.octets();
-            [2, 0xaa, a, b, c, d]
-        })
+        (!self.cold.contains(&address)).then(|| Self::mac_of(address))
     }
 
     fn resolve(&mut self, _ifindex: u32, address: Ipv4Addr) {
@@ -144,6 +153,39 @@ impl World for Outside {
 
     fn is_bound(&self, _protocol: u8, _address: u32, _port: u16) -> bool {
         false
+    }
+}
+
+impl Outside {
+    /// Where a neighbour is.
+    fn mac_of(address: Ipv4Addr) -> [u8; 6] {
+        let [a, b, c, d] = address.octets();
+        [2, 0xaa, a, b, c, d]
+    }
+
+    /// The sessions that are in the table.
+    fn found(&self) -> Vec<Found> {
+        let half = |session, wanted| {
+            let mut keys = self.sessions.iter().filter(|(_, found)| **found == (session, wanted));
+            keys.next().map(|(key, _)| (*key, self.flows[key]))
+        };
+        let of = |session| Some([half(session, Direction::Original)?, half(session, Direction::Reply)?]);
+        let found = self.sessions.values().filter(|(_, direction)| *direction == Direction::Original);
+        let found = found.filter_map(|&(session, _)| {
+            Some(Found { session, entries: of(session)?, origin: self.origins[&session] })
+        });
+        found.collect()
+    }
+
+    /// While a table is taken over, each flow's next hop is its neighbour's at every moment.
+    fn judge_ways(&self) {
+        for (key, value) in self.flows.iter().filter(|_| self.judging) {
+            let to = Ipv4Addr::from(value.destination.to_ne_bytes());
+            let neighbour = if to.octets()[0..3] == GATEWAY.octets()[0..3] { to } else { ROUTER };
+            let wanted = if self.cold.contains(&neighbour) { [0; 6] } else { Self::mac_of(neighbour) };
+            let hop = self.hops.get(&value.next_hop).map(|hop| hop.destination);
+            assert_eq!(hop, Some(wanted), "{key:?} goes by slot {}", value.next_hop);
+        }
     }
 }
 
@@ -169,6 +211,9 @@ impl Simulation {
             cold: HashSet::new(),
             asked: Vec::new(),
             public: PUBLIC,
+            hops: HashMap::new(),
+            judging: false,
+            origins: HashMap::new(),
             lines: HashMap::new(),
             closed: Vec::new(),
             start: now,
@@ -178,6 +223,21 @@ impl Simulation {
         simulation.set_interface(LAN, GATEWAY);
         simulation.set_interface(WAN, PUBLIC);
         simulation
+    }
+
+    /// The daemon is killed, and another takes the table over.
+    pub fn restart(&mut self, rules: &str, seed: u64) {
+        let now = self.world.now;
+        self.gateway = Gateway::new(&config(rules), now, Random::seeded(seed));
+        self.set_interface(LAN, GATEWAY);
+        self.set_interface(WAN, self.world.public);
+        let found = self.world.found();
+        let hops = self.world.flows.values().map(|value| value.next_hop).collect();
+        self.world.judging = true;
+        let restored = self.gateway.restore(&mut self.world, now, &found, hops);
+        self.world.judging = false;
+        assert_eq!(restored.len(), found.len());
+        self.gateway.finish_restore();
     }
 
     fn set_interface(&mut self, ifindex: u32, address: Ipv4Addr) {

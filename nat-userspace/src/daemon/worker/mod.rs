@@ -115,7 +115,6 @@ impl Worker {
     /// so that the first packet they see finds everything in place.
     pub fn start(&mut self) -> anyhow::Result<()> {
         let now = Instant::now();
-        let first_hop = self.kernel.datapath.first_free_hop();
         for index in 0..self.served.len() {
             let name = self.served[index].config.name.clone();
             let link = self.kernel.host.link_by_name(&name).cloned();
@@ -130,7 +129,7 @@ impl Worker {
         self.drain_events(now);
         publish_addresses(&mut self.kernel, &self.gateway, &self.config)?;
         if self.kernel.datapath.taken_over {
-            self.take_over(now, first_hop);
+            self.take_over(now);
         }
         self.kernel.datapath.adopt_links()?;
         for index in 0..self.served.len() {
@@ -150,13 +149,14 @@ impl Worker {
     }
 
     /// Goes on with the sessions of a daemon that was killed or left its fast path behind.
-    fn take_over(&mut self, now: Instant, first_hop: u32) {
+    fn take_over(&mut self, now: Instant) {
         // What the program told that daemon is in the table as well. Read later, it would be taken for a report about
         // whatever its slots are lent for by then.
         self.kernel.reports();
-        let found = self.kernel.datapath.flows.sessions();
-        let restored = self.gateway.restore(&mut self.kernel, now, &found, first_hop);
+        let (found, hops) = self.kernel.datapath.flows.sessions();
+        let restored = self.gateway.restore(&mut self.kernel, now, &found, hops);
         self.kernel.datapath.flows.retain(&restored);
+        self.gateway.finish_restore();
         tracing::info!(
             sessions = restored.len(),
             discarded = found.len() - restored.len(),
