@@ -547,3 +547,65 @@ fn status_is_answered_in_a_flood_and_others_are_served() {
     assert!(over.elapsed() < Duration::from_secs(1), "new flows wait {:?} after it", over.elapsed());
     stage.reaches(&stage.data(SERVER, &tcp), &stage.b);
 }
+
+/// Whatever a start does to the tables, packets of known flows go on the way that they went, past the daemon, which may
+/// be killed just then; and slots of next hops are not used up.
+#[test]
+fn a_takeover_takes_no_packet_of_a_known_flow_out_of_its_way() {
+    let mut stage = Stage::standard();
+    let mapped = source(&stage.crosses(&stage.udp(CLIENT, SERVER)));
+    stage.reaches(&stage.udp(SERVER, &mapped), &stage.a);
+    let lan = "[[interface]]\nname = \"lan\"\nside = \"inside\"\n";
+    let wan = "[[interface]]\nname = \"wan\"\nside = \"outside\"\n";
+    let rules = "[[snat]]\nto = \"masquerade\"\n";
+    let (mut highest, mut crossed) = (0, 0);
+    for round in 0..12 {
+        stage.gateway.kill();
+        let before = punted(&stage);
+        // The other order: what had been the place of one in the table of devices is the other's in the file.
+        let order = if round % 2 == 0 { [wan, lan] } else { [lan, wan] };
+        stage.gateway.configure(&format!("{}{rules}", order.concat()));
+        stage.gateway.launch(&[]);
+        let launched = Instant::now();
+        while !stage.gateway.output(&["status"]).status.success() {
+            assert!(launched.elapsed() < Duration::from_secs(20), "{}", stage.gateway.log());
+            stage.crosses(&stage.udp(CLIENT, SERVER));
+            stage.reaches(&stage.udp(SERVER, &mapped), &stage.a);
+            crossed += 1;
+        }
+        assert_eq!(punted(&stage), before, "packets that went up in round {round}");
+        stage.carries_the_next();
+        highest = highest.max(highest_hop(&stage));
+    }
+    assert!(crossed > 12, "traffic passes while natgw starts");
+    assert!(highest < 16, "slot {highest} of next hops, of which there are five");
+}
+
+/// Packets that went up to the daemon so far, whichever it was.
+fn punted(stage: &Stage) -> u64 {
+    let key = (nat_common::Reason::Punted as u32).to_ne_bytes().map(|byte| byte.to_string());
+    let pin = stage.gateway.pin("COUNTERS");
+    let mut words = vec!["map", "lookup", "pinned", &pin, "key"];
+    words.extend(key.iter().map(String::as_str));
+    let found = stage.gateway.bpftool(&words);
+    let values = found["values"].as_array().unwrap_or_else(|| panic!("{found}"));
+    let values = values.iter().map(|of_cpu| {
+        let bytes = of_cpu["value"].as_array().unwrap().iter();
+        let bytes = bytes
+            .map(|byte| u8::from_str_radix(byte.as_str().unwrap().trim_start_matches("0x"), 16).unwrap());
+        u64::from_ne_bytes(bytes.collect::<Vec<u8>>().try_into().unwrap())
+    });
+    values.sum()
+}
+
+/// The last slot of next hops that has ever been written.
+fn highest_hop(stage: &Stage) -> u32 {
+    let pin = stage.gateway.pin("HOPS");
+    let is_written = |slot: &u32| {
+        let key = slot.to_ne_bytes().map(|byte| byte.to_string());
+        let mut words = vec!["map", "lookup", "pinned", &pin, "key"];
+        words.extend(key.iter().map(String::as_str));
+        stage.gateway.bpftool(&words)["value"].as_array().unwrap().iter().any(|byte| byte != "0x00")
+    };
+    (1..100).rev().find(is_written).unwrap_or(0)
+}

@@ -27,7 +27,7 @@ const VIRTUAL: [&str; 9] =
 pub struct Served {
     /// What the configuration says.
     pub config: InterfaceConfig,
-    /// Its slot in the device map: its place in the configuration.
+    /// Its slot in the device map: its place in the configuration, or what it was to an earlier daemon.
     pub port: u16,
     /// Its kernel index, while it is there.
     pub ifindex: Option<u32>,
@@ -140,6 +140,8 @@ impl Served {
                 .map(|net| net.trunc())
                 .collect(),
         };
+        // What an earlier daemon's program runs on is known before this one's is attached.
+        let attached = self.attached.or_else(|| kernel.datapath.attached(device.index));
         let flag = |set, flag| if set { flag } else { 0 };
         let entry = abi::Interface {
             ifindex: link.index,
@@ -148,7 +150,7 @@ impl Served {
             flags: flag(self.config.side == Side::Outside, abi::Interface::OUTSIDE)
                 | flag(is_virtual, abi::Interface::VIRTUAL)
                 | flag(!redirects, abi::Interface::STACK)
-                | flag(self.attached == Some(Attached::Generic), abi::Interface::GENERIC)
+                | flag(attached == Some(Attached::Generic), abi::Interface::GENERIC)
                 | flag(interface.addresses.is_empty(), abi::Interface::UNNUMBERED)
                 | flag(self.config.mss_clamp.is_some(), abi::Interface::CLAMP)
                 | flag(!tags.is_empty(), abi::Interface::VLAN),
@@ -220,6 +222,33 @@ impl Served {
         }
         self.attached = None;
         self.queues = 0;
+    }
+}
+
+/// The flows of an earlier daemon name interfaces by their slots in the device map: who has one keeps it, wherever the
+/// configuration has come to name it, and the others take those that no flow can name, as far as there are some.
+pub fn keep_ports(served: &mut [Served], kernel: &Kernel) {
+    let datapath = &kernel.datapath;
+    let mut kept = HashSet::default();
+    let earlier: Vec<Option<u16>> = served
+        .iter()
+        .map(|served| {
+            let ifindex = kernel.host.link_by_name(&served.config.name)?.index;
+            let entry = datapath.interfaces.get(&(ifindex % INTERFACE_SLOTS), 0).ok()?;
+            (entry.ifindex == ifindex && kept.insert(entry.port)).then_some(entry.port)
+        })
+        .collect();
+    let slots = (0..u16::MAX).take_while(|port| u32::from(*port) < abi::INTERFACES);
+    let others: Vec<u16> = slots.filter(|port| !kept.contains(port)).collect();
+    let (mut used, unused): (Vec<u16>, Vec<u16>) =
+        others.into_iter().partition(|port| datapath.devices.get(u32::from(*port), 0).is_ok());
+    used.reverse();
+    used.extend(unused.into_iter().rev());
+    for (served, earlier) in served.iter_mut().zip(earlier) {
+        if let Some(port) = earlier.or_else(|| used.pop()) {
+            served.port = port;
+            served.first_socket = u32::from(port) * QUEUES;
+        }
     }
 }
 

@@ -147,6 +147,13 @@ impl Datapath {
         Ok(())
     }
 
+    /// How an interface is attached, by this daemon or an earlier one.
+    pub fn attached(&self, ifindex: u32) -> Option<Attached> {
+        let kinds = [("xdp", Attached::Native), ("xdp-generic", Attached::Generic)];
+        let pinned = kinds.into_iter().find(|(kind, _)| self.link_pin(kind, ifindex).exists());
+        pinned.map(|(_, attached)| attached)
+    }
+
     fn link_pin(&self, kind: &str, ifindex: u32) -> PathBuf {
         self.pins.join(format!("link-{kind}-{ifindex}"))
     }

@@ -16,7 +16,7 @@ use xdp::Packet;
 use super::checks::Checks;
 use super::claims::Claims;
 use super::control::Mailbox;
-use super::interfaces::{Served, publish_addresses};
+use super::interfaces::{Served, keep_ports, publish_addresses};
 use super::kernel::Kernel;
 use super::supervisor::Watchdog;
 use super::tracing_clients::Tracers;
@@ -115,6 +115,9 @@ impl Worker {
     /// so that the first packet they see finds everything in place.
     pub fn start(&mut self) -> anyhow::Result<()> {
         let now = Instant::now();
+        if self.kernel.datapath.taken_over {
+            keep_ports(&mut self.served, &self.kernel);
+        }
         for index in 0..self.served.len() {
             let name = self.served[index].config.name.clone();
             let link = self.kernel.host.link_by_name(&name).cloned();
