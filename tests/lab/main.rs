@@ -56,6 +56,7 @@ mod metrics;
 mod ops;
 mod ops_convert;
 mod ops_doctor;
+mod ops_doctor_segments;
 mod ops_keys;
 mod ops_options;
 mod ops_rules;

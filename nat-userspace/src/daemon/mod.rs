@@ -7,7 +7,7 @@ mod control;
 mod edits;
 mod interfaces;
 mod kernel;
-mod preflight;
+pub(crate) mod preflight;
 mod report;
 mod services;
 mod supervisor;

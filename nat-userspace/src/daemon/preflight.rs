@@ -15,6 +15,9 @@ use crate::privileges;
 /// pass once its flow is known, and never make it known.
 pub const LARGEST_MTU: u32 = 4096 - 256 - 8 - 14;
 
+/// The largest MTU that drivers take natively whose buffer is a page: what XDP and the kernel's notes leave of it.
+pub const NATIVE_MTU: u32 = 3498;
+
 /// The oldest kernel that natgw is tested with (`cargo xtask test kernels`): Debian 12's.
 const TESTED: KernelVersion = KernelVersion::new(6, 1, 0);
 /// The oldest that knows all that natgw cannot do without: loops that the verifier walks once (`bpf_loop`, 5.17), frames
@@ -129,7 +132,7 @@ pub fn warnings(host: &Host, config: &Config) -> Vec<String> {
                 "rp_filter is strict on {name}: what natgw leaves to the kernel is dropped there if it would be answered by another interface; sysctl -w net.ipv4.conf.{name}.rp_filter=2 loosens it"
             ));
         }
-        if host.link_by_name(name).is_some_and(|link| link.mtu > 3498) {
+        if host.link_by_name(name).is_some_and(|link| link.mtu > NATIVE_MTU) {
             warnings.push(format!(
                 "the MTU of {name} is larger than XDP takes in one buffer: native attach may be refused"
             ));

@@ -4,8 +4,7 @@ use nat_common::vlan::Tags;
 use nat_common::wire::{ETHERTYPE_QINQ, ETHERTYPE_VLAN};
 
 use crate::config::{InterfaceConfig, VlanConfig};
-use crate::host::{Host, Link};
-use crate::slowpath::are_hidden;
+use crate::host::{Host, Link, hides_tags};
 
 /// Where an interface's frames pass.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,7 +24,7 @@ pub fn place(host: &Host, config: &InterfaceConfig, link: &Link) -> Option<Place
     let itself = Place { device: link.clone(), tags: Tags::NONE };
     let Some(place) = of_kernel_vlan(host, link) else { return Some(itself) };
     // Served as a device like any other: behind the kernel's own VLAN code, on skbs.
-    Some(if are_hidden(&place.device.name) { itself } else { place })
+    Some(if hides_tags(&place.device.name) { itself } else { place })
 }
 
 /// What should be different, if a VLAN is not served as it could be.
@@ -35,7 +34,7 @@ pub fn warning(host: &Host, config: &InterfaceConfig) -> Option<String> {
         Some(vlan) => host.link_by_name(&vlan.parent)?.clone(),
         None => of_kernel_vlan(host, link)?.device,
     };
-    are_hidden(&device.name).then(|| {
+    hides_tags(&device.name).then(|| {
         let name = &device.name;
         let effect = match &config.vlan {
             Some(_) => format!("what comes with a tag that way is not seen to be {}'s", config.name),

@@ -4,6 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use super::{Finding, Severity};
+use crate::daemon::preflight;
 use crate::privileges::{KEPT, effective};
 
 /// Whoever asks of an absent daemon.
@@ -17,6 +18,16 @@ pub fn examine_absence(socket: &Path) -> Vec<Finding> {
         command: "systemctl status natgw; journalctl -u natgw; or natgw run, in the foreground; --socket names another socket"
             .to_owned(),
     }];
+    if let Err(error) = preflight::kernel() {
+        findings.push(Finding {
+            check: "old_kernel",
+            severity: Severity::Fault,
+            title: "this kernel is too old".to_owned(),
+            evidence: vec![error.to_string()],
+            consequence: "`natgw run` cannot start".to_owned(),
+            command: "boot a newer kernel; uname -r".to_owned(),
+        });
+    }
     let protocols = fs::read_to_string("/proc/net/protocols").unwrap_or_default();
     if !has_af_xdp(&protocols) {
         findings.push(Finding {

@@ -7,14 +7,18 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use ipnet::Ipv4Net;
+use rustix::thread::CapabilitySet;
 use serde::de::IgnoredAny;
 use serde_json::Value;
 
+use super::asked::{self, Asked};
 use crate::api::{
     Client, ClientError, EndpointFilter, PoolRow, Request, RuleRow, ServiceRow, SessionFilter, SessionRow,
     StatusReport,
 };
-use crate::host::{Host, RouteQuery};
+use crate::daemon::preflight;
+use crate::host::{Host, RouteQuery, merges_segments};
+use crate::privileges::{KEPT, effective};
 
 /// Sessions looked at, when no host was named.
 const SESSIONS: usize = 100_000;
@@ -56,10 +60,20 @@ pub struct Facts {
     pub host: Option<Ipv4Addr>,
     /// Where that host is.
     pub station: Option<Station>,
+    /// Who answers ARP, as far as was asked.
+    pub asked: Vec<Asked>,
+    /// What later kernels have, "version: what it is like without".
+    pub kernel_lacks: Vec<String>,
+    /// Whether the kernel compiles programs; a network namespace of its own does not show it.
+    pub jit: Option<bool>,
+    /// Whether the kernel tells its types.
+    pub btf: bool,
+    /// Capabilities without which not everything is seen.
+    pub may_not: Vec<&'static str>,
 }
 
 /// An interface that natgw serves.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct InterfaceFacts {
     /// Its name.
     pub name: String,
@@ -81,6 +95,16 @@ pub struct InterfaceFacts {
     pub present: u32,
     /// Its subnets, without addresses that natgw has added.
     pub networks: Vec<Ipv4Net>,
+    /// Its addresses, without those that natgw has added.
+    pub addresses: Vec<Ipv4Addr>,
+    /// The largest IP packet it takes; 0 where that cannot be told.
+    pub mtu: u32,
+    /// Whether it is a veth, whose other end may be a container.
+    pub veth: bool,
+    /// Whether frames may be redirected to it, where the kernel tells.
+    pub takes_redirects: Option<bool>,
+    /// Whether it merges segments into frames larger than its MTU (LRO).
+    pub merges_segments: bool,
 }
 
 /// A default route.
@@ -163,8 +187,9 @@ impl Facts {
                 side: interface.side,
                 state: interface.state,
                 mode: interface.mode,
-                networks: Vec::new(),
+                merges_segments: merges_segments(&interface.name),
                 name: interface.name,
+                ..InterfaceFacts::default()
             })
             .collect();
         facts.ip_forward = read("/proc/sys/net/ipv4/ip_forward").map(|value| value != "0");
@@ -175,12 +200,17 @@ impl Facts {
         if let Some(ruleset) = nft_ruleset() {
             (facts.forward_drops, facts.nat_chains) = read_ruleset(&ruleset);
         }
-        if let Ok(host) = Host::open() {
+        if let Ok(mut host) = Host::open() {
             facts.shared_stations = shared_stations(&host, &facts.interfaces);
             for interface in &mut facts.interfaces {
-                interface.networks = networks(&host, &interface.name);
+                complete(&mut host, interface);
             }
+            facts.asked = asked::gather(&host, &facts.interfaces, facts.host);
         }
+        facts.kernel_lacks = preflight::kernel().unwrap_or_default();
+        facts.jit = read("/proc/sys/net/core/bpf_jit_enable").map(|value| value != "0");
+        facts.btf = Path::new("/sys/kernel/btf/vmlinux").exists();
+        facts.may_not = may_not();
         let arp = fs::read_to_string("/proc/net/arp").unwrap_or_default();
         facts.default_routes =
             default_routes(&fs::read_to_string("/proc/net/route").unwrap_or_default(), &arp);
@@ -222,10 +252,26 @@ fn receive_queues(interface: &str) -> u32 {
     u32::try_from(receive.count()).unwrap_or(0)
 }
 
-fn networks(host: &Host, interface: &str) -> Vec<Ipv4Net> {
-    let Some(link) = host.link_by_name(interface) else { return Vec::new() };
-    let own = host.addresses(link.index).iter().filter(|address| !address.claimed && address.prefix < 32);
-    own.filter_map(|address| Ipv4Net::new(address.addr, address.prefix).ok()).map(|net| net.trunc()).collect()
+/// What netlink tells of an interface.
+fn complete(host: &mut Host, interface: &mut InterfaceFacts) {
+    let Some(link) = host.link_by_name(&interface.name) else { return };
+    let index = link.index;
+    interface.mtu = link.mtu;
+    interface.veth = link.kind.as_deref() == Some("veth");
+    let own = host.addresses(index).iter().filter(|address| !address.claimed);
+    interface.addresses = own.clone().map(|address| address.addr).collect();
+    let networks = own.filter(|address| address.prefix < 32);
+    let networks = networks.filter_map(|address| Ipv4Net::new(address.addr, address.prefix).ok());
+    interface.networks = networks.map(|net| net.trunc()).collect();
+    let features = host.xdp_features(index).ok().flatten();
+    interface.takes_redirects = features.map(|features| features.ndo_xmit);
+}
+
+/// Capabilities that looking takes, of those that who asks has not.
+fn may_not() -> Vec<&'static str> {
+    let (held, needed) = (effective(), CapabilitySet::NET_ADMIN | CapabilitySet::NET_RAW);
+    let lacks = KEPT.iter().filter(|(one, ..)| needed.contains(*one) && !held.contains(*one));
+    lacks.map(|(_, name, _)| *name).collect()
 }
 
 /// What `/proc/net/route` has for 0.0.0.0/0: a line of fields each, addresses in hexadecimal as they lie in memory.
@@ -275,7 +321,7 @@ fn shared_stations(host: &Host, interfaces: &[InterfaceFacts]) -> Vec<SharedStat
 }
 
 /// An Ethernet address as it is written.
-fn text(mac: [u8; 6]) -> String {
+pub(super) fn text(mac: [u8; 6]) -> String {
     mac.map(|byte| format!("{byte:02x}")).join(":")
 }
 

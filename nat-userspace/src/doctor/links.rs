@@ -1,14 +1,15 @@
-//! The interfaces themselves: missing, down, slow, in part without natgw, or with networks that overlap.
+//! The interfaces themselves: missing, down, in part without natgw, or with addresses and networks that overlap.
 
 use super::{Facts, Finding, InterfaceFacts, Severity};
 
 /// See the module.
 pub(super) fn findings(facts: &Facts) -> Vec<Finding> {
-    let each = facts
-        .interfaces
-        .iter()
-        .flat_map(|interface| [down(interface), queues(interface), generic(interface)]);
-    each.flatten().chain(overlaps(&facts.interfaces)).chain(warnings(facts)).collect()
+    let each = facts.interfaces.iter().flat_map(|interface| [down(interface), queues(interface)]);
+    each.flatten()
+        .chain(overlaps(&facts.interfaces))
+        .chain(twice(&facts.interfaces))
+        .chain(warnings(facts))
+        .collect()
 }
 
 fn down(interface: &InterfaceFacts) -> Option<Finding> {
@@ -42,22 +43,6 @@ fn queues(interface: &InterfaceFacts) -> Option<Finding> {
     })
 }
 
-fn generic(interface: &InterfaceFacts) -> Option<Finding> {
-    let InterfaceFacts { name, mode, driver, .. } = interface;
-    (mode == "generic").then(|| Finding {
-        check: "generic_mode",
-        severity: Severity::Note,
-        title: format!("XDP on {name} is generic"),
-        evidence: vec![format!("natgw status: {name} generic; driver {driver}")],
-        consequence:
-            "packets pass, at a fraction of the speed: the kernel has copied each before natgw sees it"
-                .to_owned(),
-        command: format!(
-            "`mode = \"native\"` for {name} says why native XDP does not come about; ethtool -i {name}"
-        ),
-    })
-}
-
 /// The same subnet on two interfaces: routes lead to one of them only.
 fn overlaps(interfaces: &[InterfaceFacts]) -> Vec<Finding> {
     let mut found = Vec::new();
@@ -81,12 +66,32 @@ fn overlaps(interfaces: &[InterfaceFacts]) -> Vec<Finding> {
     found
 }
 
+/// The same address on two interfaces: the kernel answers for it on both, and packets from it leave by either.
+fn twice(interfaces: &[InterfaceFacts]) -> Vec<Finding> {
+    let pairs = interfaces
+        .iter()
+        .enumerate()
+        .flat_map(|(position, one)| interfaces[position + 1..].iter().map(move |other| (one, other)));
+    let shared = pairs.filter_map(|(one, other)| {
+        let address = one.addresses.iter().find(|address| other.addresses.contains(address))?;
+        Some(Finding {
+            check: "same_address",
+            severity: Severity::Fault,
+            title: format!("{} and {} have the same address {address}", one.name, other.name),
+            evidence: vec![format!("{address} on {}", one.name), format!("{address} on {}", other.name)],
+            consequence: "both segments take the gateway to be at that address, and its answers leave by one interface only"
+                .to_owned(),
+            command: format!("ip address show to {address}; ip address del {address} dev {}", other.name),
+        })
+    });
+    shared.collect()
+}
+
 /// What the daemon itself warns of, unless a check of its own speaks of it.
 fn warnings(facts: &Facts) -> Vec<Finding> {
-    let own = facts
-        .warnings
-        .iter()
-        .filter(|warning| !["ip_forward", "rp_filter"].iter().any(|covered| warning.starts_with(covered)));
+    let own = facts.warnings.iter().filter(|warning| {
+        !["ip_forward", "rp_filter", "the MTU of"].iter().any(|covered| warning.starts_with(covered))
+    });
     // They are "what: what it does; what to do".
     own.map(|warning| {
         let (title, rest) = warning.split_once(": ").unwrap_or((warning, ""));

@@ -4,16 +4,21 @@
 #![deny(unsafe_code)]
 
 mod absent;
+mod asked;
 mod drops;
 mod facts;
 mod firewall;
 mod kernel;
 mod links;
+mod machine;
+mod offloads;
 mod routes;
 mod services;
+mod stations;
 mod traffic;
 
 pub use self::absent::examine_absence;
+pub use self::asked::Asked;
 pub use self::facts::{DefaultRoute, Facts, InterfaceFacts, NatChain, SharedStation, Station};
 
 use serde::Serialize;
@@ -51,7 +56,10 @@ pub struct Finding {
 pub fn examine(facts: &Facts) -> Vec<Finding> {
     let families = [
         kernel::findings,
+        machine::findings,
         links::findings,
+        offloads::findings,
+        stations::findings,
         routes::findings,
         firewall::findings,
         drops::findings,
@@ -61,4 +69,37 @@ pub fn examine(facts: &Facts) -> Vec<Finding> {
     let mut findings: Vec<Finding> = families.iter().flat_map(|family| family(facts)).collect();
     findings.sort_by_key(|finding| finding.severity);
     findings
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::fs;
+    use std::path::Path;
+
+    /// What the lab's kernel cannot be made to lack or to do: judged as functions of facts, beside the checks.
+    const OF_FACTS: [&str; 3] = ["no_af_xdp", "no_jit", "lro"];
+
+    /// All files of a folder, joined.
+    fn texts(folder: &str) -> String {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join(folder);
+        let files = fs::read_dir(folder).expect("a folder").flatten();
+        files.filter_map(|file| fs::read_to_string(file.path()).ok()).collect()
+    }
+
+    #[test]
+    fn every_finding_is_documented_and_made_to_happen() {
+        let sources = texts("src/doctor");
+        let named = |part: &str| part.split_once("\",").map(|(name, _)| name.to_owned());
+        let words = sources.split("check: \"").skip(1).filter_map(named);
+        let is_name = |word: &String| word.chars().all(|one| one.is_ascii_lowercase() || one == '_');
+        let checks: BTreeSet<String> = words.filter(is_name).collect();
+        assert!(checks.len() > 30, "{checks:?}");
+        let (documents, tests) = (texts("../docs"), texts("../tests/lab"));
+        for check in checks {
+            assert!(documents.contains(&format!("`{check}`")), "{check} is not in docs/troubleshooting.md");
+            let happens = tests.contains(&format!("\"{check}\""));
+            assert!(happens || OF_FACTS.contains(&check.as_str()), "{check} has no test in tests/lab");
+        }
+    }
 }

@@ -6,10 +6,12 @@
 //! notifications lead to reading all of it anew.
 #![deny(unsafe_code)]
 
+mod arp;
 mod claims;
 mod links;
 mod neighbours;
 mod netlink;
+mod offloads;
 mod routes;
 mod sockets;
 mod xdp_features;
@@ -28,19 +30,21 @@ use netlink_packet_route::{
 use netlink_sys::protocols::NETLINK_ROUTE;
 use rustix::event::epoll;
 
+pub use self::{
+    arp::Arp,
+    links::{Address, Link},
+    neighbours::{Neighbour, NeighbourState},
+    offloads::{hides_tags, merges_segments},
+    routes::{Route, RouteError, RouteKind, RouteQuery},
+    sockets::{BoundPorts, bound_ports},
+    xdp_features::XdpFeatures,
+};
 use self::{
     links::Links,
     neighbours::Neighbours,
     netlink::{Channel, Message, Notifications},
     routes::Routes,
     xdp_features::Netdev,
-};
-pub use self::{
-    links::{Address, Link},
-    neighbours::{Neighbour, NeighbourState},
-    routes::{Route, RouteError, RouteKind, RouteQuery},
-    sockets::{BoundPorts, bound_ports},
-    xdp_features::XdpFeatures,
 };
 
 /// What the host could not be asked or told.

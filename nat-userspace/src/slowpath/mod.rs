@@ -5,4 +5,4 @@ mod port;
 mod tags;
 
 pub use self::port::{Frames, Port, PortError, lent_frames};
-pub use self::tags::{are_hidden, retag};
+pub use self::tags::retag;
