@@ -73,6 +73,26 @@ pub const FIRST_LEVEL: u32 = 1 << 14;
 pub const LAST_LEVEL: u32 = INDEX_SEGMENTS * PLACES / 2;
 const _: () = assert!(LAST_LEVEL >= SESSIONS * 4);
 
+/// The word that says which level is in force. In its upper half it counts the entries that were moved from a place to
+/// another: a search that has found nothing, and finds the word changed, may have missed what was moved past it.
+#[inline(always)]
+pub const fn in_force(level: u32, moves: u32) -> u64 {
+    (moves as u64) << 32 | level as u64
+}
+
+/// The level in force.
+#[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "the lower half")]
+pub const fn level_of(in_force: u64) -> u32 {
+    in_force as u32
+}
+
+/// Entries moved so far; after so many as 32 bits hold it begins anew.
+#[inline(always)]
+pub const fn moves_of(in_force: u64) -> u32 {
+    (in_force >> 32) as u32
+}
+
 /// The place of a hash at a level, after so many steps of the search.
 #[inline(always)]
 #[must_use]

@@ -40,7 +40,7 @@ type Places = btf_maps::Array<Bucket, { (PLACES / BUCKET) as usize }, { MMAPABLE
 #[btf_map]
 static INDEX: ArrayOfMaps<Places, { INDEX_SEGMENTS as usize }> = ArrayOfMaps::new();
 
-/// One entry: the level of the index that is in force. Written by the daemon as memory.
+/// One entry: the level of the index that is in force, and how many entries were moved. Written by the daemon as memory.
 #[map]
 static LEVEL: Array<u64> = Array::with_max_entries(1, MMAPABLE);
 
@@ -191,10 +191,15 @@ pub fn flow_of(number: u32) -> Option<Flow> {
 /// Places looked at before the search becomes a loop: nine keys of ten are found by then at half load.
 const UNROLLED: u32 = 3;
 
+/// Places looked at in the loop at the utmost: a search may have to begin anew.
+const AT_MOST: u32 = 4 * SEARCHED;
+
 /// A search under way; the loop's context.
 struct Search {
     words: [u64; 2],
     hash: u64,
+    /// The word that says which level is in force, when it began.
+    in_force: u64,
     level: u32,
     /// Places looked at.
     step: u32,
@@ -210,22 +215,43 @@ struct Search {
 #[inline(always)]
 pub fn search(words: [u64; 2]) -> u32 {
     let hash = table::hash(words, &secret());
-    let mut search = Search { words, hash, level: level(), step: 0, number: EMPTY };
+    let in_force = in_force();
+    let level = table::level_of(in_force);
+    let mut search = Search { words, hash, in_force, level, step: 0, number: EMPTY };
     for _ in 0..UNROLLED {
         if look(&mut search) {
-            return search.number;
+            if search.number != EMPTY || is_over(&mut search) {
+                return search.number;
+            }
+            break;
         }
     }
     let context = (&raw mut search).cast::<c_void>();
     // SAFETY: the context lives as long as the loop, whose body takes it for what it is.
-    unsafe { bpf_loop(SEARCHED - UNROLLED, look_further as *mut c_void, context, 0) };
+    unsafe { bpf_loop(AT_MOST, look_further as *mut c_void, context, 0) };
     search.number
 }
 
 /// The body of the search's loop: 1 ends it.
 extern "C" fn look_further(_round: u32, context: *mut c_void) -> i64 {
     // SAFETY: `search` gives its context and nothing else calls this.
-    i64::from(look(unsafe { &mut *context.cast::<Search>() }))
+    let search = unsafe { &mut *context.cast::<Search>() };
+    let ended = look(search) || search.step >= SEARCHED;
+    i64::from(ended && (search.number != EMPTY || is_over(search)))
+}
+
+/// Whether a search that has found nothing has seen all. What was moved meanwhile, from a place ahead of it to one
+/// behind, it has not: then it begins anew.
+#[inline(always)]
+fn is_over(search: &mut Search) -> bool {
+    let now = in_force();
+    if now == search.in_force {
+        return true;
+    }
+    search.in_force = now;
+    search.level = table::level_of(now);
+    search.step = 0;
+    false
 }
 
 /// Looks at one place, and steps to the next. Whether the search is over.
@@ -265,7 +291,14 @@ pub fn secret() -> Secret {
 /// The level of the index that is in force.
 #[inline(always)]
 pub fn level() -> u32 {
-    LEVEL.get(0).map_or(0, |level| *level as u32)
+    table::level_of(in_force())
+}
+
+/// The same, and how many entries have been moved so far: see [`table::in_force`].
+#[inline(always)]
+fn in_force() -> u64 {
+    // SAFETY: an aligned word of a map, which the daemon writes as a whole. Volatile: it may be another a moment later.
+    LEVEL.get_ptr(0).map_or(0, |word| unsafe { word.read_volatile() })
 }
 
 /// The word of the index that a place and its neighbour are in, and how far the place is shifted there.

@@ -15,7 +15,7 @@ const CARRIED: u32 = 16;
 /// The index.
 pub(super) struct Index {
     segments: Vec<Mapped<u32>>,
-    /// The level in force, where the program reads it.
+    /// The level in force, and how many entries were moved, where the program reads them: see [`table::in_force`].
     in_force: Mapped<u64>,
     level: u32,
     /// Places of the present level that are carried over to the next; `None` while it does not grow.
@@ -28,7 +28,7 @@ pub(super) struct Index {
 impl Index {
     /// The index in these segments.
     pub(super) fn new(segments: Vec<Mapped<u32>>, in_force: Mapped<u64>, secret: Secret) -> Self {
-        let level = in_force.read(0).and_then(|level| u32::try_from(level).ok()).filter(|level| *level != 0);
+        let level = in_force.read(0).map(table::level_of).filter(|level| *level != 0);
         let mut index = Self { segments, in_force, level: 0, carried: None, taken: 0, secret };
         index.put_in_force(level.unwrap_or(table::FIRST_LEVEL));
         index.taken = u32::try_from(index.lines().count()).unwrap_or(u32::MAX);
@@ -205,7 +205,12 @@ impl Index {
     fn put_in_force(&mut self, level: u32) {
         self.level = level;
         self.carried = None;
-        self.in_force.store(0, u64::from(level));
+        self.in_force.store(0, table::in_force(level, self.moves()));
+    }
+
+    /// Entries moved so far.
+    fn moves(&self) -> u32 {
+        table::moves_of(self.in_force.load(0))
     }
 
     fn enter(&self, hash: u64, line: u32, level: u32) -> Option<u32> {
@@ -229,8 +234,8 @@ impl Index {
     }
 
     /// Moves what comes after a place that was removed up to it, where its search may find it, so that no search has
-    /// to go past places where nothing is. A search of the program that is just there may miss what moves: that
-    /// packet goes to the daemon, who knows its session.
+    /// to go past places where nothing is. A search of the program that is just there may miss what moves: before that
+    /// is gone from where it was, it is counted, so that who finds nothing knows to look again.
     fn close_up(&self, removed: u32, level: u32, key_of: impl Fn(u32) -> FlowKey) {
         let after = |place: u32| level | (place.wrapping_add(1) & (level - 1));
         let steps = |from: u32, to: u32| to.wrapping_sub(from) & (level - 1);
@@ -245,6 +250,7 @@ impl Index {
                     table::place(table::hash(key_of(entry & LINE_MASK).words(), &self.secret), level, 0);
                 if steps(home, place) >= steps(hole, place) {
                     self.store(hole, entry);
+                    self.in_force.store(0, table::in_force(self.level, self.moves().wrapping_add(1)));
                     self.store(place, REMOVED);
                     hole = place;
                 }
@@ -436,6 +442,59 @@ mod tests {
         }
         check(&index, &there, &[]);
         assert_eq!(index.taken as usize, there.len());
+    }
+
+    /// Entries are moved while the program searches: it finds them all the same, as it looks again where it has found
+    /// nothing and something was moved meanwhile.
+    #[test]
+    fn no_search_misses_what_is_moved() {
+        let (places, theirs) = shared(PLACES);
+        let (word, their_word) = shared(1);
+        let secret = || Secret([1, 2, 3, 4]);
+        let mut index = Index::new(vec![places], word, secret());
+        let theirs = Index::new(vec![theirs], their_word, secret());
+        // All keys fall near three places. The last lines stay, others come and go before them.
+        let alike = |line: u32| FlowKey { source: line % 3, source_port: 1, ..FlowKey::default() };
+        for line in 2..66 {
+            assert!(index.insert(&alike(line), line, alike));
+        }
+        let done = std::sync::atomic::AtomicBool::new(false);
+        let done = &done;
+        std::thread::scope(|scope| {
+            let program = scope.spawn(move || {
+                let index = theirs;
+                let (mut searches, mut again) = (0_u64, 0_u64);
+                while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                    for line in 60..66 {
+                        let hash = table::hash(alike(line).words(), &index.secret);
+                        let mut before = index.in_force.load(0);
+                        while index.find(hash, line, table::level_of(before)).is_none() {
+                            let now = index.in_force.load(0);
+                            assert_ne!(now, before, "line {line} is missed, after {searches} searches");
+                            (before, again) = (now, again + 1);
+                        }
+                        searches += 1;
+                    }
+                }
+                (searches, again)
+            });
+            for round in 0..100_000 {
+                let line = 2 + round % 50;
+                index.remove(&alike(line), line, alike);
+                assert!(index.insert(&alike(line), line, alike));
+            }
+            done.store(true, std::sync::atomic::Ordering::Relaxed);
+            println!("searches, and how many looked again: {:?}", program.join().expect("no search missed"));
+        });
+    }
+
+    /// The same memory twice.
+    fn shared<T: Copy>(entries: u32) -> (Mapped<T>, Mapped<T>) {
+        use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+        let file = memfd_create("map", MemfdFlags::CLOEXEC).expect("a file in memory");
+        ftruncate(&file, u64::from(entries) * size_of::<T>() as u64).expect("make it as long");
+        let map = || Mapped::new(&file, entries).expect("map it");
+        (map(), map())
     }
 
     proptest! {

@@ -7,7 +7,7 @@ use aya::maps::{ArrayOfMaps, HashMap, Map, MapData, MapError};
 use nat_common::activity::{Activity, DirectionActivity};
 use nat_common::delegate::{Grant, GrantKey};
 use nat_common::flow::{Action, Rewrite};
-use nat_common::table::session_of;
+use nat_common::table::{self, session_of};
 use nat_common::{Direction, FlowKey, FlowValue};
 
 use super::attach::{other_layouts, pinned_links, remove_pins};
@@ -100,7 +100,7 @@ impl Earlier {
         const NAME: &str = "LEVEL";
         let level = MapData::from_pin(self.pins.join(NAME)).map_err(|source| map_error(NAME, source))?;
         let level = Mapped::<u64>::new(level.fd(), 1).map_err(|source| memory_error(NAME, source))?;
-        let level = usize::try_from(level.load(0)).unwrap_or(0);
+        let level = table::level_of(level.load(0)) as usize;
         let entry = self.layout.place(Field::Entry);
         let segments = self.segments("INDEX")?;
         let lines = (level..2 * level).filter_map(|place| {

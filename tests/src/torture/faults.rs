@@ -30,6 +30,8 @@ pub(super) enum Fault {
     KillUnderFlood,
     /// SIGKILL at some moment of its start, several times over.
     KillWhileStarting,
+    /// The kernel has no memory for it.
+    OutOfMemory,
     /// Another file takes its place.
     Upgrade,
     /// It is stopped for a second, and floods go on: its rings are full.
@@ -77,8 +79,19 @@ pub(super) const SURVIVED: [Fault; 18] = [
 ];
 
 /// Those that end it.
-pub(super) const DEADLY: [Fault; 5] =
-    [Fault::Kill, Fault::Abort, Fault::KillUnderFlood, Fault::KillWhileStarting, Fault::Upgrade];
+pub(super) const DEADLY: [Fault; 8] = [
+    Fault::Kill,
+    Fault::Kill,
+    Fault::Abort,
+    Fault::KillUnderFlood,
+    Fault::KillUnderFlood,
+    Fault::KillWhileStarting,
+    Fault::OutOfMemory,
+    Fault::Upgrade,
+];
+
+/// Starts that are killed in a row.
+const STARTS: u32 = 16;
 
 impl Fault {
     pub(super) fn name(self) -> &'static str {
@@ -87,6 +100,7 @@ impl Fault {
             Self::Abort => "SIGABRT",
             Self::KillUnderFlood => "SIGKILL under a flood of flows",
             Self::KillWhileStarting => "SIGKILL while starting",
+            Self::OutOfMemory => "out of memory",
             Self::Upgrade => "upgrade",
             Self::Hang => "SIGSTOP for a second under a flood",
             Self::Reload => "reload",
@@ -103,7 +117,7 @@ impl Fault {
 
     /// Whether it sends more than the wire takes.
     pub(super) fn is_flood(self) -> bool {
-        matches!(self, Self::Flood(_) | Self::KillUnderFlood | Self::Hang)
+        matches!(self, Self::Flood(_) | Self::KillUnderFlood | Self::OutOfMemory | Self::Hang)
     }
 
     /// Whether packets are lost by the fault itself, and not by natgw: there is no link, or nobody at its end.
@@ -117,12 +131,12 @@ impl Torture<'_> {
     pub(super) fn inject(&mut self, fault: Fault) {
         match fault {
             Fault::Kill => {
-                self.gateway.signal(Signal::KILL);
+                self.kill(Signal::KILL, "SIGKILL");
                 self.pause(400);
                 self.start();
             }
             Fault::Abort => {
-                self.gateway.signal(Signal::ABORT);
+                self.kill(Signal::ABORT, "SIGABRT");
                 self.pause(400);
                 self.start();
             }
@@ -132,20 +146,21 @@ impl Torture<'_> {
                 thread::scope(|scope| {
                     scope.spawn(move || flood.send_for(Duration::from_millis(300)));
                     thread::sleep(moment);
-                    self.gateway.signal(Signal::KILL);
+                    self.kill(Signal::KILL, "SIGKILL under a flood");
                 });
                 self.start();
             }
             Fault::KillWhileStarting => {
-                for _ in 0..12 {
+                self.kill(Signal::KILL, "SIGKILL");
+                for _ in 0..STARTS {
                     self.gateway.launch(&[]);
                     let moment = u64::from(self.chance.below(250_000));
                     thread::sleep(Duration::from_micros(moment));
-                    self.gateway.signal(Signal::KILL);
-                    self.tally.kills_while_starting += 1;
+                    self.kill(Signal::KILL, "SIGKILL of a start, or soon after");
                 }
                 self.start();
             }
+            Fault::OutOfMemory => self.out_of_memory(),
             Fault::Upgrade => self.upgrade(),
             Fault::Hang => self.hang(),
             Fault::Reload => self.reload(),
@@ -182,6 +197,42 @@ impl Torture<'_> {
         fs::copy(&self.program, &other).expect("copy natgw");
         self.gateway.stop();
         self.gateway.use_program(&other);
+        self.start();
+    }
+
+    /// What runs gets no more memory, under a flood that wants some; what is started has too little for a start.
+    fn out_of_memory(&mut self) {
+        let Some(group) = self.memory.take() else { return };
+        let before = group.killed();
+        let limited = |gateway: &crate::Gateway, bytes| {
+            group.limit(bytes).and_then(|()| group.take_in(gateway.id().unwrap_or_default()))
+        };
+        let mut failed = limited(&self.gateway, 64 << 10).err();
+        let flood = Flood::Full.prepare(self.lab, &mut self.chance);
+        thread::scope(|scope| {
+            scope.spawn(move || flood.send_for(Duration::from_millis(700)));
+            let deadline = Instant::now() + Duration::from_secs(3);
+            while self.gateway.ended().is_none() && Instant::now() < deadline {
+                self.gateway.output(&["session", "list", "--json"]);
+            }
+        });
+        for _ in 0..3 {
+            self.gateway.kill();
+            failed = failed.or(group.free().err());
+            let bytes = u64::from(1 + self.chance.below(40)) << 20;
+            self.gateway.launch(&[]);
+            failed = failed.or(limited(&self.gateway, bytes).err());
+            let deadline = Instant::now() + Duration::from_secs(2);
+            while self.gateway.ended().is_none() && Instant::now() < deadline {
+                thread::sleep(Duration::from_millis(5));
+            }
+        }
+        self.gateway.kill();
+        *self.tally.kills.entry("out of memory").or_default() += group.killed() - before;
+        if let Some(error) = failed.or(group.free().err()) {
+            self.complain(format!("the group's memory could not be limited: {error}"));
+        }
+        self.memory = Some(group);
         self.start();
     }
 

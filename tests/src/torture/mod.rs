@@ -8,6 +8,7 @@ mod chance;
 mod faults;
 mod floods;
 mod ledger;
+mod memory;
 mod report;
 mod resources;
 mod traffic;
@@ -21,10 +22,13 @@ use std::{
     time::{Duration, Instant},
 };
 
+use rustix::process::Signal;
+
 pub use self::report::Report;
 use self::{
     chance::Chance,
     faults::{DEADLY, Fault, SURVIVED},
+    memory::MemoryGroup,
     report::Times,
     resources::Resources,
     traffic::Traffic,
@@ -96,6 +100,7 @@ pub fn torture(options: Options, progress: &mut dyn FnMut(&str)) -> Report {
         tally: Tally::default(),
         history: Vec::new(),
         excused: Vec::new(),
+        memory: MemoryGroup::new(),
         lost: BTreeMap::new(),
         progress,
     };
@@ -110,7 +115,8 @@ pub fn torture(options: Options, progress: &mut dyn FnMut(&str)) -> Report {
 struct Tally {
     rounds: u64,
     faults: BTreeMap<&'static str, u64>,
-    kills_while_starting: u64,
+    /// Every end of a daemon that was not asked for, by what ended it.
+    kills: BTreeMap<&'static str, u64>,
     flood_packets: u64,
     /// From a start to the first packet of a new flow.
     starts: Times,
@@ -124,6 +130,33 @@ struct Tally {
     most: Resources,
     after: Resources,
     complaints: Vec<String>,
+}
+
+/// What was dropped, by whom.
+#[derive(Clone, Debug)]
+struct Drops {
+    /// By the queues of the lab's devices.
+    queues: u64,
+    /// By full buffers of the kernels' sockets.
+    sockets: u64,
+    /// By natgw, as it says.
+    natgw: BTreeMap<String, u64>,
+}
+
+impl Drops {
+    /// What has been since an earlier look, in words.
+    fn since(&self, before: &Self) -> String {
+        let earlier = |reason: &str| before.natgw.get(reason).copied().unwrap_or_default();
+        let reasons = self.natgw.iter().filter(|(reason, now)| **now > earlier(reason));
+        let reasons: Vec<String> =
+            reasons.map(|(reason, now)| format!("{reason} {}", now - earlier(reason))).collect();
+        format!(
+            "full queues dropped {}, full sockets {}, natgw {}",
+            self.queues.saturating_sub(before.queues),
+            self.sockets.saturating_sub(before.sockets),
+            if reasons.is_empty() { "nothing".to_owned() } else { reasons.join(", ") }
+        )
+    }
 }
 
 /// A run.
@@ -141,10 +174,12 @@ struct Torture<'lab> {
     strangers: u8,
     forwards: bool,
     tally: Tally,
-    /// When which fault began, and how many frames the lab's queues had dropped by then.
-    history: Vec<(Instant, Fault, u64)>,
+    /// When which fault began, and what had been dropped by then.
+    history: Vec<(Instant, Fault, Drops)>,
     /// When packets could not but be lost.
     excused: Vec<(Instant, Instant)>,
+    /// Where the daemon can be short of memory, if the kernel limits any.
+    memory: Option<MemoryGroup>,
     /// Packets lost, by flow: those that had to arrive, and the others.
     lost: BTreeMap<&'static str, (u64, u64)>,
     progress: &'lab mut dyn FnMut(&str),
@@ -155,14 +190,15 @@ impl Torture<'_> {
         // Tables grow with what they hold and do not shrink, and who takes over holds the links it has found: what
         // both take is no leak.
         self.start();
-        self.history.push((Instant::now(), Fault::Flood(floods::Flood::Full), self.queue_drops()));
+        let drops = self.drops();
+        self.history.push((Instant::now(), Fault::Flood(floods::Flood::Full), drops));
         self.inject(Fault::Flood(floods::Flood::Full));
         thread::sleep(Duration::from_secs(10));
         let start = self.resources();
         (self.tally.before, self.tally.most) = (start, start);
         while Instant::now() < until {
             // One daemon lives through many faults before others end it: what leaks has time to.
-            let (mut survived, mut deadly) = (SURVIVED, [DEADLY, DEADLY].concat());
+            let (mut survived, mut deadly) = (SURVIVED, DEADLY.repeat(4));
             self.chance.shuffle(&mut survived);
             self.chance.shuffle(&mut deadly);
             for fault in survived.into_iter().chain(deadly) {
@@ -177,8 +213,8 @@ impl Torture<'_> {
     fn round(&mut self, fault: Fault) {
         self.tally.rounds += 1;
         *self.tally.faults.entry(fault.name()).or_default() += 1;
-        let began = Instant::now();
-        self.history.push((began, fault, self.queue_drops()));
+        let (began, drops) = (Instant::now(), self.drops());
+        self.history.push((began, fault, drops));
         self.inject(fault);
         if fault.costs_packets() {
             self.excused.push((began, Instant::now()));
@@ -201,7 +237,14 @@ impl Torture<'_> {
         }
     }
 
-    /// Starts the daemon, which may still be ending; notes how long new flows take.
+    /// Ends the daemon at once, and counts that.
+    fn kill(&mut self, signal: Signal, how: &'static str) {
+        self.gateway.signal(signal);
+        *self.tally.kills.entry(how).or_default() += 1;
+    }
+
+    /// Starts the daemon, which may still be ending; notes how long it takes from then on until the first packet of a
+    /// flow that only it can open, of a host that it knows nothing of, has arrived.
     fn start(&mut self) {
         self.gateway.kill();
         let start = Instant::now();
@@ -258,13 +301,13 @@ impl Torture<'_> {
     }
 
     fn look_for_losses(&mut self) {
-        let drops = self.queue_drops();
+        let queues = self.queue_drops();
         let mut complaints = Vec::new();
         for ledger in &self.traffic.ledgers {
             let lost = ledger.lost(PATIENCE);
             let is_excused = |sent: Instant| {
                 self.excused.iter().any(|&(from, until)| (from..=until).contains(&sent))
-                    || self.was_dropped_by_a_queue(sent, drops)
+                    || self.was_dropped_by_a_queue(sent, queues)
             };
             let (excused, due): (Vec<_>, Vec<_>) = lost.into_iter().partition(|lost| is_excused(lost.sent));
             let entry = self.lost.entry(ledger.name).or_default();
@@ -273,19 +316,15 @@ impl Torture<'_> {
             if let (Some(first), Some(last)) =
                 (due.iter().min_by_key(|lost| lost.number), due.iter().max_by_key(|lost| lost.number))
             {
-                complaints.push(format!(
-                    "{}: {} lost, number {} to {}, the first {}, the last {}",
-                    ledger.name,
-                    due.len(),
-                    first.number,
-                    last.number,
-                    self.when(first.sent),
-                    self.when(last.sent)
-                ));
+                complaints.push((ledger.name, due.len(), *first, *last));
             }
         }
-        for complaint in complaints {
-            self.complain(complaint);
+        for (name, count, first, last) in complaints {
+            let (number, end) = (first.number, last.number);
+            let (first, last) = (self.when(first.sent), self.when(last.sent));
+            self.complain(format!(
+                "{name}: {count} lost, number {number} to {end}, the first {first}, the last {last}"
+            ));
         }
         // Only packets that are under way may still be excused.
         self.excused.retain(|(_, until)| until.elapsed() < 10 * PATIENCE);
@@ -306,26 +345,48 @@ impl Torture<'_> {
         drops.sum()
     }
 
+    /// What has been dropped so far, by whom.
+    fn drops(&mut self) -> Drops {
+        let snmp = [&self.lab.a, &self.lab.s1]
+            .map(|host| host.within(|| fs::read_to_string("/proc/thread-self/net/snmp")).unwrap_or_default());
+        // `Udp: InDatagrams NoPorts InErrors OutDatagrams RcvbufErrors …`, then the same with numbers.
+        let sockets = snmp.iter().flat_map(|text| text.lines()).filter_map(|line| line.strip_prefix("Udp: "));
+        let sockets = sockets.filter_map(|line| line.split(' ').nth(4)?.parse::<u64>().ok()).sum();
+        let mut natgw = BTreeMap::new();
+        for row in
+            self.ask().iter().flat_map(|status| status["drops"].as_array().cloned().unwrap_or_default())
+        {
+            natgw.insert(
+                row["reason"].as_str().unwrap_or_default().to_owned(),
+                row["packets"].as_u64().unwrap_or_default(),
+            );
+        }
+        Drops { queues: self.queue_drops(), sockets, natgw }
+    }
+
     /// Whether queues dropped something in the round that a moment was in; `now` is how much they have by now.
     fn was_dropped_by_a_queue(&self, moment: Instant, now: u64) -> bool {
         let Some(round) = self.history.iter().rposition(|(began, ..)| *began <= moment) else { return false };
-        let (_, fault, before) = self.history[round];
-        let after = self.history.get(round + 1).map_or(now, |(_, _, drops)| *drops);
-        fault.is_flood() && after > before
+        let (_, fault, before) = &self.history[round];
+        let after = self.history.get(round + 1).map_or(now, |(_, _, drops)| drops.queues);
+        fault.is_flood() && after > before.queues
     }
 
-    /// In which round a moment was, how long after its fault began, and what the lab's queues dropped in it.
-    fn when(&self, moment: Instant) -> String {
+    /// In which round a moment was, how long after its fault began, and what was dropped in it.
+    fn when(&mut self, moment: Instant) -> String {
         let Some(round) = self.history.iter().rposition(|(began, ..)| *began <= moment) else {
             return "before all rounds".to_owned();
         };
-        let (began, fault, before) = self.history[round];
-        let after = self.history.get(round + 1).map_or_else(|| self.queue_drops(), |(_, _, drops)| *drops);
+        let after = match self.history.get(round + 1) {
+            Some((_, _, drops)) => drops.clone(),
+            None => self.drops(),
+        };
+        let (began, fault, before) = &self.history[round];
         format!(
-            "{:.3} s after round {round}, {}, began, in which full queues dropped {}",
-            moment.duration_since(began).as_secs_f64(),
+            "{:.3} s after round {round}, {}, began, in which {}",
+            moment.duration_since(*began).as_secs_f64(),
             fault.name(),
-            after - before
+            after.since(before)
         )
     }
 

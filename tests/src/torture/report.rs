@@ -185,7 +185,7 @@ impl Report {
             "seconds": self.time.as_secs(),
             "rounds": self.tally.rounds,
             "faults": self.tally.faults,
-            "kills_while_starting": self.tally.kills_while_starting,
+            "kills": self.tally.kills,
             "flood_packets": self.tally.flood_packets,
             "flows": self.flows.iter().map(flow).collect::<Vec<_>>(),
             "transfers": self.transfers.iter().map(transfer).collect::<Vec<_>>(),
@@ -206,7 +206,13 @@ impl Display for Report {
     fn fmt(&self, to: &mut Formatter<'_>) -> fmt::Result {
         let tally = &self.tally;
         let total = |of: fn(&Flow) -> u64| self.flows.iter().map(of).sum::<u64>();
-        writeln!(to, "{} s, seed {}: {} rounds", self.time.as_secs(), self.seed, tally.rounds)?;
+        let kills: u64 = tally.kills.values().sum();
+        let seconds = self.time.as_secs();
+        writeln!(
+            to,
+            "{seconds} s, seed {}: {} rounds, the daemon killed {kills} times",
+            self.seed, tally.rounds
+        )?;
         writeln!(
             to,
             "packets sent: {}, packets lost: {}, lost with their link or in its full queue: {}, packets of floods: {}\n",
@@ -219,8 +225,9 @@ impl Display for Report {
         for (name, times) in &tally.faults {
             writeln!(to, "| {name} | {times} |")?;
         }
-        if tally.kills_while_starting > 0 {
-            writeln!(to, "| starts that were killed | {} |", tally.kills_while_starting)?;
+        writeln!(to, "\n| the daemon was ended by | times |\n|---|--:|")?;
+        for (how, times) in &tally.kills {
+            writeln!(to, "| {how} | {times} |")?;
         }
         writeln!(
             to,
