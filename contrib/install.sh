@@ -55,6 +55,11 @@ uninstall_natgw() {
         rm -f "$root$prefix/share/$file"
     done
     rm -rf "$root$prefix/share/doc/natgw"
+    # Folders that may have been made for it, if nothing else is in them; those that every prefix has stay.
+    for folder in share/fish/vendor_completions.d share/fish share/zsh/vendor-completions share/zsh \
+        share/bash-completion/completions share/bash-completion lib/systemd/system lib/systemd lib/sysusers.d; do
+        rmdir "$root$prefix/$folder" 2> /dev/null || true
+    done
     systemd daemon-reload
 }
 

@@ -58,6 +58,7 @@ mod ops_convert;
 mod ops_doctor;
 mod ops_doctor_segments;
 mod ops_keys;
+mod ops_many;
 mod ops_options;
 mod ops_rules;
 mod ops_supervised;

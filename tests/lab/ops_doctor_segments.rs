@@ -125,6 +125,23 @@ fn a_kernel_that_does_not_tell_its_types_is_named_and_will_do() {
     server.expect_payload("without types");
 }
 
+/// Where nobody has mounted a BPF file system at its usual place, as in a `/sys` that `ip netns exec` has made anew.
+#[test]
+fn a_missing_bpf_file_system_is_mounted_at_its_usual_place() {
+    let lab = Lab::standard();
+    let mut gateway = Gateway::prepare(&lab, gateway::STANDARD);
+    let own = gateway.configuration().with_file_name("bpf").join("natgw");
+    let text = fs::read_to_string(gateway.configuration()).unwrap();
+    let usual = text.replace(&own.display().to_string(), "/sys/fs/bpf/natgw");
+    assert_ne!(text, usual);
+    fs::write(gateway.configuration(), usual).unwrap();
+    gateway.restart();
+    let server = lab.s1.tap();
+    lab.a.tap().send(&nat_tests::Packet::udp(CLIENT, SERVER).payload("pinned"));
+    server.expect_payload("pinned");
+    gateway.stop();
+}
+
 /// Whoever may not look at everything is told what was not looked at; so is who has too old a kernel.
 #[test]
 fn what_who_asks_lacks_is_named() {

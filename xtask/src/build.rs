@@ -32,7 +32,9 @@ pub(crate) fn build_static() -> Result<PathBuf> {
     let words =
         ["build", "--locked", "--release", "--package", "nat-userspace", "--bin", "natgw", "--target"];
     let flags = env::var("RUSTFLAGS").unwrap_or_default();
-    run(cargo(&words).arg(host).env("RUSTFLAGS", format!("{flags} -C target-feature=+crt-static")))?;
+    // The second: a static program cannot look getrandom() up by its name, and would want a /dev/urandom instead.
+    let own = "-C target-feature=+crt-static --cfg getrandom_backend=\"linux_getrandom\"";
+    run(cargo(&words).arg(host).env("RUSTFLAGS", format!("{flags} {own}")))?;
     Ok(target().join(host).join("release/natgw"))
 }
 

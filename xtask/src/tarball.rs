@@ -76,6 +76,12 @@ fn try_out(folder: &Path, name: &str, tarball: &Path) -> Result {
         [only] if only == Path::new("etc/natgw/natgw.toml") => {}
         left => return Err(format!("left after the removal: {left:?}")),
     }
+    if let Some(folder) = ["share/fish", "share/bash-completion", "lib/systemd"]
+        .iter()
+        .find(|folder| root.join("usr/local").join(folder).exists())
+    {
+        return Err(format!("an empty {folder} is left after the removal"));
+    }
     installer("purge")?;
     match files(&root)?.first() {
         Some(left) => Err(format!("{} is left after the purge", left.display())),

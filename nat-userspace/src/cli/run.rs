@@ -36,10 +36,29 @@ impl Run {
             let control = error.downcast_ref::<ServerError>().map(ServerError::hint);
             let metrics = error.downcast_ref::<ResponderError>().map(ResponderError::hint);
             let hint = control.or(metrics).map(str::to_owned);
-            Failure::Said { message: format!("{error:#}"), hint }
+            Failure::Said { message: words(&error), hint }
         })
     }
 }
 
+/// An error and its causes, each once: some have theirs in their own words.
+fn words(error: &anyhow::Error) -> String {
+    let causes = error.chain().map(ToString::to_string);
+    let joined =
+        causes.reduce(|said, cause| if said.contains(&cause) { said } else { format!("{said}: {cause}") });
+    joined.unwrap_or_default()
+}
+
 /// What is logged, in the words of tracing's `EnvFilter`: `debug`, `natgw::host=trace`, …
 const LOG_VARIABLE: &str = "NATGW_LOG";
+
+#[cfg(test)]
+mod tests {
+    use anyhow::anyhow;
+
+    #[test]
+    fn causes_are_said_once() {
+        let error = anyhow!("no such file").context("open a: no such file").context("start");
+        assert_eq!(super::words(&error), "start: open a: no such file");
+    }
+}

@@ -199,8 +199,14 @@ pub(super) fn prepare_pins(bpffs: &Path) -> Result<(PathBuf, Option<Earlier>), L
         move |source: io::Error| LoadError::Pins { path, source }
     };
     if !is_bpffs(bpffs) {
-        // Below an existing bpffs a folder will do; elsewhere it has to be mounted.
-        std::fs::create_dir_all(bpffs).map_err(failed(bpffs))?;
+        // Below an existing bpffs a folder will do; elsewhere it has to be mounted. In sysfs no folder can be made: there it
+        // is mounted at its usual place first, where nobody has done so yet, as in `ip netns exec`.
+        if let (Err(_), Some(place)) = (std::fs::create_dir_all(bpffs), bpffs.parent()) {
+            if place.is_dir() && !is_bpffs(place) {
+                mount(place).map_err(failed(place))?;
+            }
+            std::fs::create_dir_all(bpffs).map_err(failed(bpffs))?;
+        }
         if !is_bpffs(bpffs) {
             mount(bpffs).map_err(failed(bpffs))?;
         }

@@ -1,0 +1,110 @@
+//! A listing of very many sessions, while packets pass.
+
+use std::{
+    env, fs,
+    io::{BufRead as _, BufReader, Read as _},
+    process::{Child, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use nat_tests::{Packet, Tap, gateway};
+
+use crate::stage::{Stage, source};
+
+/// Sessions that are opened at a time, so that no queue overflows.
+const CHUNK: u32 = 4000;
+
+/// How many sessions natgw counts.
+fn open(stage: &Stage) -> u64 {
+    stage.gateway.natgw(&["status", "--json"])["sessions"].as_u64().unwrap()
+}
+
+/// Memory that a process has, in KiB.
+fn resident(id: u32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{id}/status")).unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap_or("0 kB");
+    line.split_whitespace().next().unwrap().parse().unwrap()
+}
+
+/// `natgw session list` into a pipe.
+fn listing(stage: &Stage) -> Child {
+    let mut command = stage.lab.gateway.command(&gateway::binary().to_string_lossy());
+    command.arg("--socket").arg(stage.gateway.socket()).args(["session", "list"]);
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().expect("start the listing")
+}
+
+fn clear(taps: &[&Tap]) {
+    taps.iter().for_each(|tap| tap.clear());
+}
+
+/// The rows come as they are read, neither side holds them all, and packets pass and sessions open meanwhile. A million
+/// of them with `--full`: under ten seconds of a release build.
+#[test]
+fn a_listing_of_very_many_streams_beside_traffic() {
+    let sessions: u32 = if env::var_os("NATGW_FULL").is_some() { 1_000_000 } else { 100_000 };
+    let stage = Stage::with(&format!(
+        "{}filtering = \"endpoint-independent\"\n[limits]\nsessions = 1100000\n[timeouts]\nudp = \"1h\"\n",
+        gateway::STANDARD
+    ));
+    let taps = [&stage.a, &stage.s1, &stage.wan];
+    let port = |number| u16::try_from(number).expect("a port");
+    for first in (0..sessions).step_by(CHUNK as usize) {
+        for number in first..first + CHUNK {
+            let client = (stage.lab.a.address, port(10_000 + number % 20));
+            stage.a.send(&Packet::udp(client, (stage.lab.s1.address, port(1 + number / 20))).payload("one"));
+        }
+        stage.gateway.wait_until("they are open", Duration::from_secs(30), |_| {
+            open(&stage) == u64::from(first + CHUNK)
+        });
+        clear(&taps);
+    }
+    let mapped = source(&stage.crosses(&stage.udp("192.168.1.11:50000", "198.51.100.2:7")));
+    let daemon = stage.gateway.id().expect("it runs");
+    let before = resident(daemon);
+    let begun = Instant::now();
+    let mut child = listing(&stage);
+    let (id, pipe) = (child.id(), child.stdout.take().expect("a pipe"));
+    let mut rows = BufReader::new(pipe);
+    let mut line = String::new();
+    rows.read_line(&mut line).expect("a heading");
+    assert!(line.contains("OUTSIDE"), "{line}");
+    line.clear();
+    rows.read_line(&mut line).expect("a row");
+    let first = begun.elapsed();
+    assert!(first < Duration::from_secs(2), "the first row came after {first:?}");
+    // Nobody reads on: what waits is in nobody's memory.
+    thread::sleep(Duration::from_secs(1));
+    let (client, more) = (resident(id), resident(daemon).saturating_sub(before));
+    assert!(client < 32 << 10, "the command has {client} KiB");
+    assert!(more < 32 << 10, "the daemon has {more} KiB more");
+    let reader = thread::spawn(move || {
+        let (begun, mut bytes) = (Instant::now(), [0; 1 << 16]);
+        let mut found = 1;
+        while let Ok(length @ 1..) = rows.read(&mut bytes) {
+            found += bytes[..length].iter().filter(|byte| **byte == b'\n').count();
+        }
+        (found, begun.elapsed())
+    });
+    let (mut sent, mut opened) = (0_u16, 0_u16);
+    while !reader.is_finished() || sent < 20 {
+        // An answer by a session that is there, and another session.
+        stage.reaches(&stage.udp("198.51.100.2:7", &mapped), &stage.b);
+        stage.crosses(&stage.udp(&format!("192.168.1.11:{}", 51_000 + sent), "198.51.100.2:7"));
+        sent += 1;
+        if !reader.is_finished() {
+            opened = sent;
+        }
+        thread::sleep(Duration::from_millis(5));
+    }
+    let (found, took) = reader.join().expect("a count");
+    assert!(child.wait().expect("its end").success());
+    println!(
+        "{found} rows in {took:?}, the first after {first:?}; {opened} sessions opened meanwhile; {client} and {more} KiB"
+    );
+    let (least, most) = (sessions as usize + 1, sessions as usize + 1 + usize::from(sent));
+    assert!((least..=most).contains(&found), "{found} rows of {least} to {most}");
+    assert!(took < Duration::from_secs(10), "{found} rows took {took:?}");
+    let more = resident(daemon).saturating_sub(before);
+    assert!(more < 32 << 10, "the daemon has {more} KiB more");
+}
