@@ -23,6 +23,48 @@ fn the_help_names_the_default_socket() {
     assert!(help.contains(&format!("[default: {DEFAULT_SOCKET}]")), "{help}");
 }
 
+/// The commands of natgw's in a line of a shell, without what they are piped to.
+fn commands(line: &str) -> impl Iterator<Item = Vec<&str>> {
+    let (line, _comment) = line.split_once(" #").unwrap_or((line, ""));
+    line.split(['|', ';', '>', '&']).filter_map(|part| {
+        let words: Vec<&str> = part.split_whitespace().collect();
+        let here = words.strip_prefix(&["ssh", "root@gateway"]).unwrap_or(&words);
+        (here.first() == Some(&"natgw")).then(|| here.to_vec())
+    })
+}
+
+/// Commands in the blocks of the documents are commands, with options that there are.
+#[test]
+fn the_commands_of_the_documents_are_ours() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let mut files = vec![root.join("README.md")];
+    for folder in ["docs", "docs/guides"] {
+        files.extend(fs::read_dir(root.join(folder)).expect("a folder").flatten().map(|entry| entry.path()));
+    }
+    let mut tried = 0;
+    for file in files.iter().filter(|file| file.extension().is_some_and(|extension| extension == "md")) {
+        let text = fs::read_to_string(file).expect("a document");
+        for block in text.split("```").skip(1).step_by(2) {
+            let (kind, lines) = block.split_once('\n').unwrap_or_default();
+            // In a terminal, commands follow a prompt; the rest is what they print.
+            let is_script = kind == "sh";
+            let typed = lines.lines().filter_map(|line| {
+                if is_script {
+                    Some(line)
+                } else {
+                    line.strip_prefix("# ").or_else(|| line.strip_prefix("$ "))
+                }
+            });
+            for words in typed.filter(|_| kind != "toml" && kind != "ini").flat_map(commands) {
+                let parsed = Cli::command().try_get_matches_from(&words);
+                assert!(parsed.is_ok(), "{}: {words:?}: {}", file.display(), parsed.unwrap_err());
+                tried += 1;
+            }
+        }
+    }
+    assert!(tried > 30, "{tried} commands");
+}
+
 /// Every argument of a command and of those below it: `session list --inside`, `rule delete RULE`.
 fn arguments(command: &Command, path: &str, found: &mut BTreeSet<String>) {
     for argument in command.get_arguments() {
