@@ -19,10 +19,39 @@ impl Completions {
         // Into memory first: the generator panics where writing fails.
         let mut script = Vec::new();
         clap_complete::generate(self.shell, &mut Cli::command(), "natgw", &mut script);
+        if self.shell == Shell::Fish {
+            script.extend_from_slice(third_level(&Cli::command()).as_bytes());
+        }
         let mut out = output::stdout();
         out.write_all(&script)?;
         Ok(out.flush()?)
     }
+}
+
+/// The options of `natgw rule add forward` and its like, for fish: `clap_complete` goes two levels deep there.
+fn third_level(command: &Command) -> String {
+    let quoted = |words: &str| words.replace('\\', "\\\\").replace('\'', "\\'");
+    let mut lines = String::new();
+    for verb in command.get_subcommands() {
+        for part in verb.get_subcommands() {
+            for kind in part.get_subcommands() {
+                let [verb, part, name] = [verb, part, kind].map(Command::get_name);
+                let place = format!(
+                    "__fish_natgw_using_subcommand {verb}; and __fish_seen_subcommand_from {part}; and __fish_seen_subcommand_from {name}"
+                );
+                for argument in kind.get_arguments() {
+                    let Some(long) = argument.get_long() else { continue };
+                    let help = argument.get_help().map(ToString::to_string).unwrap_or_default();
+                    let value = if argument.get_action().takes_values() { " -r" } else { "" };
+                    lines += &format!(
+                        "complete -c natgw -n \"{place}\" -l {long} -d '{}'{value}\n",
+                        quoted(&help)
+                    );
+                }
+            }
+        }
+    }
+    lines
 }
 
 /// Writes one page for the command and all its verbs.
@@ -110,6 +139,18 @@ Where maps and links are pinned.
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn fish_knows_what_is_three_levels_deep() {
+        let lines = third_level(&Cli::command());
+        let external = lines.lines().find(|line| line.contains("-l external "));
+        assert!(
+            external.is_some_and(|line| line.contains("from add; and") && line.ends_with(" -r")),
+            "{lines}"
+        );
+        let flag = lines.lines().find(|line| line.contains("from static") && line.contains("-l save "));
+        assert!(flag.is_some_and(|line| line.ends_with('\'')), "{lines}");
+    }
 
     #[test]
     fn the_manual_has_every_verb_once() {
