@@ -1,7 +1,7 @@
 //! A listing of very many sessions, while packets pass.
 
 use std::{
-    env, fs,
+    fs,
     io::{BufRead as _, BufReader, Read as _},
     process::{Child, Stdio},
     thread,
@@ -10,7 +10,7 @@ use std::{
 
 use nat_tests::{Packet, Tap, gateway};
 
-use crate::stage::{Stage, source};
+use crate::stage::{Stage, scaled, source};
 
 /// Sessions that are opened at a time, so that no queue overflows.
 const CHUNK: u32 = 4000;
@@ -42,7 +42,7 @@ fn clear(taps: &[&Tap]) {
 /// of them with `--full`: under ten seconds of a release build.
 #[test]
 fn a_listing_of_very_many_streams_beside_traffic() {
-    let sessions: u32 = if env::var_os("NATGW_FULL").is_some() { 1_000_000 } else { 100_000 };
+    let sessions: u32 = scaled(100_000, 1_000_000);
     let stage = Stage::with(&format!(
         "{}filtering = \"endpoint-independent\"\n[limits]\nsessions = 1100000\n[timeouts]\nudp = \"1h\"\n",
         gateway::STANDARD
