@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    io::{BufRead as _, BufReader, Read as _},
+    io::{BufRead as _, BufReader},
     process::{Child, Stdio},
     thread,
     time::{Duration, Instant},
@@ -35,7 +35,9 @@ fn listing(stage: &Stage) -> Child {
 }
 
 fn clear(taps: &[&Tap]) {
-    taps.iter().for_each(|tap| tap.clear());
+    for tap in taps {
+        tap.clear();
+    }
 }
 
 /// The rows come as they are read, neither side holds them all, and packets pass and sessions open meanwhile. A million
@@ -72,18 +74,15 @@ fn a_listing_of_very_many_streams_beside_traffic() {
     line.clear();
     rows.read_line(&mut line).expect("a row");
     let first = begun.elapsed();
-    assert!(first < Duration::from_secs(2), "the first row came after {first:?}");
+    assert!(first < Duration::from_secs(3), "the first row came after {first:?}");
     // Nobody reads on: what waits is in nobody's memory.
     thread::sleep(Duration::from_secs(1));
     let (client, more) = (resident(id), resident(daemon).saturating_sub(before));
     assert!(client < 32 << 10, "the command has {client} KiB");
     assert!(more < 32 << 10, "the daemon has {more} KiB more");
     let reader = thread::spawn(move || {
-        let (begun, mut bytes) = (Instant::now(), [0; 1 << 16]);
-        let mut found = 1;
-        while let Ok(length @ 1..) = rows.read(&mut bytes) {
-            found += bytes[..length].iter().filter(|byte| **byte == b'\n').count();
-        }
+        let begun = Instant::now();
+        let found = 1 + rows.split(b'\n').map_while(Result::ok).count();
         (found, begun.elapsed())
     });
     let (mut sent, mut opened) = (0_u16, 0_u16);
@@ -104,7 +103,9 @@ fn a_listing_of_very_many_streams_beside_traffic() {
     );
     let (least, most) = (sessions as usize + 1, sessions as usize + 1 + usize::from(sent));
     assert!((least..=most).contains(&found), "{found} rows of {least} to {most}");
-    assert!(took < Duration::from_secs(10), "{found} rows took {took:?}");
+    // The fewer are for a debug build on a busy machine.
+    let patience = Duration::from_secs(scaled(40, 10));
+    assert!(took < patience, "{found} rows took {took:?}");
     let more = resident(daemon).saturating_sub(before);
     assert!(more < 32 << 10, "the daemon has {more} KiB more");
 }

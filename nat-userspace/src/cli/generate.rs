@@ -20,7 +20,7 @@ impl Completions {
         let mut script = Vec::new();
         clap_complete::generate(self.shell, &mut Cli::command(), "natgw", &mut script);
         if self.shell == Shell::Fish {
-            script.extend_from_slice(third_level(&Cli::command()).as_bytes());
+            third_level(&Cli::command(), &mut script)?;
         }
         let mut out = output::stdout();
         out.write_all(&script)?;
@@ -29,9 +29,8 @@ impl Completions {
 }
 
 /// The options of `natgw rule add forward` and its like, for fish: `clap_complete` goes two levels deep there.
-fn third_level(command: &Command) -> String {
+fn third_level(command: &Command, script: &mut Vec<u8>) -> io::Result<()> {
     let quoted = |words: &str| words.replace('\\', "\\\\").replace('\'', "\\'");
-    let mut lines = String::new();
     for verb in command.get_subcommands() {
         for part in verb.get_subcommands() {
             for kind in part.get_subcommands() {
@@ -43,15 +42,13 @@ fn third_level(command: &Command) -> String {
                     let Some(long) = argument.get_long() else { continue };
                     let help = argument.get_help().map(ToString::to_string).unwrap_or_default();
                     let value = if argument.get_action().takes_values() { " -r" } else { "" };
-                    lines += &format!(
-                        "complete -c natgw -n \"{place}\" -l {long} -d '{}'{value}\n",
-                        quoted(&help)
-                    );
+                    let help = quoted(&help);
+                    writeln!(script, "complete -c natgw -n \"{place}\" -l {long} -d '{help}'{value}")?;
                 }
             }
         }
     }
-    lines
+    Ok(())
 }
 
 /// Writes one page for the command and all its verbs.
@@ -142,7 +139,9 @@ mod tests {
 
     #[test]
     fn fish_knows_what_is_three_levels_deep() {
-        let lines = third_level(&Cli::command());
+        let mut script = Vec::new();
+        third_level(&Cli::command(), &mut script).expect("a Vec takes all");
+        let lines = String::from_utf8(script).expect("UTF-8");
         let external = lines.lines().find(|line| line.contains("-l external "));
         assert!(
             external.is_some_and(|line| line.contains("from add; and") && line.ends_with(" -r")),
