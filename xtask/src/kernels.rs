@@ -76,9 +76,16 @@ fn fetch() -> Result<(PathBuf, PathBuf)> {
 
 /// Runs the tests of the loaded program, and those of the lab that the filter says.
 fn boot_with(folder: &Path, unpacked: &Path, filter: &[&str]) -> Result<Tally> {
-    let [program, lab] = step("test programs", || {
+    // Copies: what is built meanwhile is not what runs.
+    let [natgw, program, lab] = step("test programs", || {
         build_natgw()?;
-        Ok([test_program("program")?, test_program("lab")?])
+        let programs =
+            [("natgw", natgw()), ("program", test_program("program")?), ("lab", test_program("lab")?)];
+        let copies = programs.map(|(name, from)| (from, folder.join(name)));
+        for (from, to) in &copies {
+            fs::copy(from, to).map_err(|error| format!("copy {}: {error}", from.display()))?;
+        }
+        Ok(copies.map(|(_, copy)| copy))
     })?;
     let commands = format!(
         "export TMPDIR=/mnt PATH=/usr/sbin:/usr/bin:/sbin:/bin NATGW_BIN={}\n\
@@ -86,7 +93,7 @@ fn boot_with(folder: &Path, unpacked: &Path, filter: &[&str]) -> Result<Tally> {
          # How much the verifier has to walk is its version's affair.\n\
          {} --test-threads 1 --skip budget::\n\
          {} --test-threads 2 {}\n",
-        natgw().display(),
+        natgw.display(),
         program.display(),
         lab.display(),
         filter.join(" ")

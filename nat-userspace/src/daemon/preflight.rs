@@ -30,10 +30,7 @@ const HELPFUL: [(KernelVersion, &str); 2] = [
         "it does not say which interfaces take redirected frames (netdev's XDP features, Linux 6.3): what leaves by virtual \
          ones is sent by the stack, which costs more a packet",
     ),
-    (
-        KernelVersion::new(6, 6, 0),
-        "it has no tcx (Linux 6.6): the tc programs are filters of a clsact qdisc, which stays, empty, when natgw ends",
-    ),
+    (KernelVersion::new(6, 6, 0), "it has no tcx (Linux 6.6): the tc programs are filters of a clsact qdisc"),
 ];
 
 /// Errs if the kernel is too old; else what it lacks.

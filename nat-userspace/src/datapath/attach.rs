@@ -130,7 +130,7 @@ impl Datapath {
         let Programs { tc, own, .. } = &mut self.programs;
         let tc = if matches!(hook, TcAttachType::Egress) { own } else { tc };
         if filters::are_needed() {
-            return Ok(filters::attach(tc, ifindex, hook)?);
+            return Ok(filters::attach(tc, ifindex, hook, &self.pins)?);
         }
         if let Ok(pinned) = PinnedLink::from_pin(&pin) {
             let link = SchedClassifierLink::try_from(FdLink::from(pinned))?;
@@ -166,8 +166,7 @@ impl Datapath {
             self.links.remove(&pin);
         }
         if filters::are_needed() {
-            filters::detach(ifindex, TcAttachType::Ingress);
-            filters::detach(ifindex, TcAttachType::Egress);
+            filters::detach(ifindex, &self.pins);
         }
     }
 

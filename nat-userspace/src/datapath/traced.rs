@@ -145,7 +145,7 @@ fn replace(xdp: &mut Xdp, tc: &mut SchedClassifier, pins: &Path) {
         let replaced = match (kind, ifindex.parse()) {
             // Filters have no pins; they are where the others are.
             ("xdp" | "xdp-generic", Ok(ifindex)) if filters::are_needed() => {
-                let replaced = filters::attach(tc, ifindex, TcAttachType::Ingress).map_err(Cause::from);
+                let replaced = filters::attach(tc, ifindex, TcAttachType::Ingress, pins).map_err(Cause::from);
                 replaced.and_then(|()| replace_xdp(xdp, &path))
             }
             ("xdp" | "xdp-generic", _) => replace_xdp(xdp, &path),

@@ -12,6 +12,7 @@ mod links;
 mod neighbours;
 mod netlink;
 mod offloads;
+mod qdiscs;
 mod routes;
 mod sockets;
 mod xdp_features;
@@ -30,6 +31,7 @@ use netlink_packet_route::{
 use netlink_sys::protocols::NETLINK_ROUTE;
 use rustix::event::epoll;
 
+pub use self::qdiscs::remove_clsact_without_filters;
 pub use self::{
     arp::Arp,
     links::{Address, Link},
