@@ -135,6 +135,74 @@ impl Word for core::sync::atomic::AtomicU64 {
     }
 }
 
+/// The ring of what a CPU has been lent, as its program and the daemon see it.
+pub trait Ring {
+    /// Its places, a power of two.
+    const PLACES: u32;
+    /// Puts a value into a place; what was there. One atomic operation.
+    fn swap(&self, place: u32, value: u64) -> u64;
+    /// Slots that the program has taken so far.
+    fn taken(&self) -> u64;
+    /// The program's: says so.
+    fn set_taken(&self, taken: u64);
+}
+
+/// The program's: takes the next slot that this CPU has been lent.
+#[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "a place, and a slot plus one")]
+pub fn take_slot<R: Ring>(ring: &R) -> Option<u32> {
+    let taken = ring.taken();
+    let slot = ring.swap(taken as u32 & (R::PLACES - 1), 0);
+    if slot == 0 {
+        return None;
+    }
+    ring.set_taken(taken.wrapping_add(1));
+    Some(slot as u32 - 1)
+}
+
+/// What the daemon knows of a ring.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Loan {
+    /// Slots given so far.
+    given: u64,
+}
+
+impl Loan {
+    /// Slots that the program has left.
+    pub fn left(&mut self, ring: &impl Ring) -> u64 {
+        let taken = ring.taken();
+        // Who was just taking one while the others were taken back is ahead.
+        self.given = self.given.max(taken);
+        self.given - taken
+    }
+
+    /// Whether any was ever lent.
+    #[must_use]
+    pub const fn is_new(self) -> bool {
+        self.given == 0
+    }
+
+    /// Lends one more slot than are [left](Loan::left), which must be fewer than there are places. A slot that comes
+    /// back had been left in that place by who went ahead, and is lent to nobody any more.
+    #[expect(clippy::cast_possible_truncation, reason = "a place, and a slot plus one")]
+    pub fn lend<R: Ring>(&mut self, ring: &R, slot: u32) -> Option<u32> {
+        let before = ring.swap(self.given as u32 & (R::PLACES - 1), u64::from(slot) + 1);
+        self.given += 1;
+        (before as u32).checked_sub(1)
+    }
+
+    /// Takes back what the program has not taken.
+    #[expect(clippy::cast_possible_truncation, reason = "a slot plus one")]
+    pub fn revoke<R: Ring>(&mut self, ring: &R, mut each: impl FnMut(u32)) {
+        for place in 0..R::PLACES {
+            if let Some(slot) = (ring.swap(place, 0) as u32).checked_sub(1) {
+                each(slot);
+            }
+        }
+        self.given = ring.taken();
+    }
+}
+
 /// Takes a port of a word, the program or the daemon: `false` if somebody has it.
 #[inline(always)]
 pub fn take_port(word: &impl Word, bit: u64) -> bool {

@@ -4,10 +4,10 @@ use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 use loom::sync::{
     Arc,
-    atomic::{AtomicBool, AtomicU64, Ordering::AcqRel, Ordering::Acquire},
+    atomic::{AtomicBool, AtomicU64, Ordering::AcqRel, Ordering::Acquire, Ordering::Release},
 };
 use loom::thread;
-use nat_common::delegate::{Cell, PENDING, TAKEN, Word, take_port};
+use nat_common::delegate::{Cell, Loan, PENDING, Ring, TAKEN, Word, take_port, take_slot};
 
 /// A word whose every access loom orders.
 struct Explored(AtomicU64);
@@ -150,5 +150,66 @@ fn a_port_is_given_once() {
         }
         assert_eq!(taken, 1);
         assert_eq!(word.load(), 0b110);
+    });
+}
+
+/// A ring of two places whose every access loom orders.
+struct ExploredRing {
+    places: [AtomicU64; 2],
+    taken: AtomicU64,
+}
+
+impl Ring for ExploredRing {
+    const PLACES: u32 = 2;
+
+    fn swap(&self, place: u32, value: u64) -> u64 {
+        self.places[place as usize].swap(value, AcqRel)
+    }
+
+    fn taken(&self) -> u64 {
+        self.taken.load(Acquire)
+    }
+
+    fn set_taken(&self, taken: u64) {
+        self.taken.store(taken, Release);
+    }
+}
+
+/// The program takes slots while the daemon lends them, takes them back, and lends others.
+#[test]
+fn a_slot_is_lent_once_and_none_is_lost() {
+    in_every_order("a program and the lender", || {
+        let ring = Arc::new(ExploredRing {
+            places: [AtomicU64::new(0), AtomicU64::new(0)],
+            taken: AtomicU64::new(0),
+        });
+        let mut loan = Loan::default();
+        // Whoever has a slot: the program, or the daemon again.
+        let mut found = Vec::new();
+        let mut next = 0;
+        let mut lend = |loan: &mut Loan, found: &mut Vec<u32>| {
+            while loan.left(&*ring) < 2 {
+                found.extend(loan.lend(&*ring, next));
+                next += 1;
+            }
+        };
+        lend(&mut loan, &mut found);
+        let program = {
+            let ring = Arc::clone(&ring);
+            thread::spawn(move || [0; 3].map(|_| take_slot(&*ring)))
+        };
+        loan.revoke(&*ring, |slot| found.push(slot));
+        lend(&mut loan, &mut found);
+        let taken = program.join().unwrap();
+        lend(&mut loan, &mut found);
+        found.extend(taken.into_iter().flatten());
+        // Now that nothing runs, what is lent can be taken.
+        let left = loan.left(&*ring);
+        let more: Vec<u32> = std::iter::from_fn(|| take_slot(&*ring)).collect();
+        assert_eq!(more.len() as u64, left, "what is lent is there to be taken");
+        found.extend(more);
+        loan.revoke(&*ring, |slot| found.push(slot));
+        found.sort_unstable();
+        assert!(found.iter().copied().eq(0..next), "each once: {found:?} of {next}");
     });
 }

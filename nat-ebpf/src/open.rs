@@ -13,7 +13,7 @@ use nat_common::{
     abi::{Interface, SessionEvent, Settings},
     activity::TICK_SHIFT,
     classify::RuleSet,
-    delegate::{self, Cell, Grant, LENT, LentSlots, REFUSALS_TOLD, TakenPorts, Word as _},
+    delegate::{self, Cell, Grant, LENT, LentSlots, REFUSALS_TOLD, Ring, TakenPorts, Word as _},
     flow::Rewrite,
     parse::Kind,
     table::{self, EMPTY, FlowLine, REMOVED, SEARCHED, Secret},
@@ -165,7 +165,7 @@ fn claim(
         let sent = FlowKey { source: rewrite.source, source_port: rewrite.source_port, ..*key };
         let reply = sent.reversed(Realm::Outside);
         if !matches!(sockets::taker(ctx, &reply), Taker::Connection | Taker::Service)
-            && let Some(session) = take_slot(lent)
+            && let Some(session) = delegate::take_slot(&Lent(lent))
         {
             number = write(session, key, &reply, &rewrite, rule, grant, &secret);
         }
@@ -232,19 +232,28 @@ fn give_port_back(ports: *mut TakenPorts, port: u32) {
     word.keep(!bit);
 }
 
-/// Takes the next slot that this CPU has been lent.
-#[inline(always)]
-fn take_slot(lent: *mut LentSlots) -> Option<u32> {
-    // SAFETY: a map's value; nothing but this CPU writes the number, slots are written by atomic operations.
-    unsafe {
-        let taken = (*lent).taken;
-        let slots = (&raw mut (*lent).slots).cast::<u64>();
-        let slot = atomic::swap(slots.add((taken & u64::from(LENT - 1)) as usize), 0);
-        if slot == 0 {
-            return None;
-        }
-        (*lent).taken = taken.wrapping_add(1);
-        Some(slot as u32 - 1)
+/// What this CPU has been lent.
+struct Lent(*mut LentSlots);
+
+impl Ring for Lent {
+    const PLACES: u32 = LENT;
+
+    #[inline(always)]
+    fn swap(&self, place: u32, value: u64) -> u64 {
+        // SAFETY: one of the ring's places, an aligned word of a map, which everybody writes by atomic operations.
+        unsafe { atomic::swap((&raw mut (*self.0).slots).cast::<u64>().add(place as usize), value) }
+    }
+
+    #[inline(always)]
+    fn taken(&self) -> u64 {
+        // SAFETY: a live word of a map, which nothing but this CPU writes.
+        unsafe { (*self.0).taken }
+    }
+
+    #[inline(always)]
+    fn set_taken(&self, taken: u64) {
+        // SAFETY: as above.
+        unsafe { (*self.0).taken = taken }
     }
 }
 

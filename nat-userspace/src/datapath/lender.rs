@@ -1,8 +1,9 @@
 //! Slots of the session table that the program may open sessions in: lent to each CPU before it asks.
 
+use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use nat_common::delegate::{CPUS, LENT, LentSlots};
+use nat_common::delegate::{CPUS, LENT, LentSlots, Loan, Ring};
 
 use super::Mapped;
 
@@ -13,14 +14,15 @@ const FIRST: u32 = 128;
 pub struct Lender {
     rings: Mapped<LentSlots>,
     cpus: Vec<Cpu>,
+    /// Slots that came back, to be lent again.
+    spare: Vec<u32>,
     /// The most that a CPU is lent.
     most: u32,
 }
 
 /// What a CPU was lent.
 struct Cpu {
-    /// Slots given so far.
-    given: u64,
+    loan: Loan,
     wanted: u32,
 }
 
@@ -28,77 +30,79 @@ impl Lender {
     /// Lends at most so many slots to each of the machine's CPUs.
     pub(super) fn new(rings: Mapped<LentSlots>, cpus: usize, most: u32) -> Self {
         let most = most.min(LENT);
-        let cpus = (0..cpus.min(CPUS as usize)).map(|_| Cpu { given: 0, wanted: FIRST.min(most) }).collect();
-        let mut lender = Self { rings, cpus, most };
+        let cpu = || Cpu { loan: Loan::default(), wanted: FIRST.min(most) };
+        let cpus = (0..cpus.min(CPUS as usize)).map(|_| cpu()).collect();
+        let mut lender = Self { rings, cpus, spare: Vec::new(), most };
         lender.revoke();
         lender
     }
 
     /// Lends slots, which `slot` gives until there are no more.
     pub fn lend(&mut self, slot: &mut dyn FnMut() -> Option<u32>) {
-        for number in 0..self.cpus.len() {
-            let left = self.left(number);
-            let cpu = &mut self.cpus[number];
-            if left == 0 && cpu.given != 0 {
+        for (number, cpu) in (0..).zip(&mut self.cpus) {
+            let Some(ring) = self.rings.at(number).map(Lent) else { return };
+            let is_new = cpu.loan.is_new();
+            let left = cpu.loan.left(&ring);
+            if left == 0 && !is_new {
                 cpu.wanted = (cpu.wanted * 2).min(self.most);
             }
             if left * 2 > u64::from(cpu.wanted) {
                 continue;
             }
             for _ in left..u64::from(cpu.wanted) {
-                let Some(slot) = slot() else { return };
-                if let Some(word) = word(&self.rings, number, cpu.given) {
-                    word.store(u64::from(slot) + 1, Ordering::Release);
-                }
-                cpu.given += 1;
+                let Some(slot) = self.spare.pop().or_else(&mut *slot) else { return };
+                self.spare.extend(cpu.loan.lend(&ring, slot));
             }
         }
     }
 
     /// Takes back what no program has taken.
     pub fn revoke(&mut self) -> Vec<u32> {
-        let mut slots = Vec::new();
-        for number in 0..self.cpus.len() {
-            let words = (0..u64::from(LENT)).filter_map(|place| word(&self.rings, number, place));
-            let lent = words.filter_map(|word| word.swap(0, Ordering::AcqRel).checked_sub(1));
-            slots.extend(lent.filter_map(|slot| u32::try_from(slot).ok()));
-            self.cpus[number].given = self.taken(number);
+        let mut slots = std::mem::take(&mut self.spare);
+        for (number, cpu) in (0..).zip(&mut self.cpus) {
+            if let Some(ring) = self.rings.at(number).map(Lent) {
+                cpu.loan.revoke(&ring, |slot| slots.push(slot));
+            }
         }
         slots
     }
-
-    /// Slots that a CPU has left.
-    fn left(&self, cpu: usize) -> u64 {
-        self.cpus[cpu].given.saturating_sub(self.taken(cpu))
-    }
-
-    fn taken(&self, cpu: usize) -> u64 {
-        let ring = u32::try_from(cpu).ok().and_then(|cpu| self.rings.at(cpu));
-        // SAFETY: a live, aligned word; volatile, because the program writes it.
-        ring.map_or(0, |ring| unsafe { (&raw const (*ring.as_ptr()).taken).read_volatile() })
-    }
 }
 
-/// The word of a slot that a CPU is lent as its `number`th.
-fn word(rings: &Mapped<LentSlots>, cpu: usize, number: u64) -> Option<&AtomicU64> {
-    let ring = rings.at(u32::try_from(cpu).ok()?)?;
-    let place = usize::try_from(number % u64::from(LENT)).ok()?;
-    // SAFETY: an aligned word within a live value, which everybody writes by atomic operations.
-    Some(unsafe { AtomicU64::from_ptr((&raw mut (*ring.as_ptr()).slots).cast::<u64>().add(place)) })
+/// A CPU's ring, in a map's memory.
+struct Lent(NonNull<LentSlots>);
+
+impl Ring for Lent {
+    const PLACES: u32 = LENT;
+
+    fn swap(&self, place: u32, value: u64) -> u64 {
+        let slots = self.0.cast::<u8>();
+        let offset =
+            std::mem::offset_of!(LentSlots, slots) + place as usize % LENT as usize * size_of::<u64>();
+        // SAFETY: an aligned word within a live value, which everybody writes by atomic operations.
+        unsafe { AtomicU64::from_ptr(slots.add(offset).cast().as_ptr()) }.swap(value, Ordering::AcqRel)
+    }
+
+    fn taken(&self) -> u64 {
+        // SAFETY: a live, aligned word; volatile, because the program writes it.
+        unsafe { (&raw const (*self.0.as_ptr()).taken).read_volatile() }
+    }
+
+    fn set_taken(&self, taken: u64) {
+        // SAFETY: as above. The program's alone.
+        unsafe { (&raw mut (*self.0.as_ptr()).taken).write_volatile(taken) }
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use nat_common::delegate::take_slot;
+
     use super::super::mapped::memory;
     use super::*;
 
     /// The program's taking of a slot.
     fn take(lender: &Lender, cpu: usize) -> Option<u64> {
-        let ring = lender.rings.at(u32::try_from(cpu).ok()?)?;
-        let slot = word(&lender.rings, cpu, lender.taken(cpu))?.swap(0, Ordering::AcqRel).checked_sub(1)?;
-        // SAFETY: a live value, and nobody else takes.
-        unsafe { (&raw mut (*ring.as_ptr()).taken).write_volatile(lender.taken(cpu) + 1) };
-        Some(slot)
+        take_slot(&Lent(lender.rings.at(u32::try_from(cpu).ok()?)?)).map(u64::from)
     }
 
     #[test]
