@@ -7,6 +7,8 @@
 
 pub mod checksum;
 pub mod decode;
+#[cfg(test)]
+mod documents;
 pub mod gateway;
 pub mod host;
 pub mod invariants;
