@@ -443,6 +443,21 @@ fn what_changes_on_the_host_is_logged() {
     stage.gateway.stop();
 }
 
+/// Whoever starts it twice by mistake is told, and the first goes on.
+#[test]
+fn a_second_daemon_is_refused_and_the_first_notices_nothing() {
+    let stage = Stage::standard();
+    let mapped = source(&stage.crosses(&stage.udp(CLIENT, SERVER)));
+    let configuration = stage.gateway.configuration();
+    let second = stage.gateway.output(&["run", "--config", &configuration.to_string_lossy()]);
+    let said = String::from_utf8_lossy(&second.stderr).into_owned();
+    assert_eq!(second.status.code(), Some(1), "{said}");
+    assert!(said.contains("another daemon answers there") && said.contains("natgw status"), "{said}");
+    stage.reaches(&stage.udp(SERVER, &mapped), &stage.a);
+    stage.crosses(&stage.udp("192.168.1.11:40000", SERVER));
+    assert!(!stage.gateway.log().contains("WARN natgw::slowpath"), "{}", stage.gateway.log());
+}
+
 /// The findings of `natgw doctor`, by check.
 fn diagnosis(stage: &Stage, host: &str) -> BTreeMap<String, String> {
     let arguments: Vec<&str> =

@@ -94,7 +94,7 @@ impl Server {
         if let Some(parent) = path.parent() {
             fs::create_dir_all(parent).map_err(io("create the directory of"))?;
         }
-        clear(path)?;
+        Self::make_way(path)?;
         let listener = Arc::new(listen(path).map_err(io("listen on"))?);
         let metadata = fs::metadata(path).map_err(io("look at"))?;
         let stopping = Arc::new(AtomicBool::new(false));
@@ -113,6 +113,14 @@ impl Server {
             stopping,
             acceptor: Some(acceptor),
         })
+    }
+}
+
+impl Server {
+    /// Errs where a daemon answers at `path`: to be asked before anything of it is touched. Removes what one that is no
+    /// more has left there.
+    pub fn make_way(path: &Path) -> Result<(), ServerError> {
+        clear(path)
     }
 }
 

@@ -279,6 +279,16 @@ impl<'a, 'text> Judge<'a, 'text> {
             List::One(word) if word.0 == "masquerade" => return Some(SnatTarget::Masquerade),
             List::One(word) if word.0 == "none" => return Some(SnatTarget::None),
             List::One(word) if word.0 == "track" => return Some(SnatTarget::Track),
+            List::One(word) if !word.0.contains(|one: char| one.is_ascii_digit()) => {
+                self.problems.add(
+                    &to.span(),
+                    Fault::new(
+                        format!("`{}` is neither a target nor an address", word.0),
+                        "to = \"masquerade\", \"none\", \"track\" or a list of addresses",
+                    ),
+                );
+                return None;
+            }
             List::One(_) | List::Many(_) => {}
         }
         let mut ranges: Vec<AddressRange> = Vec::new();

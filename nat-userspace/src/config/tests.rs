@@ -139,7 +139,12 @@ fn interfaces() {
 #[test]
 fn snat_rules() {
     refused("[[snat]]\n", 1, "`to` is missing", "masquerade");
-    refused("[[snat]]\nto = \"masqurade\"\n", 2, "`masqurade` is not an IPv4 address", "10.1.1.7");
+    refused(
+        "[[snat]]\nto = \"masqurade\"\n",
+        2,
+        "`masqurade` is neither a target nor an address",
+        "\"masquerade\", \"none\"",
+    );
     refused("[[snat]]\nto = []\n", 2, "a pool of 0 addresses", "masquerade");
     refused("[[snat]]\nto = [\"10.0.0.0/8\"]\n", 2, "16777216 addresses", "masquerade");
     refused("[[snat]]\nto = [\"203.0.113.9-203.0.113.1\"]\n", 2, "ends before", "203.0.113.1-203.0.113.9");

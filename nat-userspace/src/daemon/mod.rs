@@ -61,6 +61,8 @@ pub fn run(options: RunOptions, config: Config) -> anyhow::Result<()> {
     let host = Host::open().context("read the host's interfaces and addresses")?;
     preflight::interfaces(&host, &config)?;
     let metrics = config.metrics.listen.map(Responder::bind).transpose()?;
+    let socket = options.socket.as_ref().unwrap_or(&config.control.socket).clone();
+    Server::make_way(&socket)?;
     let (mailbox, post) = Mailbox::new().context("listen for signals")?;
     let datapath = Datapath::load(&config.control.bpffs, config.limits.sessions, config.limits.delegated)?;
     let taken_over = datapath.taken_over;
@@ -83,7 +85,6 @@ pub fn run(options: RunOptions, config: Config) -> anyhow::Result<()> {
     if config.limits.delegated > 0 {
         gateway.delegate(std::rc::Rc::clone(&kernel.datapath.delegation.claims));
     }
-    let socket = options.socket.as_ref().unwrap_or(&config.control.socket).clone();
     let keep = options.keep;
     let checks = Checks::new(post.clone());
     let log = Writer::start(&config.log).context("start a thread for the event log")?;

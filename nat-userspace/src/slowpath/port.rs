@@ -169,6 +169,11 @@ impl Port {
                     }
                     std::thread::sleep(Duration::from_millis(1));
                 }
+                Err(SocketError::Bind(error)) if error.raw_os_error() == Some(libc::EBUSY) => {
+                    let message =
+                        "another program has that queue: stop it; `bpftool net` and `ss --xdp` show it";
+                    return Err(failed(message.to_owned()));
+                }
                 outcome => break outcome.map_err(|error| failed(error.to_string()))?,
             }
         };
