@@ -65,10 +65,8 @@ fn routes_that_lead_nowhere_or_astray_are_named() {
         gateway,
         "router_silent",
         &["203.0.113.99", "arping"],
-        || {
-            ip("route add default via 203.0.113.99 metric 10");
-            own.run("ping -c 1 -W 1 198.51.100.1");
-        },
+        // Nothing was sent there yet: the doctor asks for it.
+        || ip("route add default via 203.0.113.99 metric 10"),
         || ip("route del default via 203.0.113.99 metric 10"),
     );
     stage.crosses(&stage.udp(CLIENT, SERVER));

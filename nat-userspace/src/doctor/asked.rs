@@ -27,9 +27,14 @@ pub struct Asked {
     pub stations: Vec<String>,
 }
 
-/// Asks for the gateway's own addresses, its neighbours, and the host that the question is about. Nothing where who asks
-/// may not.
-pub(super) fn gather(host: &Host, interfaces: &[InterfaceFacts], about: Option<Ipv4Addr>) -> Vec<Asked> {
+/// Asks for the gateway's own addresses, its neighbours, its routers, and the host that the question is about. Nothing
+/// where who asks may not.
+pub(super) fn gather(
+    host: &Host,
+    interfaces: &[InterfaceFacts],
+    routers: &[Ipv4Addr],
+    about: Option<Ipv4Addr>,
+) -> Vec<Asked> {
     let gateway: BTreeSet<[u8; 6]> = host.links().map(|link| link.mac).collect();
     let segments: Vec<_> = interfaces
         .iter()
@@ -39,8 +44,9 @@ pub(super) fn gather(host: &Host, interfaces: &[InterfaceFacts], about: Option<I
             let own: BTreeSet<Ipv4Addr> =
                 host.addresses(link.index).iter().map(|address| address.addr).collect();
             let neighbours = host.neighbours().filter(|(ifindex, ..)| *ifindex == link.index);
-            let about = about.filter(|about| interface.networks.iter().any(|net| net.contains(about)));
-            let others = about.into_iter().chain(neighbours.map(|(_, address, _)| address));
+            let is_here = |one: &Ipv4Addr| interface.networks.iter().any(|net| net.contains(one));
+            let first = about.into_iter().chain(routers.iter().copied()).filter(is_here);
+            let others = first.chain(neighbours.map(|(_, address, _)| address));
             let others: Vec<Ipv4Addr> = others.filter(|one| !own.contains(one)).take(NEIGHBOURS).collect();
             let asker = host.addresses(link.index).first()?.addr;
             let asked = own.iter().map(|one| (*one, Ipv4Addr::UNSPECIFIED, true));

@@ -118,6 +118,8 @@ pub struct DefaultRoute {
     pub metric: u32,
     /// Whether the router was asked for its Ethernet address and did not answer.
     pub silent: bool,
+    /// Whether the kernel has its Ethernet address.
+    pub known: bool,
 }
 
 /// A host that is seen on several interfaces at once.
@@ -200,20 +202,31 @@ impl Facts {
         if let Some(ruleset) = nft_ruleset() {
             (facts.forward_drops, facts.nat_chains) = read_ruleset(&ruleset);
         }
+        let arp = fs::read_to_string("/proc/net/arp").unwrap_or_default();
+        facts.default_routes =
+            default_routes(&fs::read_to_string("/proc/net/route").unwrap_or_default(), &arp);
         if let Ok(mut host) = Host::open() {
             facts.shared_stations = shared_stations(&host, &facts.interfaces);
             for interface in &mut facts.interfaces {
                 complete(&mut host, interface);
             }
-            facts.asked = asked::gather(&host, &facts.interfaces, facts.host);
+            let routers: Vec<Ipv4Addr> =
+                facts.default_routes.iter().filter_map(|route| route.gateway).collect();
+            facts.asked = asked::gather(&host, &facts.interfaces, &routers, facts.host);
+        }
+        for route in &mut facts.default_routes {
+            // A router that answers nothing now may be one that is known still.
+            let unanswered = facts.asked.iter().any(|asked| {
+                asked.stations.is_empty()
+                    && asked.interface == route.interface
+                    && Some(asked.address) == route.gateway
+            });
+            route.silent |= unanswered && !route.known;
         }
         facts.kernel_lacks = preflight::kernel().unwrap_or_default();
         facts.jit = read("/proc/sys/net/core/bpf_jit_enable").map(|value| value != "0");
         facts.btf = Path::new("/sys/kernel/btf/vmlinux").exists();
         facts.may_not = may_not();
-        let arp = fs::read_to_string("/proc/net/arp").unwrap_or_default();
-        facts.default_routes =
-            default_routes(&fs::read_to_string("/proc/net/route").unwrap_or_default(), &arp);
         facts.station = host.and_then(locate);
         Ok(facts)
     }
@@ -276,12 +289,18 @@ fn may_not() -> Vec<&'static str> {
 
 /// What `/proc/net/route` has for 0.0.0.0/0: a line of fields each, addresses in hexadecimal as they lie in memory.
 fn default_routes(text: &str, arp: &str) -> Vec<DefaultRoute> {
-    let unanswered = |gateway: Ipv4Addr, interface: &str| {
-        // Address, type, flags (0: no answer yet), Ethernet address, mask, device.
-        arp.lines().map(str::split_whitespace).any(|fields| {
+    // Address, type, flags (0: no answer yet), Ethernet address, mask, device.
+    let flags = |gateway: Ipv4Addr, interface: &str| {
+        arp.lines().map(str::split_whitespace).find_map(|fields| {
             let fields: Vec<&str> = fields.collect();
-            matches!(fields.as_slice(), [address, _, "0x0", _, _, device]
-                if *address == gateway.to_string() && *device == interface)
+            match fields.as_slice() {
+                [address, _, flags, _, _, device]
+                    if *address == gateway.to_string() && *device == interface =>
+                {
+                    Some(*flags)
+                }
+                _ => None,
+            }
         })
     };
     let address =
@@ -292,11 +311,13 @@ fn default_routes(text: &str, arp: &str) -> Vec<DefaultRoute> {
             return None;
         };
         let gateway = address(gateway).filter(|gateway| !gateway.is_unspecified());
+        let flags = gateway.and_then(|gateway| flags(gateway, interface));
         Some(DefaultRoute {
             interface: (*interface).to_owned(),
             gateway,
             metric: metric.parse().ok()?,
-            silent: gateway.is_some_and(|gateway| unanswered(gateway, interface)),
+            silent: flags == Some("0x0"),
+            known: flags.is_some_and(|flags| flags != "0x0"),
         })
     };
     text.lines().filter_map(route).collect()
@@ -422,7 +443,7 @@ mod tests {
         assert_eq!(routes.len(), 2);
         assert_eq!(
             routes[0],
-            DefaultRoute { interface: "wan".to_owned(), gateway, metric: 100, silent: true }
+            DefaultRoute { interface: "wan".to_owned(), gateway, metric: 100, silent: true, known: false }
         );
         assert_eq!((routes[1].gateway, routes[1].metric, routes[1].silent), (None, 0, false));
     }

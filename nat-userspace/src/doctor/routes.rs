@@ -60,7 +60,10 @@ fn silent(best: &DefaultRoute) -> Option<Finding> {
         check: "router_silent",
         severity: Severity::Fault,
         title: format!("the router {gateway} does not answer ARP on {}", best.interface),
-        evidence: vec![shown(best), format!("/proc/net/arp has no Ethernet address for {gateway}")],
+        evidence: vec![
+            shown(best),
+            format!("asked for {gateway} on {}: no answer, and none in /proc/net/arp", best.interface),
+        ],
         consequence: "nothing that goes by the default route leaves; it waits a moment and is dropped"
             .to_owned(),
         command: format!("arping -I {} {gateway}; ip neighbour show {gateway}", best.interface),
