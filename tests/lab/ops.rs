@@ -153,7 +153,11 @@ fn ops_06_killed_it_still_translates_and_a_new_start_loses_nothing() {
         seconds(0.2);
     }
     stage.gateway.restart();
-    assert_eq!(stage.session_count(), 2, "{:?}", stage.gateway.sessions());
+    let sessions = stage.gateway.sessions();
+    assert_eq!(sessions.len(), 2, "{sessions:?}");
+    let of_udp = sessions.iter().find(|session| session["protocol"] == "udp").unwrap();
+    let counted = ["packets_out", "packets_in"].map(|field| of_udp[field].as_u64());
+    assert_eq!(counted, [Some(4), Some(3)], "counters go on: {of_udp}");
     stage.reaches(&stage.udp(SERVER, &udp), &stage.a);
     assert_eq!(source(&stage.crosses(&stage.data("192.168.1.11:40001", SERVER))), tcp);
     // Its port is still taken, and its mapping still endpoint-independent.

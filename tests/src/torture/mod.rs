@@ -35,7 +35,8 @@ use self::{
 };
 use crate::{Gateway, Lab, Packet, Tap};
 
-/// Short timers, so that what floods leave is gone soon; a table that a flood can fill.
+/// Short timers, so that what floods leave is gone soon, but for the flows that are judged, which a machine that stands
+/// still for some seconds must not end; a table that a flood can fill.
 const CONFIGURATION: &str = r#"
 [[interface]]
 name = "lan"
@@ -47,7 +48,8 @@ side = "outside"
 
 [timeouts]
 udp = "8s"
-icmp = "8s"
+udp_ports = { 7000 = "3m", 9000 = "3m" }
+icmp = "40s"
 tcp_transitory = "8s"
 quarantine = "2s"
 

@@ -8,7 +8,10 @@ use std::{
 
 use serde_json::{Value, json};
 
-use super::{Tally, traffic::Transfer};
+use super::{
+    Tally,
+    traffic::{Traffic, Transfer},
+};
 
 /// How long new flows may take after a start.
 const START: Duration = Duration::from_millis(300);
@@ -194,6 +197,7 @@ impl Report {
             "recovery": recoveries.json(SECOND),
             "status": status.json(SECOND),
             "resources": { "before": resources(before), "most": resources(most), "after": resources(after) },
+            "stood_still_ms": milliseconds(Traffic::stood_still()),
             "leaks": self.leaks.len(),
             "left_behind": self.left_behind,
             "failures": self.failures(),
@@ -257,7 +261,8 @@ impl Display for Report {
         ] {
             writeln!(to, "| {what} | {} | {} | {} |", of(before), of(most), of(after))?;
         }
-        writeln!(to, "\ninside addresses seen outside: {}", self.leaks.len())?;
+        writeln!(to, "\nthe machine stood still for at most {} ms", Traffic::stood_still().as_millis())?;
+        writeln!(to, "inside addresses seen outside: {}", self.leaks.len())?;
         writeln!(to, "left behind after the end: {}", self.left_behind.len())?;
         for failure in self.failures() {
             writeln!(to, "FAILED: {failure}")?;

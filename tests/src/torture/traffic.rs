@@ -38,6 +38,10 @@ const UDP_PORT: u16 = 7000;
 /// The port that the kernels' transfers go to.
 const TCP_PORT: u16 = 5000;
 
+/// The longest time in which a thread that sends by a tap was not on a CPU when its turn was, in milliseconds: so long
+/// did the machine stand still.
+static STOOD_STILL: AtomicU64 = AtomicU64::new(0);
+
 /// Everything that runs through the gateway while it is tortured.
 #[derive(Debug)]
 pub(super) struct Traffic {
@@ -103,6 +107,11 @@ impl Traffic {
             transfers.push(transfer);
         }
         Self { ledgers, transfers, done, threads }
+    }
+
+    /// The longest time in which the machine has let none of it run.
+    pub(super) fn stood_still() -> Duration {
+        Duration::from_millis(STOOD_STILL.load(Ordering::Relaxed))
     }
 
     /// Ends sending; what is under way still arrives until then.
@@ -198,7 +207,11 @@ fn run_tap(
         while ended.is_none_or(|at: Instant| at.elapsed() < FINAL) {
             if done.load(Ordering::Relaxed) {
                 ended.get_or_insert_with(Instant::now);
-            } else if pace.is_due() {
+            } else if let late = pace.late()
+                && pace.is_due()
+            {
+                let late = u64::try_from(late.as_millis()).unwrap_or(u64::MAX);
+                STOOD_STILL.fetch_max(late, Ordering::Relaxed);
                 send(&tap);
             }
             while let Some(frame) = tap.take(pace.left().min(Duration::from_millis(1))) {
@@ -379,6 +392,11 @@ impl Pace {
             self.next = now.max(self.next + self.interval);
         }
         due
+    }
+
+    /// How long ago one was due.
+    fn late(&self) -> Duration {
+        Instant::now().saturating_duration_since(self.next)
     }
 
     fn left(&self) -> Duration {
