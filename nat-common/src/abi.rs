@@ -175,8 +175,8 @@ pub struct Settings {
     pub flags: u32,
     /// Grants of another epoch are void, see [`crate::delegate::Grant`].
     pub epoch: u32,
-    /// Zero.
-    pub pad: u32,
+    /// Not 0: the way out of a packet depends on where it came in and goes to, and on nothing else.
+    pub by_destination: u32,
     /// What the flow table's hash was seeded with, for the next daemon's program.
     pub secret: crate::table::Secret,
     /// Rules whose target is "none" (exempt) whatever the egress.
@@ -195,6 +195,8 @@ impl Settings {
     pub const TRACKS: u32 = 2;
     /// `[unmatched] forged = "pass"`.
     pub const PASS_FORGED: u32 = 4;
+    /// There are one-to-one rules.
+    pub const ONE_TO_ONE: u32 = 8;
 }
 
 /// Pushed by the program when it opened a session, or a TCP session changes in a way that changes its timer.

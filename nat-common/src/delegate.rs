@@ -43,10 +43,17 @@ pub struct Grant {
     pub tables: [u16; 2],
     /// Next hops of both directions.
     pub next_hops: [u16; 2],
+    /// [`Grant::ABSENT`], or 0.
+    pub flags: u32,
+}
+
+impl Grant {
+    /// No interface has the external address: no socket can be bound to it.
+    pub const ABSENT: u32 = 1;
 }
 
 const _: () = assert!(size_of::<GrantKey>() == 8);
-const _: () = assert!(size_of::<Grant>() == 32);
+const _: () = assert!(size_of::<Grant>() == 36);
 
 /// Hosts that can have grants.
 pub const GRANTS: u32 = 65_536;
@@ -69,7 +76,42 @@ pub const PORT_TABLES: u32 = 256;
 /// Slots that a CPU has been lent at most; a power of two.
 pub const LENT: u32 = 4096;
 
-/// Slots lent to a CPU: a ring, which its program empties and the daemon fills.
+/// A destination's way, as the routing table told a CPU's program last. What it would tell now is the same as long as
+/// the epoch is, if the destination is all that counts ([`crate::abi::Settings::by_destination`]).
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct KnownWay {
+    /// Destination, network byte order.
+    pub destination: u32,
+    /// [`crate::abi::Settings::epoch`] at that time.
+    pub epoch: u32,
+    /// The interface that the packet had come in by.
+    pub ingress: u32,
+    /// The interface that it left by.
+    pub egress: u32,
+    /// The neighbour that it was sent to, network byte order.
+    pub gateway: u32,
+    /// When that was, in ticks (see [`crate::activity::TICK_SHIFT`]).
+    pub tick: u32,
+}
+
+impl KnownWay {
+    /// The place of a destination among a CPU's ways.
+    #[inline(always)]
+    #[must_use]
+    pub const fn place(destination: u32) -> u32 {
+        destination.wrapping_mul(0x9e37_79b1) >> (32 - KNOWN_BITS)
+    }
+}
+
+/// Ticks that a way is believed for, should a change of it ever be missed.
+pub const KNOWN_FOR: u32 = 4;
+/// Destinations whose ways a CPU's program remembers, as a power of two.
+pub const KNOWN_BITS: u32 = 8;
+/// See [`KNOWN_BITS`].
+pub const KNOWN: u32 = 1 << KNOWN_BITS;
+
+/// What a CPU's program works with. Slots lent to it: a ring, which it empties and the daemon fills.
 #[repr(C, align(64))]
 #[derive(Clone, Copy, Debug)]
 pub struct LentSlots {
@@ -83,6 +125,8 @@ pub struct LentSlots {
     pub pad: [u64; 5],
     /// Slots plus one, at the place of their number of order modulo [`LENT`]; 0 where there is none.
     pub slots: [u64; LENT as usize],
+    /// Ways, each at its destination's place.
+    pub ways: [KnownWay; KNOWN as usize],
 }
 
 /// Packets that a CPU's program leaves to the daemon in a tick though there is no port for them: it tells their senders,

@@ -42,16 +42,23 @@ pub fn judge(
     }
     let Some(settings) = maps::settings() else { return Verdict::Pass };
     let outside = interface.flags & Interface::OUTSIDE != 0;
+    if !outside {
+        open::expect(parsed);
+    }
     if outside && is_forged(settings, parsed.key.source) {
         return Verdict::Drop(Reason::DropSpoofed);
     }
-    if let Some(mapping) = maps::one_to_one(settings.generation, true, parsed.key.destination) {
+    let one_to_one = settings.flags & Settings::ONE_TO_ONE != 0;
+    if one_to_one && let Some(mapping) = maps::one_to_one(settings.generation, true, parsed.key.destination) {
         return stateless::inbound(ctx, interface, frame, transport, parsed, mapping);
     }
     if let Some(local) = maps::local(parsed.key.destination) {
         return for_gateway(ctx, settings, parsed, local, outside);
     }
-    if !outside && let Some(mapping) = maps::one_to_one(settings.generation, false, parsed.key.source) {
+    if one_to_one
+        && !outside
+        && let Some(mapping) = maps::one_to_one(settings.generation, false, parsed.key.source)
+    {
         return stateless::outbound(ctx, interface, frame, transport, parsed, mapping);
     }
     by_rules(ctx, interface, settings, parsed, outside)

@@ -13,7 +13,10 @@ use nat_common::{
     abi::{Interface, SessionEvent, Settings},
     activity::TICK_SHIFT,
     classify::RuleSet,
-    delegate::{self, Cell, Grant, LENT, LentSlots, REFUSALS_TOLD, Ring, TakenPorts, Word as _},
+    delegate::{
+        self, Cell, Grant, KNOWN, KNOWN_FOR, KnownWay, LENT, LentSlots, REFUSALS_TOLD, Ring, TakenPorts,
+        Word as _,
+    },
     flow::Rewrite,
     parse::Kind,
     table::{self, EMPTY, FlowLine, REMOVED, SEARCHED, Secret},
@@ -39,6 +42,32 @@ pub const REFUSED: u32 = REMOVED;
 /// Kind of origin and position of an snat rule, as the daemon writes them.
 const SNAT: u16 = 1;
 
+/// Asks memory for the cell of a packet's inside endpoint, long before it is needed: it comes while rules are looked up.
+#[inline(always)]
+pub fn expect(parsed: &Parsed) {
+    let key = &parsed.key;
+    let cell = Cell::of(key.protocol, key.source, key.source_port, &maps::secret());
+    if let Some(word) = maps::cell(cell.word) {
+        touch(word);
+    }
+}
+
+/// Reads a word of which nothing is wanted but that it is near by when it is needed.
+#[inline(always)]
+fn touch(word: *mut u64) {
+    // SAFETY: a live word of a map; volatile, so that it is read at all.
+    let _ = unsafe { word.read_volatile() };
+}
+
+/// Asks memory for the place where a search for a key begins.
+#[inline(always)]
+fn touch_place(words: [u64; 2]) {
+    let hash = table::hash(words, &maps::secret());
+    if let Some((word, _)) = maps::place(table::place(hash, maps::level(), 0)) {
+        touch(word);
+    }
+}
+
 /// Opens a session for a packet whose rules these are. The number of its line, or [`EMPTY`]: then the packet is the
 /// daemon's, and nothing is claimed; or [`REFUSED`].
 #[inline(always)]
@@ -60,21 +89,31 @@ pub fn open(
     }
     let rule = rules.lowest();
     let Some(grant) = maps::grant(key.source, rule) else { return EMPTY };
-    if grant.epoch != settings.epoch
-        || grant.ingress != interface.ifindex
-        || !leads(ctx, interface, parsed, grant)
-    {
+    if grant.epoch != settings.epoch || grant.ingress != interface.ifindex {
         return EMPTY;
     }
     let table = grant.tables[usize::from(key.protocol == wire::UDP)];
     // SAFETY: the helper has no preconditions.
     let cpu = unsafe { bpf_get_smp_processor_id() };
     let (Some(ports), Some(lent)) = (maps::ports(table), maps::lent(cpu)) else { return EMPTY };
+    if !leads(ctx, interface, settings, parsed, grant, lent) {
+        return EMPTY;
+    }
     if is_refused(parsed, ports, lent) {
         return REFUSED;
     }
+    let port = choose(ports, u16::from_be(parsed.key.source_port), grant);
+    if port == 0 {
+        return EMPTY;
+    }
+    let opening = Opening::new(parsed, rule, grant, port);
+    // Its place is asked of memory while the gateway's sockets are.
+    touch_place(opening.reply.words());
+    if grant.flags & Grant::ABSENT == 0 && sockets::taker(ctx, &opening.reply) != Taker::Nobody {
+        return EMPTY;
+    }
     let Some(report) = maps::EVENTS.reserve::<SessionEvent>(0) else { return EMPTY };
-    let number = claim(ctx, parsed, rule, grant, ports, lent);
+    let number = claim(&opening, ports, lent);
     finish(report, number, settings.epoch);
     number
 }
@@ -118,34 +157,83 @@ fn finish(mut report: RingBufEntry<SessionEvent>, number: u32, epoch: u32) {
     }
 }
 
-/// Whether the packet's way is the one that was granted: the kernel's routing table is asked, as for every first packet.
+/// Whether the packet's way is the one that was granted: the kernel's routing table is asked, unless it has told of the
+/// destination a moment ago.
 #[inline(always)]
-fn leads(ctx: &XdpContext, interface: &Interface, parsed: &Parsed, grant: &Grant) -> bool {
+fn leads(
+    ctx: &XdpContext,
+    interface: &Interface,
+    settings: &Settings,
+    parsed: &Parsed,
+    grant: &Grant,
+    lent: *mut LentSlots,
+) -> bool {
+    let destination = parsed.key.destination;
+    // SAFETY: the helper has no preconditions.
+    let tick = unsafe { bpf_jiffies64() >> TICK_SHIFT } as u32;
+    // The compiler knows the bound and would leave it out, the verifier would not know.
+    let place = KnownWay::place(destination);
+    // SAFETY: a live variable; and one of the ways of a map's value, which nothing but this CPU looks at.
+    let known = unsafe {
+        let place = (&raw const place).read_volatile() & (KNOWN - 1);
+        &mut *(&raw mut (*lent).ways).cast::<KnownWay>().add(place as usize)
+    };
+    if settings.by_destination != 0
+        && known.destination == destination
+        && known.epoch == grant.epoch
+        && known.ingress == grant.ingress
+        && known.egress == grant.egress
+        && known.gateway == grant.gateway
+        && tick.wrapping_sub(known.tick) < KNOWN_FOR
+    {
+        return true;
+    }
     let question = Question {
         ifindex: interface.ifindex,
         protocol: parsed.key.protocol,
         length: parsed.total_length,
         source: parsed.key.source,
-        destination: parsed.key.destination,
+        destination,
     };
-    match fib::ask(ctx.ctx.cast(), &question) {
-        Answer::Way(way) => way.ifindex == grant.egress && way.neighbour == grant.gateway,
-        _ => false,
+    let Answer::Way(way) = fib::ask(ctx.ctx.cast(), &question) else { return false };
+    if way.ifindex != grant.egress || way.neighbour != grant.gateway {
+        return false;
+    }
+    let Grant { epoch, ingress, egress, gateway, .. } = *grant;
+    *known = KnownWay { destination, epoch, ingress, egress, gateway, tick };
+    true
+}
+
+/// A session that may be opened.
+struct Opening<'a> {
+    key: &'a FlowKey,
+    rewrite: Rewrite,
+    reply: FlowKey,
+    rule: u32,
+    grant: &'a Grant,
+    port: u32,
+}
+
+impl<'a> Opening<'a> {
+    #[inline(always)]
+    fn new(parsed: &'a Parsed, rule: u32, grant: &'a Grant, port: u32) -> Self {
+        let key = &parsed.key;
+        let rewrite = Rewrite {
+            source: grant.external,
+            destination: key.destination,
+            source_port: (port as u16).to_be(),
+            destination_port: key.destination_port,
+        };
+        let sent = FlowKey { source: rewrite.source, source_port: rewrite.source_port, ..*key };
+        Self { key, rewrite, reply: sent.reversed(Realm::Outside), rule, grant, port }
     }
 }
 
-/// Claims the endpoint, a port and a slot, and writes the session. All or nothing.
+/// Claims the endpoint, the port and a slot, and writes the session. All or nothing.
 #[inline(always)]
-fn claim(
-    ctx: &XdpContext,
-    parsed: &Parsed,
-    rule: u32,
-    grant: &Grant,
-    ports: *mut TakenPorts,
-    lent: *mut LentSlots,
-) -> u32 {
-    let key = &parsed.key;
+fn claim(opening: &Opening<'_>, ports: *mut TakenPorts, lent: *mut LentSlots) -> u32 {
     let secret = maps::secret();
+    let key = opening.key;
     let cell = Cell::of(key.protocol, key.source, key.source_port, &secret);
     let Some(word) = maps::cell(cell.word) else { return EMPTY };
     // SAFETY: an aligned word of a map, which everybody writes by atomic operations.
@@ -154,23 +242,12 @@ fn claim(
         return EMPTY;
     }
     let mut number = EMPTY;
-    let port = port(ports, u16::from_be(key.source_port), grant);
-    if port != 0 {
-        let rewrite = Rewrite {
-            source: grant.external,
-            destination: key.destination,
-            source_port: (port as u16).to_be(),
-            destination_port: key.destination_port,
-        };
-        let sent = FlowKey { source: rewrite.source, source_port: rewrite.source_port, ..*key };
-        let reply = sent.reversed(Realm::Outside);
-        if !matches!(sockets::taker(ctx, &reply), Taker::Connection | Taker::Service)
-            && let Some(session) = delegate::take_slot(&Lent(lent))
-        {
-            number = write(session, key, &reply, &rewrite, rule, grant, &secret);
+    if take_port(ports, opening.port) {
+        if let Some(session) = delegate::take_slot(&Lent(lent)) {
+            number = write(session, opening, &secret);
         }
         if number == EMPTY {
-            give_port_back(ports, port);
+            give_port_back(ports, opening.port);
         }
     }
     if number == EMPTY {
@@ -179,20 +256,18 @@ fn claim(
     number
 }
 
-/// Claims a port: the host's own if it can be had, else a random one of the same parity (RFC 4787 REQ-4). 0 if none.
+/// A port that is free: the host's own if it is, else a random one of the same parity (RFC 4787 REQ-4). 0 if none was
+/// found.
 #[inline(always)]
-fn port(ports: *mut TakenPorts, wanted: u16, grant: &Grant) -> u32 {
+fn choose(ports: *mut TakenPorts, wanted: u16, grant: &Grant) -> u32 {
     let (first, last) = (u32::from(grant.first_port), u32::from(grant.last_port));
     let mut port = u32::from(wanted);
     // Well-known ports stay such, and others never become that (RFC 4787 REQ-3a): the daemon's.
-    if wanted < 1024 || first < 1024 || last < first {
-        return 0;
-    }
-    if is_resting(ports, port) {
+    if wanted < 1024 || first < 1024 || last < first || is_resting(ports, port) {
         return 0;
     }
     for _ in 0..=TRIES {
-        if port >= first && port <= last && take_port(ports, port) {
+        if port >= first && port <= last && !is_taken(ports, port) {
             return port;
         }
         // SAFETY: the helper has no preconditions.
@@ -217,6 +292,12 @@ fn bit_of(ports: *mut TakenPorts, port: u32, behind: usize) -> (Shared, u64) {
 #[inline(always)]
 fn is_resting(ports: *mut TakenPorts, port: u32) -> bool {
     let (word, bit) = bit_of(ports, port, RESTING);
+    word.load() & bit != 0
+}
+
+#[inline(always)]
+fn is_taken(ports: *mut TakenPorts, port: u32) -> bool {
+    let (word, bit) = bit_of(ports, port, 0);
     word.load() & bit != 0
 }
 
@@ -260,15 +341,8 @@ impl Ring for Lent {
 /// Writes the session's lines, and enters them into the index, the reply first. Where one of them finds no place at
 /// once the daemon finds it one: until then its packets go up.
 #[inline(always)]
-fn write(
-    session: u32,
-    key: &FlowKey,
-    reply: &FlowKey,
-    rewrite: &Rewrite,
-    rule: u32,
-    grant: &Grant,
-    secret: &Secret,
-) -> u32 {
+fn write(session: u32, opening: &Opening<'_>, secret: &Secret) -> u32 {
+    let Opening { key, rewrite, reply, rule, grant, .. } = opening;
     let numbers = Direction::BOTH.map(|direction| table::line_of(session, direction));
     let Some(lines) = maps::lines(numbers[0]) else { return EMPTY };
     let back = Rewrite {
@@ -284,7 +358,7 @@ fn write(
     // SAFETY: a session has two lines, and this one's are nobody's else before they are in the index.
     unsafe {
         fill(lines, key, values[0], SNAT);
-        fill(lines.add(1), reply, values[1], rule as u16);
+        fill(lines.add(1), reply, values[1], *rule as u16);
     }
     enter(reply.words(), numbers[1], secret);
     enter(key.words(), numbers[0], secret);

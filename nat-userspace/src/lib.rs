@@ -16,6 +16,7 @@ pub mod eventlog;
 pub mod gateway;
 mod hash;
 pub mod host;
+mod memory;
 pub mod metrics;
 pub mod pcapng;
 pub mod privileges;

@@ -17,7 +17,7 @@ use crate::host::{BoundPorts, Host, Route, RouteError, RouteQuery, bound_ports};
 /// How old what is known of the gateway's own sockets may be when a port is given out.
 const SOCKETS_EVERY: Duration = Duration::from_millis(5);
 /// Reading them takes at most one part in so many of the time.
-const SOCKETS_SHARE: u32 = 20;
+const SOCKETS_SHARE: u32 = 50;
 /// How often a neighbour is asked for.
 const RESOLVE_EVERY: Duration = Duration::from_millis(200);
 /// How often the kernel's clock is read at most.
@@ -159,8 +159,8 @@ impl World for Kernel {
         self.datapath.flows.session(session)
     }
 
-    fn adopt(&mut self, session: u32, keys: &[FlowKey; 2]) -> bool {
-        self.datapath.flows.adopt(session, keys)
+    fn adopt(&mut self, opened: &[(SessionEvent, Found)]) -> Vec<bool> {
+        self.datapath.flows.adopt(opened.iter().map(|(_, found)| found))
     }
 
     fn grant(&mut self, key: &GrantKey, grant: &Grant) {
@@ -168,7 +168,7 @@ impl World for Kernel {
     }
 
     fn set_epoch(&mut self, epoch: u32) {
-        if let Err(error) = self.datapath.set_epoch(epoch) {
+        if let Err(error) = self.datapath.set_epoch(epoch, self.host.routes_by_destination()) {
             tracing::error!(%error, "the program could not be told that its grants are void");
         }
     }

@@ -116,14 +116,16 @@ impl FlowTable {
         self.line(session, Direction::Original).is_some()
     }
 
-    /// Counts the entries of a session that the program has opened, and enters what it found no place for. `false`
-    /// if there is none, or a key is another session's: then it is to be closed.
-    pub fn adopt(&mut self, session: u32, keys: &[FlowKey; 2]) -> bool {
+    /// Counts the entries of sessions that the program has opened, and enters what it found no place for. `false` for
+    /// each for which there is none, or a key of which is another session's: then it is to be closed.
+    pub fn adopt<'a>(&mut self, opened: impl Iterator<Item = &'a Found> + Clone) -> Vec<bool> {
+        let entries = opened.flat_map(|found| {
+            let lines = Direction::BOTH.map(|direction| table::line_of(found.session, direction));
+            std::iter::zip(found.entries.map(|(key, _)| key), lines)
+        });
         let segments = &self.segments;
-        let lines = Direction::BOTH.map(|direction| table::line_of(session, direction));
-        let [original, reply] = [0, 1]
-            .map(|half: usize| self.index.adopt(&keys[half], lines[half], |line| key_of(segments, line)));
-        original && reply
+        let adopted = self.index.adopt(entries, |line| key_of(segments, line));
+        adopted.chunks(2).map(|both| both.iter().all(|is_adopted| *is_adopted)).collect()
     }
 
     /// The session whose line a key has, and the direction of its packets.

@@ -1,8 +1,8 @@
 //! The index of the flow table: which line a key has. The program searches it meanwhile, and enters lines of its own
 //! where nothing ever was; each of them is then adopted here.
 //!
-//! When a level is two fifths full the next one, twice as large, is filled beside it, a few places with each entry
-//! that comes, and then put in force with one write. Searches that began in the old level end there.
+//! When a level is two fifths full the next one, twice as large or more, is filled beside it, a few places with each
+//! entry that comes, and then put in force with one write. Searches that began in the old level end there.
 
 use nat_common::FlowKey;
 use nat_common::table::{self, EMPTY, LAST_LEVEL, LINE_MASK, PLACES, REMOVED, SEARCHED, Secret};
@@ -11,6 +11,10 @@ use super::Mapped;
 
 /// Places carried over to the next level with each entry that is made: twice this is free by then.
 const CARRIED: u32 = 16;
+
+/// Below this a level grows to four times its size at once, which carries a third of the entries; above it memory counts
+/// for more.
+const LARGE: u32 = 1 << 20;
 
 /// The index.
 pub(super) struct Index {
@@ -37,7 +41,7 @@ impl Index {
 
     /// Segments that it will need next.
     pub(super) fn wants(&self) -> u32 {
-        if self.is_crowded() { self.level.saturating_mul(4).min(LAST_LEVEL * 2).div_ceil(PLACES) } else { 0 }
+        if self.is_crowded() { (self.next() * 2).div_ceil(PLACES) } else { 0 }
     }
 
     /// Takes the next segment.
@@ -58,19 +62,52 @@ impl Index {
         self.taken += 1;
         if self.is_carried(place) {
             // Where the next level has no place, nor has the present one soon: it stays as it is.
-            self.enter(hash, line, self.level * 2);
+            self.enter(hash, line, self.next());
         }
         self.grow(key_of);
         true
     }
 
-    /// Takes note of a line that the program has entered: counts it, and enters it where it is missing. The program
+    /// Takes note of lines that the program has entered: counts them, and enters those that are missing. The program
     /// may have found no place, or one that became unreachable while it looked, because a run was closed up before it
-    /// or another level put in force. `false` if there is no place near, or the key has another line.
-    pub(super) fn adopt(&mut self, key: &FlowKey, line: u32, key_of: impl Fn(u32) -> FlowKey) -> bool {
-        let hash = table::hash(key.words(), &self.secret);
-        let Some((place, found)) = self.first(hash, key, &key_of) else {
-            self.sweep(hash, line, &key_of);
+    /// or another level put in force. `false` for each for which there is no place near, or whose key has another line.
+    pub(super) fn adopt(
+        &mut self,
+        entered: impl Iterator<Item = (FlowKey, u32)>,
+        key_of: impl Fn(u32) -> FlowKey + Copy,
+    ) -> Vec<bool> {
+        // All places are looked at before the first is needed: memory answers many questions in the time of one.
+        let looked_at: Vec<_> = entered
+            .map(|(key, line)| {
+                let hash = table::hash(key.words(), &self.secret);
+                (key, line, hash, self.load(table::place(hash, self.level, 0)))
+            })
+            .collect();
+        looked_at
+            .into_iter()
+            .map(|(key, line, hash, first)| {
+                let is_at_home = first == table::entry(hash, line)
+                    && self.load(table::place(hash, self.level, 0)) == first;
+                self.adopt_one(&key, line, hash, is_at_home, key_of)
+            })
+            .collect()
+    }
+
+    fn adopt_one(
+        &mut self,
+        key: &FlowKey,
+        line: u32,
+        hash: u64,
+        is_at_home: bool,
+        key_of: impl Fn(u32) -> FlowKey + Copy,
+    ) -> bool {
+        let found = if is_at_home {
+            Some((table::place(hash, self.level, 0), line))
+        } else {
+            self.first(hash, key, key_of)
+        };
+        let Some((place, found)) = found else {
+            self.sweep(hash, line, key_of);
             return self.insert(key, line, key_of);
         };
         if found != line {
@@ -79,8 +116,8 @@ impl Index {
             return false;
         }
         self.taken += 1;
-        if self.is_carried(place) && self.find(hash, line, self.level * 2).is_none() {
-            self.enter(hash, line, self.level * 2);
+        if self.is_carried(place) && self.find(hash, line, self.next()).is_none() {
+            self.enter(hash, line, self.next());
         }
         self.grow(key_of);
         true
@@ -121,10 +158,10 @@ impl Index {
         if self.carried.is_none() {
             self.close_up(place, self.level, key_of);
         } else if self.is_carried(place)
-            && let Some(place) = self.find(hash, line, self.level * 2)
+            && let Some(place) = self.find(hash, line, self.next())
         {
             self.store(place, REMOVED);
-            self.close_up(place, self.level * 2, key_of);
+            self.close_up(place, self.next(), key_of);
         }
     }
 
@@ -166,6 +203,11 @@ impl Index {
         self.level < LAST_LEVEL && u64::from(self.taken) * 5 > u64::from(self.level) * 2
     }
 
+    /// The level that comes after the one in force.
+    fn next(&self) -> u32 {
+        if self.level < LARGE { self.level * 4 } else { self.level * 2 }
+    }
+
     fn is_carried(&self, place: u32) -> bool {
         self.carried.is_some_and(|carried| place < self.level + carried)
     }
@@ -174,10 +216,10 @@ impl Index {
     fn grow(&mut self, key_of: impl Fn(u32) -> FlowKey) {
         let Some(carried) = self.carried else {
             if self.is_crowded()
-                && (self.segments.len() as u64) * u64::from(PLACES) >= u64::from(self.level) * 4
+                && (self.segments.len() as u64) * u64::from(PLACES) >= u64::from(self.next()) * 2
             {
                 // What an earlier daemon had begun to fill.
-                (self.level * 2..self.level * 4).for_each(|place| self.store(place, EMPTY));
+                (self.next()..self.next() * 2).for_each(|place| self.store(place, EMPTY));
                 self.carried = Some(0);
             }
             return;
@@ -193,12 +235,16 @@ impl Index {
             entry => table::hash(key_of(entry & LINE_MASK).words(), &self.secret),
         };
         let hashes = entries.map(hash_of);
+        // So are the places that they go to.
+        for hash in hashes {
+            let _ = self.load(table::place(hash, self.next(), 0));
+        }
         for (entry, hash) in entries.into_iter().zip(hashes).filter(|(entry, _)| *entry > REMOVED) {
-            self.enter(hash, entry & LINE_MASK, self.level * 2);
+            self.enter(hash, entry & LINE_MASK, self.next());
         }
         self.carried = Some(end);
         if end == self.level {
-            self.put_in_force(self.level * 2);
+            self.put_in_force(self.next());
         }
     }
 
@@ -390,7 +436,7 @@ mod tests {
         index.remove(&alike(2), 2, alike);
         index.store(third, table::entry(table::hash(alike(6).words(), &index.secret), 6));
         assert!(!index.has(&alike(6), 6), "behind a place where nothing is");
-        assert!(index.adopt(&alike(6), 6, alike));
+        assert_eq!(index.adopt([(alike(6), 6)].into_iter(), alike), [true]);
         assert!(index.has(&alike(6), 6) && index.has(&alike(4), 4));
         let mut lines: Vec<u32> = index.lines().collect();
         lines.sort_unstable();
@@ -405,7 +451,7 @@ mod tests {
         let twins = |line: u32| key(line & !1);
         assert!(index.insert(&twins(2), 2, twins));
         enter_as_program(&index, &twins(3), 3, index.level);
-        assert!(!index.adopt(&twins(3), 3, twins));
+        assert_eq!(index.adopt([(twins(3), 3)].into_iter(), twins), [false]);
         index.remove(&twins(3), 3, twins);
         assert_eq!((index.search(&twins(3), twins), index.taken), (Some(2), 1));
         assert!(index.lines().eq([2]));
@@ -429,17 +475,15 @@ mod tests {
             there.insert(line);
             line += 1;
             if reported.len() > 500 {
-                for line in reported.drain(..) {
-                    assert!(index.adopt(&key(line), line, key));
-                }
+                let adopted = index.adopt(reported.drain(..).map(|line| (key(line), line)), key);
+                assert!(adopted.into_iter().all(|is_adopted| is_adopted));
             }
             while u64::from(index.wants()) > index.segments() as u64 {
                 index.add(memory(PLACES));
             }
         }
-        for line in reported {
-            assert!(index.adopt(&key(line), line, key));
-        }
+        let adopted = index.adopt(reported.into_iter().map(|line| (key(line), line)), key);
+        assert!(adopted.into_iter().all(|is_adopted| is_adopted));
         check(&index, &there, &[]);
         assert_eq!(index.taken as usize, there.len());
     }

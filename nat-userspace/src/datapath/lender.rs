@@ -28,10 +28,10 @@ struct Cpu {
 
 impl Lender {
     /// Lends at most so many slots to each of the machine's CPUs.
-    pub(super) fn new(rings: Mapped<LentSlots>, cpus: usize, most: u32) -> Self {
+    pub(super) fn new(rings: Mapped<LentSlots>, cpus: u32, most: u32) -> Self {
         let most = most.min(LENT);
         let cpu = || Cpu { loan: Loan::default(), wanted: FIRST.min(most) };
-        let cpus = (0..cpus.min(CPUS as usize)).map(|_| cpu()).collect();
+        let cpus = (0..cpus.min(CPUS)).map(|_| cpu()).collect();
         let mut lender = Self { rings, cpus, spare: Vec::new(), most };
         lender.revoke();
         lender

@@ -203,6 +203,11 @@ fn data(map: Map, name: &'static str) -> Result<MapData, LoadError> {
     }
 }
 
+/// CPUs that the program may run on: of what each has for itself there is no more.
+pub(super) fn cpus() -> u32 {
+    aya::util::nr_cpus().map_or(1, |cpus| u32::try_from(cpus.get()).unwrap_or(CPUS)).min(CPUS)
+}
+
 /// The memory of an array of so many values.
 fn memory<T: Copy>(ebpf: &mut Ebpf, name: &'static str, entries: u32) -> Result<Mapped<T>, LoadError> {
     let map = data(take(ebpf, name)?, name)?;
@@ -238,6 +243,8 @@ impl Datapath {
         loader.override_global("SECRET", &secret.0, true);
         // Of the tracing programs, which have their own: as small as may be.
         loader.map_max_entries("TRACED", page_size());
+        let cpus = cpus();
+        loader.map_max_entries("SLOTS", cpus);
         for name in PINNED {
             loader.map_pin_path(name, pins.join(name));
         }
@@ -252,8 +259,7 @@ impl Datapath {
         remember(&mut settings, secret)?;
         let clock = memory(&mut ebpf, "CLOCK", 1)?;
         let mut flows = FlowTable::new(maps, for_grace, level, sessions, secret)?;
-        let cpus = aya::util::nr_cpus().map_or(1, |cpus| cpus.get() as usize);
-        let lender = Lender::new(memory(&mut ebpf, "SLOTS", CPUS)?, cpus, delegated);
+        let lender = Lender::new(memory(&mut ebpf, "SLOTS", cpus)?, cpus, delegated);
         if taken_over {
             // An earlier daemon's program had taken slots, and is still writing sessions.
             flows.wait_for_programs();
@@ -331,11 +337,13 @@ impl Datapath {
         Ok((result.return_value, left.split_off(if is_marked { abi::MARK_LENGTH } else { 0 })))
     }
 
-    /// Makes all grants of former epochs void.
-    pub fn set_epoch(&mut self, epoch: u32) -> Result<(), LoadError> {
+    /// Makes all grants of former epochs void, and says by what a packet's way is found.
+    pub fn set_epoch(&mut self, epoch: u32, by_destination: bool) -> Result<(), LoadError> {
         let of_settings = |source| LoadError::Map { name: "SETTINGS", source };
         let before = self.settings.get(&0, 0).map_err(of_settings)?;
-        self.settings.set(0, &Settings { epoch, ..before }, 0).map_err(of_settings)
+        self.settings
+            .set(0, &Settings { epoch, by_destination: by_destination.into(), ..before }, 0)
+            .map_err(of_settings)
     }
 
     /// Readable when [`Datapath::events`] has some.

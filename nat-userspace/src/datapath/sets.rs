@@ -16,7 +16,8 @@ const GENERATION: u32 = 32;
 ///
 /// `inside` are the inside networks: from outside, no packet may come from there.
 pub fn publish_rules(datapath: &mut Datapath, rules: &Rules, inside: &[Ipv4Net]) -> Result<(), LoadError> {
-    let Settings { generation: before, secret, epoch, .. } = datapath.settings.get(&0, 0).unwrap_or_default();
+    let Settings { generation: before, secret, epoch, by_destination, .. } =
+        datapath.settings.get(&0, 0).unwrap_or_default();
     let generation = before.wrapping_add(1);
     let forwarded: Vec<Ipv4Net> = rules.forwarded_to().map(Ipv4Net::from).collect();
     for (name, sets) in [
@@ -50,11 +51,12 @@ pub fn publish_rules(datapath: &mut Datapath, rules: &Rules, inside: &[Ipv4Net])
     let settings = Settings {
         generation,
         epoch,
-        pad: 0,
+        by_destination,
         secret,
         flags: flag(rules.drop_unmatched, Settings::DROP_UNMATCHED_OUTSIDE)
             | flag(rules.pass_forged, Settings::PASS_FORGED)
-            | flag(rules.tracks(), Settings::TRACKS),
+            | flag(rules.tracks(), Settings::TRACKS)
+            | flag(!rules.statics.is_empty(), Settings::ONE_TO_ONE),
         exempt: rules.exempt_set(),
         protocols: rules.protocol_sets(),
         inward: rules.inward_set(),

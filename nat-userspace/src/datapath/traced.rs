@@ -16,7 +16,7 @@ use nat_common::trace::{Header, Spent, Tracing};
 
 use super::attach::Cause;
 use super::filters;
-use super::object::{Datapath, LoadError, OBJECT, PINNED, program, typed};
+use super::object::{Datapath, LoadError, OBJECT, PINNED, cpus, program, typed};
 
 /// What the tracing programs are loaded beside.
 #[derive(Clone, Debug)]
@@ -38,6 +38,7 @@ impl Beside {
     pub fn load(&self) -> Result<Traced, LoadError> {
         let mut loader = EbpfLoader::new();
         loader.override_global("SECRET", &self.secret.0, true);
+        loader.map_max_entries("SLOTS", cpus());
         for name in PINNED {
             loader.map_pin_path(name, self.pins.join(name));
         }

@@ -16,10 +16,14 @@ use super::sessions::{Carriage, Origin, Session};
 use super::world::{Route, World};
 use super::{Gateway, Interface, address, network};
 use crate::config::{Mapping as Behaviour, Pooling, SnatRule, SnatTarget};
-use crate::datapath::{Claims, Endpoint, Held};
+use crate::datapath::{Claims, Endpoint, Found, Held};
 
 /// How long the program may take from claiming an endpoint to telling of it, if the host takes its CPU away.
 const PATIENCE: Duration = Duration::from_millis(20);
+
+/// Sessions that are adopted together: what is known of one is not asked for before all have been asked about, and memory
+/// answers many questions in the time of one.
+pub const TOGETHER: usize = 16;
 
 /// What of the gateway the program may do.
 pub(super) struct Delegation {
@@ -81,6 +85,7 @@ impl Gateway {
             last_port: rule.ports.last,
             tables,
             next_hops: session.next_hops,
+            flags: if world.is_local(address(external)) { 0 } else { Grant::ABSENT },
         };
         let key = GrantKey { address: key.source, rule: position.into() };
         if delegation.granted.insert(key, grant) != Some(grant) {
@@ -129,15 +134,14 @@ impl Gateway {
     /// Takes note of what the program has reported. Whether it has.
     pub fn read_reports(&mut self, world: &mut dyn World, now: Instant) -> bool {
         let reports = world.reports();
-        let is_any = !reports.is_empty();
-        for event in reports {
-            if event.seen == 0 {
-                self.adopt(world, now, event);
+        for alike in reports.chunk_by(|one, next| (one.seen == 0) == (next.seen == 0)) {
+            if alike[0].seen == 0 {
+                alike.chunks(TOGETHER).for_each(|opened| self.adopt_all(world, now, opened));
             } else {
-                self.session_event(world, now, &event);
+                alike.iter().for_each(|event| self.session_event(world, now, event));
             }
         }
-        is_any
+        !reports.is_empty()
     }
 
     /// Keeps the program from making a mapping of a packet's inside endpoint as long as the answer lives, and waits
@@ -164,47 +168,63 @@ impl Gateway {
         Some(held)
     }
 
-    /// Takes a session that the program has opened into the tables.
-    fn adopt(&mut self, world: &mut dyn World, now: Instant, event: SessionEvent) {
-        let slot = event.session;
+    /// Takes sessions that the program has opened into the tables.
+    fn adopt_all(&mut self, world: &mut dyn World, now: Instant, events: &[SessionEvent]) {
         // One that an earlier daemon had left unread was found in the table.
-        if self.sessions.get(slot).is_some() || !self.sessions.is_lent(slot) {
-            return;
+        let is_new = |slot| self.sessions.get(slot).is_none() && self.sessions.is_lent(slot);
+        let found: Vec<(SessionEvent, Found)> = events
+            .iter()
+            .filter(|event| is_new(event.session))
+            .filter_map(|event| Some((*event, world.session(event.session)?)))
+            .collect();
+        let entered = world.adopt(&found);
+        let asked: Vec<_> = found.iter().map(|(_, found)| self.mapping_of(found)).collect();
+        for (((event, found), is_entered), mapping) in found.iter().zip(entered).zip(asked) {
+            self.adopt(world, now, event, found, mapping.filter(|_| is_entered));
         }
-        let Some(found) = world.session(slot) else { return };
+    }
+
+    /// Takes a session that the program has opened into the tables, with the mapping that it has made.
+    fn adopt(
+        &mut self,
+        world: &mut dyn World,
+        now: Instant,
+        event: &SessionEvent,
+        found: &Found,
+        mapping: Option<Mapping>,
+    ) {
+        let slot = event.session;
         let [(original, value), (reply, back)] = found.entries;
-        let position = u16::try_from(found.origin & 0xffff).unwrap_or(u16::MAX);
-        let session = Session {
-            original,
-            rewrite: value.rewrite(),
-            reply,
-            mapping: 0,
-            next_hops: [value.next_hop, back.next_hop],
-            carriage: Carriage::Translated,
-            armed: 0,
-            opened: self.age(now),
-            origin: Origin::Snat(position),
-            reply_refreshes: original.protocol == wire::TCP,
-        };
-        let is_entered = world.adopt(slot, &[original, reply]);
-        let mapping = self.adopt_mapping(now, &session);
-        if mapping.is_none() {
-            self.mappings.settle(endpoint(&original));
-        }
+        let rewrite = value.rewrite();
+        let (owner, port) = ((original.protocol, rewrite.source), u16::from_be(rewrite.source_port));
         self.sessions.forget(slot);
-        let (true, Some(mapping)) = (is_entered, mapping) else {
+        let has_port = self.externals.adopt_claimed(rewrite.source, original.protocol, port);
+        let Some(mapping) = mapping.filter(|_| has_port) else {
             // Its port or one of its keys is another's: as if it had never been.
             tracing::debug!(slot, "a session that the program opened clashes with another");
-            if let Some(mapping) = mapping {
-                self.drop_if_unused(now, mapping);
+            if has_port {
+                self.externals.give_back(owner, port, (original.source, original.source_port), false, now);
             }
+            self.mappings.settle(endpoint(&original));
             world.close(slot, &[original, reply]);
             return;
         };
-        let origin = session.origin;
-        self.mappings.hold(mapping, session_remote(&session));
-        let armed = self.wheel.arm(slot, now + self.first_timeout(&original));
-        self.sessions.adopt(slot, Session { mapping, armed, ..session });
+        self.record_mapping(now, &mapping);
+        let origin = Origin::Snat(mapping.rule);
+        let session = Session {
+            original,
+            rewrite,
+            reply,
+            mapping: self.mappings.adopt(mapping),
+            next_hops: [value.next_hop, back.next_hop],
+            carriage: Carriage::Translated,
+            armed: self.wheel.arm(slot, now + self.first_timeout(&original)),
+            opened: self.age(now),
+            origin,
+            reply_refreshes: original.protocol == wire::TCP,
+        };
+        self.mappings.hold(session.mapping, session_remote(&session));
+        self.sessions.adopt(slot, session);
         *self.opened.entry(origin).or_default() += 1;
         self.record_session(now, slot);
         let is_of_now = |own: &Delegation| own.epoch & 0xffff == u32::from(event.epoch);
@@ -213,34 +233,26 @@ impl Gateway {
         }
     }
 
-    /// The mapping that the program has made with a session. `None` if its port was not to be had.
-    fn adopt_mapping(&mut self, now: Instant, session: &Session) -> Option<u32> {
-        let (key, rewrite) = (session.original, session.rewrite);
-        let Origin::Snat(position) = session.origin else { return None };
+    /// The mapping that the program has made with a session. `None` if its inside endpoint has another.
+    fn mapping_of(&self, found: &Found) -> Option<Mapping> {
+        let [(key, value), _] = found.entries;
+        let position = u16::try_from(found.origin & 0xffff).unwrap_or(u16::MAX);
+        let rewrite = value.rewrite();
         let pool = match self.rules.snat.get(usize::from(position)).map(|rule| &rule.to) {
             Some(SnatTarget::Pool(pool)) if pool.len() > 1 => u32::from(position),
             _ => rewrite.source,
         };
-        let port = u16::from_be(rewrite.source_port);
-        if !self.externals.adopt_claimed(rewrite.source, key.protocol, port) {
-            return None;
-        }
         let inside = (key.source, key.source_port);
-        let mapping = Mapping {
-            key: MappingKey::new(Behaviour::EndpointIndependent, key.protocol, inside, (0, 0), pool),
+        let key = MappingKey::new(Behaviour::EndpointIndependent, key.protocol, inside, (0, 0), pool);
+        self.mappings.find(&key).is_none().then_some(Mapping {
+            key,
             external: rewrite.source,
             external_port: rewrite.source_port,
             sessions: 0,
             rule: position,
             permanent: false,
             shared: false,
-        };
-        if self.mappings.find(&mapping.key).is_some() {
-            self.externals.give_back((key.protocol, rewrite.source), port, inside, false, now);
-            return None;
-        }
-        self.record_mapping(now, &mapping);
-        Some(self.mappings.adopt(mapping))
+        })
     }
 
     /// A session that was opened by what held before: does it still?

@@ -6,6 +6,7 @@ use std::rc::Rc;
 use hashbrown::HashTable;
 use nat_common::wire;
 
+use super::owners::{External, Owners};
 use super::slab::Slab;
 use crate::config::Mapping as Behaviour;
 use crate::datapath::{Claims, Endpoint};
@@ -47,9 +48,6 @@ pub struct Mapping {
     pub shared: bool,
 }
 
-/// External side of a mapping that owns its port.
-type External = (u8, u32, u16);
-
 /// A mapping, and whom it has sessions with.
 struct Held {
     mapping: Mapping,
@@ -57,16 +55,24 @@ struct Held {
     first: (u32, u32),
 }
 
+/// Tables that numbers are spread over: a packet waits for one of them to grow, not for all.
+const SHARDS: usize = 64;
+
 /// Numbers by what they stand for, which is kept elsewhere: four bytes of a hash and the number.
-#[derive(Default)]
-struct Numbers(HashTable<(u32, u32)>);
+struct Numbers([HashTable<(u32, u32)>; SHARDS]);
+
+impl Default for Numbers {
+    fn default() -> Self {
+        Self(std::array::from_fn(|_| HashTable::new()))
+    }
+}
 
 /// All mappings.
 #[derive(Default)]
 pub struct MappingTable {
     slots: Slab<Held>,
     by_inside: Numbers,
-    by_external: Numbers,
+    by_external: Owners,
     /// How many sessions a mapping has with remote addresses beside its first one: what address-dependent filtering
     /// asks.
     contacts: HashMap<(u32, u32), u32>,
@@ -108,14 +114,14 @@ impl Mapping {
 impl Numbers {
     /// A number with this hash for which `is_meant` holds.
     fn find(&self, hash: u32, is_meant: impl Fn(u32) -> bool) -> Option<u32> {
-        let entry = self.0.find(spread(hash), |&(other, number)| other == hash && is_meant(number))?;
-        Some(entry.1)
+        let is_it = |&(other, number): &(u32, u32)| other == hash && is_meant(number);
+        Some(self.0[shard(hash)].find(spread(hash), is_it)?.1)
     }
 
     /// Puts a number in; in the place of one for which `is_meant` holds, if there is one.
     fn insert(&mut self, hash: u32, number: u32, is_meant: impl Fn(u32) -> bool) {
         let alike = |&(other, number): &(u32, u32)| other == hash && is_meant(number);
-        match self.0.entry(spread(hash), alike, |entry| spread(entry.0)) {
+        match self.0[shard(hash)].entry(spread(hash), alike, |entry| spread(entry.0)) {
             hashbrown::hash_table::Entry::Occupied(mut entry) => entry.get_mut().1 = number,
             hashbrown::hash_table::Entry::Vacant(entry) => drop(entry.insert((hash, number))),
         }
@@ -123,7 +129,7 @@ impl Numbers {
 
     /// Takes a number out, if it is in.
     fn remove(&mut self, hash: u32, number: u32) {
-        if let Ok(entry) = self.0.find_entry(spread(hash), |&entry| entry == (hash, number)) {
+        if let Ok(entry) = self.0[shard(hash)].find_entry(spread(hash), |&entry| entry == (hash, number)) {
             entry.remove();
         }
     }
@@ -132,6 +138,11 @@ impl Numbers {
 /// As many bits as a table asks for, from those that are kept.
 const fn spread(hash: u32) -> u64 {
     (hash as u64) << 32 | hash as u64
+}
+
+/// The table of a hash, by bits that the tables themselves look at last.
+const fn shard(hash: u32) -> usize {
+    (hash >> 16) as usize % SHARDS
 }
 
 impl MappingTable {
@@ -154,9 +165,7 @@ impl MappingTable {
 
     /// The mapping that owns an external endpoint.
     pub fn find_external(&self, protocol: u8, address: u32, port: u16) -> Option<u32> {
-        let wanted = (protocol, address, port);
-        self.by_external
-            .find(self.hash(&wanted), |slot| self.get(slot).map(Mapping::external) == Some(wanted))
+        self.by_external.get((protocol, address, port))
     }
 
     /// The mapping in a slot.
@@ -188,13 +197,12 @@ impl MappingTable {
 
     fn put(&mut self, mapping: Mapping) -> u32 {
         let Some(slot) = self.slots.reserve(u32::MAX) else { return u32::MAX };
-        let [inside, external] = self.hashes(&mapping);
+        let inside = self.hash(&mapping.key);
         let slots = &self.slots;
-        let other = |slot| slots.get(slot).map(|held: &Held| held.mapping);
-        self.by_inside.insert(inside, slot, |slot| other(slot).is_some_and(|other| other.key == mapping.key));
+        let is_its = |slot| slots.get(slot).is_some_and(|held: &Held| held.mapping.key == mapping.key);
+        self.by_inside.insert(inside, slot, is_its);
         if !mapping.shared {
-            let is_its = |slot| other(slot).is_some_and(|other| other.external() == mapping.external());
-            self.by_external.insert(external, slot, is_its);
+            self.by_external.set(mapping.external(), slot);
         }
         self.slots.put(slot, Held { mapping, first: (0, 0) });
         self.count += 1;
@@ -246,9 +254,8 @@ impl MappingTable {
     /// Takes a mapping out, whoever holds it.
     pub fn remove(&mut self, slot: u32) -> Option<Mapping> {
         let mapping = self.slots.take(slot)?.mapping;
-        let [inside, external] = self.hashes(&mapping);
-        self.by_inside.remove(inside, slot);
-        self.by_external.remove(external, slot);
+        self.by_inside.remove(self.hash(&mapping.key), slot);
+        self.by_external.clear(mapping.external(), slot);
         self.slots.give_back([slot]);
         self.count -= 1;
         if let Some(claims) = self.claims.as_ref().filter(|_| is_claimed(&mapping)) {
@@ -266,10 +273,6 @@ impl MappingTable {
     /// Every mapping with its slot.
     pub fn iter(&self) -> impl Iterator<Item = (u32, &Mapping)> {
         self.slots.iter().map(|(slot, held)| (slot, &held.mapping))
-    }
-
-    fn hashes(&self, mapping: &Mapping) -> [u32; 2] {
-        [self.hash(&mapping.key), self.hash(&mapping.external())]
     }
 
     #[expect(clippy::cast_possible_truncation, reason = "half of a hash")]

@@ -30,6 +30,7 @@ mod mss;
 mod next_hops;
 mod notices;
 mod open;
+mod owners;
 mod ports;
 mod random;
 mod records;

@@ -270,11 +270,14 @@ impl Gateway {
             });
             return Ok((slot, external, external_port));
         }
-        world.read_bound();
         let candidates: Vec<u32> = match rule.deterministic {
             None => self.externals.candidates(key.source, pool, addresses, &belongs, rule.pooling),
             Some(_) => rule.block(address(key.source)).iter().map(|(own, _)| network(*own)).collect(),
         };
+        // What no interface has no socket can be bound to: then they need not be read.
+        if candidates.iter().any(|own| world.is_local(address(*own))) {
+            world.read_bound();
+        }
         let claim = Claim { key, inside, rule, position, realm: egress.realm() };
         let found = candidates
             .iter()

@@ -208,6 +208,8 @@ impl PortTable {
     ) -> Option<u16> {
         /// Random ports that are tried before the next free one from a random one on is taken.
         const TRIES: u32 = 16;
+        /// The even ports of a word, and the odd ones.
+        const OF_PARITY: [u64; 2] = [0x5555_5555_5555_5555, 0xaaaa_aaaa_aaaa_aaaa];
         if self.free_count[class] == 0 {
             return None;
         }
@@ -227,11 +229,13 @@ impl PortTable {
             let start = usize::from(draw()) / 64;
             let mut words = (start..=last).chain(first..start);
             words.find_map(|word| {
-                let bits = self.free[word];
-                (0..64)
-                    .filter(|bit| bits >> bit & 1 != 0)
-                    .filter_map(|bit| u16::try_from(word * 64 + bit).ok())
-                    .find(|&port| may_be_had(port))
+                let mut bits = self.free[word] & OF_PARITY[usize::from(parity)];
+                std::iter::from_fn(|| {
+                    let bit = bits.checked_ilog2()?;
+                    bits ^= 1 << bit;
+                    u16::try_from(word * 64 + bit as usize).ok()
+                })
+                .find(|&port| may_be_had(port))
             })
         })?;
         self.remove_free(found);

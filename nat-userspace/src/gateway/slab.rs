@@ -1,11 +1,13 @@
 //! Values by number, in blocks that never move: a table that grows copies nothing, and a packet never waits for it.
 
-/// Values of a block.
-const BLOCK: usize = 1024;
+use crate::memory;
+
+/// Values of a block: some megabytes, of which no more is memory than what was ever used.
+const BLOCK: usize = 65_536;
 
 /// Values by number.
 pub struct Slab<T> {
-    blocks: Vec<Box<[Option<T>]>>,
+    blocks: Vec<Vec<Option<T>>>,
     /// Numbers that were ever given out.
     length: u32,
     /// Those of them that are free.
@@ -37,10 +39,17 @@ impl<T> Slab<T> {
 
     /// Makes sure of the numbers below `length`; new ones are not free yet.
     pub fn extend(&mut self, length: u32) {
-        while self.blocks.len() * BLOCK < length as usize {
-            self.blocks.push(std::iter::repeat_with(|| None).take(BLOCK).collect());
+        while self.length < length {
+            let place = self.length as usize % BLOCK;
+            if place == 0 {
+                self.blocks.push(memory::reserve(BLOCK));
+            }
+            let more = (BLOCK - place).min((length - self.length) as usize);
+            if let Some(last) = self.blocks.last_mut() {
+                last.extend(std::iter::repeat_with(|| None).take(more));
+            }
+            self.length += u32::try_from(more).unwrap_or(0);
         }
-        self.length = self.length.max(length);
     }
 
     /// Whether [`Slab::reserve`] would find a number.
@@ -48,9 +57,11 @@ impl<T> Slab<T> {
         !self.free.is_empty() || self.length < most
     }
 
-    /// Puts a value where a number was reserved. What was there.
-    pub fn put(&mut self, number: u32, value: T) -> Option<T> {
-        self.place(number)?.replace(value)
+    /// Puts a value where a number was reserved.
+    pub fn put(&mut self, number: u32, value: T) {
+        if let Some(place) = self.place(number) {
+            *place = Some(value);
+        }
     }
 
     /// Takes a value out. Its number is not free before it is [given back](Slab::give_back).
@@ -70,7 +81,7 @@ impl<T> Slab<T> {
 
     /// A value.
     pub fn get(&self, number: u32) -> Option<&T> {
-        self.blocks.get(number as usize / BLOCK)?[number as usize % BLOCK].as_ref()
+        self.blocks.get(number as usize / BLOCK)?.get(number as usize % BLOCK)?.as_ref()
     }
 
     /// A value, to be changed.
@@ -84,7 +95,7 @@ impl<T> Slab<T> {
     }
 
     fn place(&mut self, number: u32) -> Option<&mut Option<T>> {
-        Some(&mut self.blocks.get_mut(number as usize / BLOCK)?[number as usize % BLOCK])
+        self.blocks.get_mut(number as usize / BLOCK)?.get_mut(number as usize % BLOCK)
     }
 }
 
@@ -99,7 +110,7 @@ mod tests {
         assert!(numbers.iter().copied().eq(0..3000));
         assert!(!slab.has_room(3000));
         for &number in &numbers {
-            assert_eq!(slab.put(number, number), None);
+            slab.put(number, number);
         }
         assert_eq!(slab.take(1500), Some(1500));
         assert_eq!(slab.reserve(3000), None, "not given back yet");

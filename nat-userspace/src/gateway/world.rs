@@ -64,10 +64,10 @@ pub trait World {
     fn session(&self, _session: u32) -> Option<Found> {
         None
     }
-    /// Takes note of the entries of a session that the program has opened, and enters what it could not. `false` if
-    /// there is no place, or a key is another's: then it is to be closed.
-    fn adopt(&mut self, _session: u32, _keys: &[FlowKey; 2]) -> bool {
-        false
+    /// Takes note of the entries of sessions that the program has opened, and enters what it could not. `false` for each
+    /// for which there is no place, or a key of which is another's: then it is to be closed.
+    fn adopt(&mut self, opened: &[(SessionEvent, Found)]) -> Vec<bool> {
+        vec![false; opened.len()]
     }
     /// Grants a host what its sessions may be opened with.
     fn grant(&mut self, _key: &GrantKey, _grant: &Grant) {}

@@ -196,6 +196,12 @@ impl Host {
         Ok(())
     }
 
+    /// Whether a packet's way depends on where it came in and goes to, and on nothing else: `ip rule` has but the kernel's
+    /// three.
+    pub fn routes_by_destination(&self) -> bool {
+        !self.routes.is_policy()
+    }
+
     /// An interface by its number.
     pub fn link(&self, ifindex: u32) -> Option<&Link> {
         self.links.link(ifindex)

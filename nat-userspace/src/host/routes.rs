@@ -88,6 +88,11 @@ impl Routes {
         self.old.clear();
     }
 
+    /// Whether `ip rule` has more than the kernel's three.
+    pub(super) fn is_policy(&self) -> bool {
+        self.policy
+    }
+
     /// Reads the policy rules anew.
     pub(super) fn read_rules(&mut self, channel: &mut Channel) -> io::Result<()> {
         let mut request = RuleMessage::default();
