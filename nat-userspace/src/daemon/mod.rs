@@ -64,9 +64,6 @@ pub fn run(options: RunOptions, config: Config) -> anyhow::Result<()> {
     let socket = options.socket.as_ref().unwrap_or(&config.control.socket).clone();
     Server::make_way(&socket)?;
     let (mailbox, post) = Mailbox::new().context("listen for signals")?;
-    let datapath = Datapath::load(&config.control.bpffs, config.limits.sessions, config.limits.delegated)?;
-    let taken_over = datapath.taken_over;
-    let instructions = datapath.verified_instructions();
     let links = config.interfaces.iter().filter_map(|interface| {
         let link = host.link_by_name(&interface.name)?;
         Some(vlans::place(&host, interface, link)?.device)
@@ -78,6 +75,9 @@ pub fn run(options: RunOptions, config: Config) -> anyhow::Result<()> {
     // Interfaces that are not there yet will want theirs.
     let absent = u32::try_from(config.interfaces.len()).unwrap_or(present) - present;
     let frames = Frames::new(receive + absent * lent_frames(1), jumbo)?;
+    let datapath = Datapath::load(&config.control.bpffs, config.limits.sessions, config.limits.delegated)?;
+    let taken_over = datapath.taken_over;
+    let instructions = datapath.verified_instructions();
     // The tables are read: nothing that follows needs more, and threads that it starts have no more.
     privileges::drop_others();
     let kernel = Kernel::new(datapath, host)?;

@@ -47,14 +47,14 @@ pub struct Found {
 impl FlowTable {
     /// The table in these maps, for at most `sessions` sessions. The thread that waits has handles of its own.
     pub(super) fn new(
-        mut maps: Maps,
+        maps: &mut Maps,
         for_grace: Maps,
         level: Mapped<u64>,
         sessions: u32,
         secret: Secret,
     ) -> Result<Self, LoadError> {
-        let (places, _) = there(&mut maps, Part::Index, PLACES)?;
-        let (segments, first) = there(&mut maps, Part::Lines, SEGMENT)?;
+        let (places, _) = there(maps, Part::Index, PLACES)?;
+        let (segments, first) = there(maps, Part::Lines, SEGMENT)?;
         let grace =
             Grace::new(for_grace, first).map_err(|source| LoadError::Memory { name: "LINES", source })?;
         Ok(Self {

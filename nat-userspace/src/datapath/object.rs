@@ -3,6 +3,7 @@
 
 use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
+use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
@@ -195,22 +196,14 @@ pub(super) fn typed<T: TryFrom<Map, Error = MapError>>(
     take(ebpf, name)?.try_into().map_err(|source| LoadError::Map { name, source })
 }
 
-/// The untyped data of an array.
-fn data(map: Map, name: &'static str) -> Result<MapData, LoadError> {
-    match map {
-        Map::Array(data) => Ok(data),
-        _ => Err(LoadError::MissingMap(name)),
-    }
-}
-
 /// CPUs that the program may run on: of what each has for itself there is no more.
 pub(super) fn cpus() -> u32 {
     aya::util::nr_cpus().map_or(1, |cpus| u32::try_from(cpus.get()).unwrap_or(CPUS)).min(CPUS)
 }
 
-/// The memory of an array of so many values.
-fn memory<T: Copy>(ebpf: &mut Ebpf, name: &'static str, entries: u32) -> Result<Mapped<T>, LoadError> {
-    let map = data(take(ebpf, name)?, name)?;
+/// The memory of an array of so many values. The array stays where programs that are yet to be loaded find it.
+fn memory<T: Copy>(ebpf: &Ebpf, name: &'static str, entries: u32) -> Result<Mapped<T>, LoadError> {
+    let Some(Map::Array(map)) = ebpf.map(name) else { return Err(LoadError::MissingMap(name)) };
     Mapped::new(map.fd(), entries).map_err(|source| LoadError::Memory { name, source })
 }
 
@@ -249,24 +242,30 @@ impl Datapath {
             loader.map_pin_path(name, pins.join(name));
         }
         let mut ebpf = loader.load(OBJECT)?;
-        let programs = Programs::ready(&mut ebpf, &pins)?;
         let (index, for_grace_index) = segments(&mut ebpf, "INDEX")?;
         let (lines, for_grace_lines) = segments(&mut ebpf, "LINES")?;
-        let maps = Maps { index, lines };
+        let mut maps = Maps { index, lines };
         let for_grace = Maps { index: for_grace_index, lines: for_grace_lines };
-        let level = memory(&mut ebpf, "LEVEL", 1)?;
+        let level = memory(&ebpf, "LEVEL", 1)?;
         let mut settings: Array<MapData, Settings> = typed(&mut ebpf, "SETTINGS")?;
         remember(&mut settings, secret)?;
-        let clock = memory(&mut ebpf, "CLOCK", 1)?;
-        let mut flows = FlowTable::new(maps, for_grace, level, sessions, secret)?;
-        let lender = Lender::new(memory(&mut ebpf, "SLOTS", cpus)?, cpus, delegated);
+        let clock = memory(&ebpf, "CLOCK", 1)?;
+        // The verifier takes its time, and so does the kernel with each segment. Maps that are in use here stay open: the
+        // programs are loaded with them.
+        let (programs, flows) = std::thread::scope(|scope| {
+            let programs = scope.spawn(|| Programs::ready(&mut ebpf, &pins));
+            let flows = FlowTable::new(&mut maps, for_grace, level, sessions, secret);
+            (programs.join().unwrap_or_else(|panic| resume_unwind(panic)), flows)
+        });
+        let (programs, mut flows) = (programs?, flows?);
+        let lender = Lender::new(memory(&ebpf, "SLOTS", cpus)?, cpus, delegated);
         if taken_over {
             // An earlier daemon's program had taken slots, and is still writing sessions.
             flows.wait_for_programs();
         }
         let claims = Claims::new(
-            memory(&mut ebpf, "CELLS", CELL_WORDS)?,
-            memory(&mut ebpf, "PORTS", PORT_TABLES)?,
+            memory(&ebpf, "CELLS", CELL_WORDS)?,
+            memory(&ebpf, "PORTS", PORT_TABLES)?,
             secret,
         );
         let mut delegation =

@@ -15,6 +15,8 @@ use xdp::socket::{PollTimeout, SocketError, XdpSocket, XdpSocketBuilder};
 use xdp::umem::{FrameSize, UmemCfgBuilder};
 use xdp::{Packet, RingConfig, RingConfigBuilder, Umem, WakableRings};
 
+use crate::memory;
+
 /// Entries of the transmit and completion ring of a socket.
 const RING: u32 = 2048;
 /// Frames that an interface can have waiting for the daemon, over all its queues: a burst of ten
@@ -83,7 +85,16 @@ impl Frames {
             .build();
             Umem::map(config.map_err(|error| io::Error::other(format!("{error:?}")))?)
         };
-        Ok(Self { umem: build().map_err(|source| PortError::Memory { frames, source })? })
+        let mut frames = Self { umem: build().map_err(|source| PortError::Memory { frames, source })? };
+        frames.fill_in_time(frames.umem.capacity() * if jumbo { 4096 } else { 2048 });
+        Ok(frames)
+    }
+
+    /// Has the kernel find the memory's pages while other things are made ready: the first socket pins them all.
+    fn fill_in_time(&mut self, bytes: usize) {
+        let Some(mut first) = self.copy(&[0]) else { return };
+        memory::fill_in_time(first.as_mut_ptr(), bytes);
+        self.free(first);
     }
 
     /// A frame with these bytes; `None` if they are too many, or no frame is free.
