@@ -137,7 +137,7 @@ impl Household {
 
     fn iperf3(&self, arguments: &[&str]) -> anyhow::Result<String> {
         let mut command = Command::new("iperf3");
-        command.args(["--client", SERVER, "--json", "--connect-timeout", "1000"]).args(arguments);
+        command.args(["--client", SERVER, "--json", "--connect-timeout", "5000"]).args(arguments);
         self.client.run(&mut command)
     }
 }
