@@ -263,11 +263,8 @@ impl Datapath {
             // An earlier daemon's program had taken slots, and is still writing sessions.
             flows.wait_for_programs();
         }
-        let claims = Claims::new(
-            memory(&ebpf, "CELLS", CELL_WORDS)?,
-            memory(&ebpf, "PORTS", PORT_TABLES)?,
-            secret,
-        );
+        let claims =
+            Claims::new(memory(&ebpf, "CELLS", CELL_WORDS)?, memory(&ebpf, "PORTS", PORT_TABLES)?, secret);
         let mut delegation =
             Delegation { claims: Rc::new(claims), lender, granted: typed(&mut ebpf, "GRANTED")? };
         delegation.forget(|_| true);
