@@ -198,7 +198,7 @@ pub(super) fn typed<T: TryFrom<Map, Error = MapError>>(
 
 /// CPUs that the program may run on: of what each has for itself there is no more.
 pub(super) fn cpus() -> u32 {
-    aya::util::nr_cpus().map_or(1, |cpus| u32::try_from(cpus.get()).unwrap_or(CPUS)).min(CPUS)
+    aya::util::nr_cpus().map_or(1, std::num::NonZero::get).min(CPUS)
 }
 
 /// The memory of an array of so many values. The array stays where programs that are yet to be loaded find it.

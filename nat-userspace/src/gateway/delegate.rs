@@ -136,9 +136,13 @@ impl Gateway {
         let reports = world.reports();
         for alike in reports.chunk_by(|one, next| (one.seen == 0) == (next.seen == 0)) {
             if alike[0].seen == 0 {
-                alike.chunks(TOGETHER).for_each(|opened| self.adopt_all(world, now, opened));
+                for opened in alike.chunks(TOGETHER) {
+                    self.adopt_all(world, now, opened);
+                }
             } else {
-                alike.iter().for_each(|event| self.session_event(world, now, event));
+                for event in alike {
+                    self.session_event(world, now, event);
+                }
             }
         }
         !reports.is_empty()
@@ -180,7 +184,7 @@ impl Gateway {
         let entered = world.adopt(&found);
         let asked: Vec<_> = found.iter().map(|(_, found)| self.mapping_of(found)).collect();
         for (((event, found), is_entered), mapping) in found.iter().zip(entered).zip(asked) {
-            self.adopt(world, now, event, found, mapping.filter(|_| is_entered));
+            self.adopt(world, now, *event, found, mapping.filter(|_| is_entered));
         }
     }
 
@@ -189,7 +193,7 @@ impl Gateway {
         &mut self,
         world: &mut dyn World,
         now: Instant,
-        event: &SessionEvent,
+        event: SessionEvent,
         found: &Found,
         mapping: Option<Mapping>,
     ) {
