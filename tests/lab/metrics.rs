@@ -4,6 +4,7 @@ use std::{
     fs,
     io::{Read as _, Write as _},
     net::TcpStream,
+    path::Path,
     process::Command,
     time::{Duration, Instant},
 };
@@ -71,8 +72,14 @@ fn a_scraper_reads_what_was_on_the_wire() {
     if Command::new("promtool").arg("--version").output().is_ok() {
         let file = stage.gateway.configuration().with_extension("prom");
         fs::write(&file, &printed).expect("write what was printed");
-        let checked = stage.lab.gateway.shell(&format!("promtool check metrics < {}", file.display()));
-        assert!(checked.status.success(), "{}", String::from_utf8_lossy(&checked.stderr));
+        let rules = Path::new(env!("CARGO_MANIFEST_DIR")).join("../contrib/prometheus/natgw.rules.yml");
+        for check in [
+            format!("promtool check metrics < {}", file.display()),
+            format!("promtool check rules {}", rules.display()),
+        ] {
+            let checked = stage.lab.gateway.shell(&check);
+            assert!(checked.status.success(), "{check}: {}", String::from_utf8_lossy(&checked.stderr));
+        }
     }
 }
 
