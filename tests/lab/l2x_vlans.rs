@@ -412,7 +412,8 @@ fn a_trace_tells_of_vlans() {
             let lines = text.split_inclusive('\n').filter_map(|line| line.strip_suffix('\n'));
             lines.filter_map(|line| serde_json::from_str(line).ok()).collect()
         };
-        stage.gateway.wait_until("it has begun", Duration::from_secs(10), |_| !lines().is_empty());
+        // An emulated machine takes its time to verify the tracing programs.
+        stage.gateway.wait_until("it has begun", Duration::from_secs(60), |_| !lines().is_empty());
         let (tenant, leased) = (&INSIDE[2], &OUTSIDE[2].0);
         for payload in ["the daemon's", "the fast path's"] {
             let packet = Packet::udp(TENANT, "198.51.100.3:9").payload(payload);
