@@ -12,9 +12,9 @@ use super::Mapped;
 /// Places carried over to the next level with each entry that is made: twice this is free by then.
 const CARRIED: u32 = 16;
 
-/// Below this a level grows to four times its size at once, which carries a third of the entries; above it memory counts
-/// for more.
-const LARGE: u32 = 1 << 20;
+/// Below this a level grows to four times its size at once, which carries a third of the entries; above it a cache counts
+/// for more, which holds more of a dense index.
+const LARGE: u32 = 1 << 18;
 
 /// The index.
 pub(super) struct Index {
