@@ -141,6 +141,10 @@ impl World for Kernel {
         self.datapath.flows.find(key)
     }
 
+    fn expect(&self, key: &FlowKey) {
+        self.datapath.flows.expect(key);
+    }
+
     fn released(&mut self) -> Vec<u32> {
         self.datapath.flows.released()
     }

@@ -135,6 +135,11 @@ impl FlowTable {
         Some((table::session_of(line)?, direction))
     }
 
+    /// Asks memory for the place where the search for a key begins.
+    pub fn expect(&self, key: &FlowKey) {
+        self.index.expect(key);
+    }
+
     /// Waits until the programs that run now have ended.
     pub fn wait_for_programs(&mut self) {
         self.grace.wait();

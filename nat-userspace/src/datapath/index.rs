@@ -123,6 +123,11 @@ impl Index {
         true
     }
 
+    /// Asks memory for the place where the search for a key begins.
+    pub(super) fn expect(&self, key: &FlowKey) {
+        let _ = self.load(table::place(table::hash(key.words(), &self.secret), self.level, 0));
+    }
+
     /// The line of a key.
     pub(super) fn search(&self, key: &FlowKey, key_of: impl Fn(u32) -> FlowKey) -> Option<u32> {
         self.first(table::hash(key.words(), &self.secret), key, key_of).map(|(_, line)| line)

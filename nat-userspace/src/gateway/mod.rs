@@ -286,6 +286,19 @@ impl Gateway {
         outcome
     }
 
+    /// Asks memory for what a packet that is about to be handled will need first. Of many packets, all are asked for
+    /// before the first is handled: memory answers many questions in the time of one.
+    pub fn expect(&self, world: &dyn World, ingress: u32, frame: &mut [u8]) {
+        let Some(interface) = self.interfaces.get(&ingress) else { return };
+        let Some(view) = SliceFrame::new(frame) else { return };
+        if let Frames::Ipv4(Parsed { key, kind: Kind::Ported, .. }) = parse(&view, interface.realm()) {
+            world.expect(&key);
+            if let Some(delegation) = &self.delegation {
+                delegation.expect(&key);
+            }
+        }
+    }
+
     fn judge(&mut self, world: &mut dyn World, now: Instant, ingress: u32, frame: &mut [u8]) -> Outcome {
         let Some(interface) = self.interfaces.get(&ingress).cloned() else { return Outcome::ToStack };
         let Some(view) = SliceFrame::new(frame) else { return Outcome::Drop(Reason::DropTruncated) };

@@ -55,6 +55,9 @@ pub trait World {
     /// Whether a socket of the gateway is bound to a port (network byte order).
     fn is_bound(&self, protocol: u8, address: u32, port: u16) -> bool;
 
+    /// Asks memory for what [`World::find`] will look at first.
+    fn expect(&self, _key: &FlowKey) {}
+
     /// What the program has reported since the last time. This and all that follows: nothing, where the program opens no
     /// sessions by itself.
     fn reports(&mut self) -> Vec<SessionEvent> {

@@ -1,6 +1,6 @@
 //! Where the kernel would send a packet, remembered until anything about routing changes.
 
-use std::{collections::HashMap, io, net::Ipv4Addr};
+use std::{io, net::Ipv4Addr};
 
 use netlink_packet_core::{DecodeError, Parseable as _};
 use netlink_packet_route::{
@@ -11,6 +11,7 @@ use netlink_packet_route::{
 use rustix::io::Errno;
 
 use super::netlink::{Channel, Message};
+use crate::hash::HashMap;
 
 /// A packet whose way is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

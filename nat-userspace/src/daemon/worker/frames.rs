@@ -32,6 +32,9 @@ impl Worker {
                 // Likewise what it tells of packets: a trace is in their order.
                 self.read_traces();
                 let mut packets = std::mem::take(&mut self.packets);
+                for packet in &mut packets {
+                    self.gateway.expect(&self.kernel, ifindex, packet);
+                }
                 for mut packet in packets.drain(..) {
                     let interface = self.interface_of(ifindex, &packet);
                     let noted = self.note(interface, &packet);
