@@ -205,6 +205,8 @@ struct Search {
     step: u32,
     /// The number of the line, once it is found.
     number: u32,
+    /// Not 0: no place is left to look at, but whether nothing was moved meanwhile has not been asked.
+    ended: u32,
 }
 
 /// The number of the line that has this key, or [`EMPTY`].
@@ -217,15 +219,12 @@ pub fn search(words: [u64; 2]) -> u32 {
     let hash = table::hash(words, &secret());
     let in_force = in_force();
     let level = table::level_of(in_force);
-    let mut search = Search { words, hash, in_force, level, step: 0, number: EMPTY };
-    for _ in 0..UNROLLED {
-        if look(&mut search) {
-            if search.number != EMPTY || is_over(&mut search) {
-                return search.number;
-            }
-            break;
-        }
+    let mut search = Search { words, hash, in_force, level, step: 0, number: EMPTY, ended: 0 };
+    let ended = (0..UNROLLED).any(|_| look(&mut search));
+    if search.number != EMPTY {
+        return search.number;
     }
+    search.ended = u32::from(ended);
     let context = (&raw mut search).cast::<c_void>();
     // SAFETY: the context lives as long as the loop, whose body takes it for what it is.
     unsafe { bpf_loop(AT_MOST, look_further as *mut c_void, context, 0) };
@@ -236,7 +235,7 @@ pub fn search(words: [u64; 2]) -> u32 {
 extern "C" fn look_further(_round: u32, context: *mut c_void) -> i64 {
     // SAFETY: `search` gives its context and nothing else calls this.
     let search = unsafe { &mut *context.cast::<Search>() };
-    let ended = look(search) || search.step >= SEARCHED;
+    let ended = core::mem::take(&mut search.ended) != 0 || look(search) || search.step >= SEARCHED;
     i64::from(ended && (search.number != EMPTY || is_over(search)))
 }
 

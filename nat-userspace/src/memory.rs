@@ -1,30 +1,15 @@
 //! Memory for large tables.
 
-use std::{ptr, thread};
+use std::ptr;
 
 use rustix::mm::{Advice, madvise};
 
-use crate::privileges;
-
-/// An empty vector with room for so many values, in huge pages if the kernel has them to give: each page that is
-/// touched for the first time takes a microsecond, and a huge one is five hundred of them.
-pub fn reserve<T>(values: usize) -> Vec<T> {
-    let mut reserved: Vec<T> = Vec::with_capacity(values);
-    if let Some(pages) = Pages::within(reserved.as_mut_ptr().cast(), values * size_of::<T>()) {
-        pages.advise(Advice::LinuxHugepage);
-    }
-    reserved
-}
-
-/// Has the kernel find the pages of memory that is about to be used, on a thread of its own.
-pub fn fill_in_time(start: *mut u8, bytes: usize) {
-    let Some(pages) = Pages::within(start, bytes) else { return };
-    pages.advise(Advice::LinuxHugepage);
-    // Without a thread, or before Linux 5.14, whoever needs them finds them.
-    let _ = thread::Builder::new().name("memory".to_owned()).spawn(move || {
-        privileges::drop_others();
+/// Has the kernel find the pages of memory that is about to be used.
+pub fn fill(start: *mut u8, bytes: usize) {
+    if let Some(pages) = Pages::within(start, bytes) {
+        // Before Linux 5.14 whoever needs them finds them.
         pages.advise(Advice::LinuxPopulateWrite);
-    });
+    }
 }
 
 /// Whole pages of memory.
@@ -56,12 +41,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_reserved_can_be_used() {
-        for values in [0, 1, 1 << 20] {
-            let mut reserved: Vec<u64> = reserve(values);
-            assert!(reserved.is_empty() && reserved.capacity() >= values);
-            reserved.extend(0..values as u64);
-            assert!(reserved.iter().copied().eq(0..values as u64));
-        }
+    fn what_is_filled_stays_as_it_is() {
+        let mut memory = vec![7_u8; 1 << 20];
+        fill(memory.as_mut_ptr(), memory.len());
+        assert!(memory.iter().all(|byte| *byte == 7));
+        // Too little for a page.
+        fill(memory.as_mut_ptr(), 1);
     }
 }

@@ -170,7 +170,7 @@ impl Stage {
     fn new() -> Self {
         let bpffs = enter_namespaces();
         set_up_links();
-        let datapath = Datapath::load(&bpffs, 1024, 0).expect("load the object");
+        let datapath = Datapath::load(&bpffs, 1024, 0, || {}).expect("load the object");
         let ifindexes = Link::ALL.map(|link| {
             let path = format!("/sys/class/net/{}/ifindex", link.name());
             fs::read_to_string(&path)

@@ -74,8 +74,10 @@ pub fn run(options: RunOptions, config: Config) -> anyhow::Result<()> {
     });
     // Interfaces that are not there yet will want theirs.
     let absent = u32::try_from(config.interfaces.len()).unwrap_or(present) - present;
-    let frames = Frames::new(receive + absent * lent_frames(1), jumbo)?;
-    let datapath = Datapath::load(&config.control.bpffs, config.limits.sessions, config.limits.delegated)?;
+    let mut frames = Frames::new(receive + absent * lent_frames(1), jumbo)?;
+    let limits = &config.limits;
+    let fill = || frames.fill();
+    let datapath = Datapath::load(&config.control.bpffs, limits.sessions, limits.delegated, fill)?;
     let taken_over = datapath.taken_over;
     let instructions = datapath.verified_instructions();
     // The tables are read: nothing that follows needs more, and threads that it starts have no more.

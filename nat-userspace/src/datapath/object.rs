@@ -130,6 +130,8 @@ pub struct Datapath {
     pub(super) earlier: Option<PathBuf>,
     /// Links by their pins. They are held as well, so that unmounting the pins' file system detaches nothing.
     pub(super) links: std::collections::HashMap<PathBuf, FdLink>,
+    /// Interfaces, name and number, whose own packets are watched once the start is finished; `None` then.
+    pub(super) postponed: Option<Vec<(String, u32)>>,
     /// Whether the maps were another daemon's.
     pub taken_over: bool,
     /// The flow table.
@@ -223,7 +225,14 @@ impl Datapath {
     /// are read, and what is in them put into new ones.
     ///
     /// The program may open as many sessions as `delegated` on each CPU before the daemon has taken note of them.
-    pub fn load(bpffs: &Path, sessions: u32, delegated: u32) -> Result<Self, LoadError> {
+    ///
+    /// `meanwhile` is done while the verifier walks the programs.
+    pub fn load(
+        bpffs: &Path,
+        sessions: u32,
+        delegated: u32,
+        meanwhile: impl FnOnce(),
+    ) -> Result<Self, LoadError> {
         let (pins, earlier) = super::attach::prepare_pins(bpffs)?;
         // With the first of its links a table of this layout is whole, whatever an earlier move has come to.
         let moves_in = earlier.as_ref().filter(|_| super::attach::pinned_links(&pins).is_empty());
@@ -255,6 +264,7 @@ impl Datapath {
         let (programs, flows) = std::thread::scope(|scope| {
             let programs = scope.spawn(|| Programs::ready(&mut ebpf, &pins));
             let flows = FlowTable::new(&mut maps, for_grace, level, sessions, secret);
+            meanwhile();
             (programs.join().unwrap_or_else(|panic| resume_unwind(panic)), flows)
         });
         let (programs, mut flows) = (programs?, flows?);
@@ -292,6 +302,7 @@ impl Datapath {
             pins,
             earlier: earlier.map(Earlier::into_pins),
             links: std::collections::HashMap::new(),
+            postponed: Some(Vec::new()),
             taken_over,
         })
     }

@@ -1,7 +1,5 @@
 //! Values by number, in blocks that never move: a table that grows copies nothing, and a packet never waits for it.
 
-use crate::memory;
-
 /// Values of a block: some megabytes, of which no more is memory than what was ever used.
 const BLOCK: usize = 65_536;
 
@@ -42,7 +40,7 @@ impl<T> Slab<T> {
         while self.length < length {
             let place = self.length as usize % BLOCK;
             if place == 0 {
-                self.blocks.push(memory::reserve(BLOCK));
+                self.blocks.push(Vec::with_capacity(BLOCK));
             }
             let more = (BLOCK - place).min((length - self.length) as usize);
             if let Some(last) = self.blocks.last_mut() {

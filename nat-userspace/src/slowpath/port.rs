@@ -85,15 +85,15 @@ impl Frames {
             .build();
             Umem::map(config.map_err(|error| io::Error::other(format!("{error:?}")))?)
         };
-        let mut frames = Self { umem: build().map_err(|source| PortError::Memory { frames, source })? };
-        frames.fill_in_time(frames.umem.capacity() * if jumbo { 4096 } else { 2048 });
-        Ok(frames)
+        Ok(Self { umem: build().map_err(|source| PortError::Memory { frames, source })? })
     }
 
-    /// Has the kernel find the memory's pages while other things are made ready: the first socket pins them all.
-    fn fill_in_time(&mut self, bytes: usize) {
-        let Some(mut first) = self.copy(&[0]) else { return };
-        memory::fill_in_time(first.as_mut_ptr(), bytes);
+    /// Has the kernel find the memory's pages: the first socket pins them all.
+    pub fn fill(&mut self) {
+        // SAFETY: as for `copy`.
+        let Some(mut first) = (unsafe { self.umem.alloc() }) else { return };
+        let bytes = self.umem.capacity() * first.capacity().next_power_of_two();
+        memory::fill(first.as_mut_ptr(), bytes);
         self.free(first);
     }
 

@@ -186,12 +186,17 @@ impl Worker {
             self.settle(Instant::now());
             let backlog = self.ports.iter().any(Port::has_backlog);
             let wait = if backlog { wait.min(Duration::from_millis(1)) } else { wait };
+            let is_started = self.kernel.datapath.is_started();
+            let wait = if is_started { wait } else { Duration::ZERO };
             self.wait(mailbox.fd(), watchdog.bound(Instant::now(), wait))?;
             self.drain_events(Instant::now());
             self.read_session_events(Instant::now());
             self.read_traces();
             self.serve_frames();
             self.gateway.lend(&mut self.kernel);
+            if !is_started {
+                self.kernel.datapath.finish_start()?;
+            }
         }
     }
 
