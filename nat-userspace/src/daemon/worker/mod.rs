@@ -112,7 +112,8 @@ impl Worker {
     }
 
     /// Takes the interfaces that are there into service: sockets and tables first, programs last,
-    /// so that the first packet they see finds everything in place.
+    /// so that the first packet they see finds everything in place. What watches the gateway's own packets follows when
+    /// the first have been served.
     pub fn start(&mut self) -> anyhow::Result<()> {
         let now = Instant::now();
         if self.kernel.datapath.taken_over {
