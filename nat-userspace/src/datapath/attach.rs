@@ -66,17 +66,18 @@ impl Datapath {
         };
         // The tc program first: what XDP leaves to it must not find the hook empty.
         self.attach_tc(ifindex, "tc", TcAttachType::Ingress).map_err(at("the tc program"))?;
-        let attached = match mode {
+        self.attach_own(name, ifindex)?;
+        match mode {
             AttachMode::Native => {
                 self.attach_xdp(ifindex, XdpMode::Driver).map_err(at("XDP natively (mode = \"native\")"))?;
-                Attached::Native
+                Ok(Attached::Native)
             }
             AttachMode::Generic => {
                 self.attach_xdp(ifindex, XdpMode::Skb).map_err(at("XDP on skbs (mode = \"generic\")"))?;
-                Attached::Generic
+                Ok(Attached::Generic)
             }
             AttachMode::Auto => match self.attach_xdp(ifindex, XdpMode::Driver) {
-                Ok(()) => Attached::Native,
+                Ok(()) => Ok(Attached::Native),
                 Err(error) => {
                     let error = at("XDP natively")(error);
                     if error.is_busy() {
@@ -88,40 +89,19 @@ impl Datapath {
                         "no native XDP here: attached on skbs instead, which costs about four times as much a packet"
                     );
                     self.attach_xdp(ifindex, XdpMode::Skb).map_err(at("XDP on skbs"))?;
-                    Attached::Generic
+                    Ok(Attached::Generic)
                 }
             },
-        };
-        self.attach_own(name, ifindex)?;
-        Ok(attached)
+        }
     }
 
-    /// Attaches what watches the gateway's own packets: to a VLAN's device as well, where they have no tag yet. Until the
-    /// start is [finished](Datapath::finish_start) it is only remembered.
+    /// Attaches what watches the gateway's own packets: to a VLAN's device as well, where they have no tag yet.
     pub fn attach_own(&mut self, name: &str, ifindex: u32) -> Result<(), AttachError> {
-        if let Some(postponed) = &mut self.postponed {
-            postponed.push((name.to_owned(), ifindex));
-            return Ok(());
-        }
         self.attach_tc(ifindex, "tc-own", TcAttachType::Egress).map_err(|source| AttachError {
             what: "the tc program of the gateway's own packets",
             interface: name.to_owned(),
             source: source.into(),
         })
-    }
-
-    /// Whether all is attached.
-    pub fn is_started(&self) -> bool {
-        self.postponed.is_none()
-    }
-
-    /// Attaches what could wait until the first packets were served: as long as no client has a port, the gateway's own
-    /// packets can clash with nobody's, and each attachment waits for a grace period of RCU.
-    pub fn finish_start(&mut self) -> Result<(), AttachError> {
-        for (name, ifindex) in self.postponed.take().unwrap_or_default() {
-            self.attach_own(&name, ifindex)?;
-        }
-        Ok(())
     }
 
     fn attach_xdp(&mut self, ifindex: u32, mode: XdpMode) -> Result<(), Cause> {

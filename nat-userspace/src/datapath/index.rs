@@ -12,9 +12,9 @@ use super::Mapped;
 /// Places carried over to the next level with each entry that is made: twice this is free by then.
 const CARRIED: u32 = 16;
 
-/// Below this a level grows to four times its size at once, which carries a third of the entries; above it a cache counts
-/// for more, which holds more of a dense index.
-const LARGE: u32 = 1 << 18;
+/// Below this a level grows to four times its size at once, which carries a third of the entries. Not above it: the first
+/// segment has room for so much and once again, and a level that has to wait for another segment must not be full by then.
+const LARGE: u32 = 1 << 16;
 
 /// The index.
 pub(super) struct Index {

@@ -130,8 +130,6 @@ pub struct Datapath {
     pub(super) earlier: Option<PathBuf>,
     /// Links by their pins. They are held as well, so that unmounting the pins' file system detaches nothing.
     pub(super) links: std::collections::HashMap<PathBuf, FdLink>,
-    /// Interfaces, name and number, whose own packets are watched once the start is finished; `None` then.
-    pub(super) postponed: Option<Vec<(String, u32)>>,
     /// Whether the maps were another daemon's.
     pub taken_over: bool,
     /// The flow table.
@@ -302,7 +300,6 @@ impl Datapath {
             pins,
             earlier: earlier.map(Earlier::into_pins),
             links: std::collections::HashMap::new(),
-            postponed: Some(Vec::new()),
             taken_over,
         })
     }

@@ -55,17 +55,9 @@ struct Held {
     first: (u32, u32),
 }
 
-/// Tables that numbers are spread over: a packet waits for one of them to grow, not for all.
-const SHARDS: usize = 64;
-
 /// Numbers by what they stand for, which is kept elsewhere: four bytes of a hash and the number.
-struct Numbers([HashTable<(u32, u32)>; SHARDS]);
-
-impl Default for Numbers {
-    fn default() -> Self {
-        Self(std::array::from_fn(|_| HashTable::new()))
-    }
-}
+#[derive(Default)]
+struct Numbers(HashTable<(u32, u32)>);
 
 /// All mappings.
 #[derive(Default)]
@@ -115,13 +107,13 @@ impl Numbers {
     /// A number with this hash for which `is_meant` holds.
     fn find(&self, hash: u32, is_meant: impl Fn(u32) -> bool) -> Option<u32> {
         let is_it = |&(other, number): &(u32, u32)| other == hash && is_meant(number);
-        Some(self.0[shard(hash)].find(spread(hash), is_it)?.1)
+        Some(self.0.find(spread(hash), is_it)?.1)
     }
 
     /// Puts a number in; in the place of one for which `is_meant` holds, if there is one.
     fn insert(&mut self, hash: u32, number: u32, is_meant: impl Fn(u32) -> bool) {
         let alike = |&(other, number): &(u32, u32)| other == hash && is_meant(number);
-        match self.0[shard(hash)].entry(spread(hash), alike, |entry| spread(entry.0)) {
+        match self.0.entry(spread(hash), alike, |entry| spread(entry.0)) {
             hashbrown::hash_table::Entry::Occupied(mut entry) => entry.get_mut().1 = number,
             hashbrown::hash_table::Entry::Vacant(entry) => drop(entry.insert((hash, number))),
         }
@@ -129,7 +121,7 @@ impl Numbers {
 
     /// Takes a number out, if it is in.
     fn remove(&mut self, hash: u32, number: u32) {
-        if let Ok(entry) = self.0[shard(hash)].find_entry(spread(hash), |&entry| entry == (hash, number)) {
+        if let Ok(entry) = self.0.find_entry(spread(hash), |&entry| entry == (hash, number)) {
             entry.remove();
         }
     }
@@ -138,11 +130,6 @@ impl Numbers {
 /// As many bits as a table asks for, from those that are kept.
 const fn spread(hash: u32) -> u64 {
     (hash as u64) << 32 | hash as u64
-}
-
-/// The table of a hash, by bits that the tables themselves look at last.
-const fn shard(hash: u32) -> usize {
-    (hash >> 16) as usize % SHARDS
 }
 
 impl MappingTable {

@@ -112,8 +112,7 @@ impl Worker {
     }
 
     /// Takes the interfaces that are there into service: sockets and tables first, programs last,
-    /// so that the first packet they see finds everything in place. What watches the gateway's own packets follows when
-    /// the first have been served.
+    /// so that the first packet they see finds everything in place.
     pub fn start(&mut self) -> anyhow::Result<()> {
         let now = Instant::now();
         if self.kernel.datapath.taken_over {
@@ -187,17 +186,12 @@ impl Worker {
             self.settle(Instant::now());
             let backlog = self.ports.iter().any(Port::has_backlog);
             let wait = if backlog { wait.min(Duration::from_millis(1)) } else { wait };
-            let is_started = self.kernel.datapath.is_started();
-            let wait = if is_started { wait } else { Duration::ZERO };
             self.wait(mailbox.fd(), watchdog.bound(Instant::now(), wait))?;
             self.drain_events(Instant::now());
             self.read_session_events(Instant::now());
             self.read_traces();
             self.serve_frames();
             self.gateway.lend(&mut self.kernel);
-            if !is_started {
-                self.kernel.datapath.finish_start()?;
-            }
         }
     }
 
