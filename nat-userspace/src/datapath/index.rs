@@ -12,6 +12,13 @@ use super::Mapped;
 /// Places carried over to the next level with each entry that is made: twice this is free by then.
 const CARRIED: u32 = 16;
 
+/// Fifths of a level's places that are taken when the next one is filled.
+const CROWDED: u64 = 2;
+
+/// Below this the segments of the next level are asked for when half as many are taken: a flood would fill what is left of
+/// a small level while the kernel makes them. Above it what is left is enough, and they are large.
+const AMPLE: u32 = 1 << 20;
+
 /// Below this a level grows to four times its size at once, which carries a third of the entries. Not above it: the first
 /// segment has room for so much and once again, and a level that has to wait for another segment must not be full by then.
 const LARGE: u32 = 1 << 16;
@@ -41,7 +48,8 @@ impl Index {
 
     /// Segments that it will need next.
     pub(super) fn wants(&self) -> u32 {
-        if self.is_crowded() { (self.next() * 2).div_ceil(PLACES) } else { 0 }
+        let fifths = if self.level < AMPLE { 1 } else { CROWDED };
+        if self.has_taken(fifths) { (self.next() * 2).div_ceil(PLACES) } else { 0 }
     }
 
     /// Takes the next segment.
@@ -203,9 +211,14 @@ impl Index {
         }
     }
 
-    /// Two fifths of the places are taken.
+    /// Whether the next level is to be filled.
     fn is_crowded(&self) -> bool {
-        self.level < LAST_LEVEL && u64::from(self.taken) * 5 > u64::from(self.level) * 2
+        self.has_taken(CROWDED)
+    }
+
+    /// Whether more than so many fifths of the places are taken, and there can be another level.
+    fn has_taken(&self, fifths: u64) -> bool {
+        self.level < LAST_LEVEL && u64::from(self.taken) * 5 > u64::from(self.level) * fifths
     }
 
     /// The level that comes after the one in force.
@@ -390,6 +403,28 @@ mod tests {
         assert_eq!(index.level, level);
         there.retain(|line| line % 2 == 0);
         check(&index, &there, &[]);
+    }
+
+    /// A segment takes the kernel a while, in which a flood goes on: tens of thousands of sessions are opened in the tens of
+    /// milliseconds that a grace period can take. (A level of 65,536 places once had to wait for a segment.)
+    #[test]
+    fn a_level_that_waits_for_a_segment_is_not_full_before_it_comes() {
+        const MEANWHILE: u32 = 36_000;
+        let mut index = index();
+        let mut asked = None;
+        for line in 2..600_002 {
+            assert!(index.insert(&key(line), line, key), "no place for line {line} at level {}", index.level);
+            if index.wants() as usize > index.segments() {
+                let since = *asked.get_or_insert(line);
+                if line - since == MEANWHILE {
+                    while index.wants() as usize > index.segments() {
+                        index.add(memory(PLACES));
+                    }
+                    asked = None;
+                }
+            }
+        }
+        assert!(index.level > PLACES, "it has waited more than once: {}", index.level);
     }
 
     /// Places that were removed must not pile up: each lengthens searches for what is not there.
