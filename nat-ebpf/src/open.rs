@@ -184,6 +184,7 @@ fn leads(
         && known.ingress == grant.ingress
         && known.egress == grant.egress
         && known.gateway == grant.gateway
+        && u32::from(parsed.total_length) <= known.length
         && tick.wrapping_sub(known.tick) < KNOWN_FOR
     {
         return true;
@@ -200,7 +201,8 @@ fn leads(
         return false;
     }
     let Grant { epoch, ingress, egress, gateway, .. } = *grant;
-    *known = KnownWay { destination, epoch, ingress, egress, gateway, tick };
+    let length = u32::from(parsed.total_length);
+    *known = KnownWay { destination, epoch, ingress, egress, gateway, tick, length };
     true
 }
 
