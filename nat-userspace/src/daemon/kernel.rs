@@ -17,7 +17,7 @@ use crate::host::{BoundPorts, Host, Route, RouteError, RouteQuery, bound_ports};
 /// How old what is known of the gateway's own sockets may be when a port is given out.
 const SOCKETS_EVERY: Duration = Duration::from_millis(5);
 /// Reading them takes at most one part in so many of the time.
-const SOCKETS_SHARE: u32 = 100;
+const SOCKETS_SHARE: u32 = 20;
 /// How often a neighbour is asked for.
 const RESOLVE_EVERY: Duration = Duration::from_millis(200);
 /// How often the kernel's clock is read at most.

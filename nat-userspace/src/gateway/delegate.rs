@@ -23,7 +23,7 @@ const PATIENCE: Duration = Duration::from_millis(20);
 
 /// Sessions that are adopted together: what is known of one is not asked for before all have been asked about, and memory
 /// answers many questions in the time of one.
-pub const TOGETHER: usize = 16;
+const TOGETHER: usize = 16;
 
 /// What of the gateway the program may do.
 pub(super) struct Delegation {
