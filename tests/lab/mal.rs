@@ -206,7 +206,7 @@ fn inv_07_each_dropped_packet_has_one_reason() {
             let more = after.iter().map(|(reason, count)| count - before.get(reason).unwrap_or(&0));
             more.sum::<u64>()
         };
-        stage.gateway.wait_until(what, Duration::from_secs(2), |gateway| counted(gateway) > 0);
+        stage.gateway.wait_until(what, Duration::from_secs(10), |gateway| counted(gateway) > 0);
         assert_eq!(counted(&stage.gateway), 1, "{what}: {before:?}, then {:?}", stage.gateway.drops());
     }
 }
