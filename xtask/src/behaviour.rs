@@ -16,6 +16,7 @@ use crate::{
     setup::setup,
     shell::{cargo, root, step, Result},
     test::{count_tests, lab_threads},
+    told::Told,
 };
 
 /// The test programs whose tests are named by rows of docs/behaviour.md.
@@ -54,7 +55,7 @@ pub(crate) fn behaviour(options: &[&str]) -> Result {
     if choice.len() < options.len() {
         return judge(&[&["list"], &choice[..]].concat(), &names);
     }
-    let mut printed = String::new();
+    let mut told = Told::default();
     let selected = ask(&[&["select"], &choice[..]].concat(), &names)?;
     // What stands in natgw's place has no library.
     let programs = if reference.is_some() { LAB } else { PROOFS };
@@ -62,10 +63,11 @@ pub(crate) fn behaviour(options: &[&str]) -> Result {
     let threads = lab_threads();
     words.extend(["--test-threads", &threads, "--exact"]);
     words.extend(selected.lines());
-    let tally = step("behaviour", || count_tests(&words, reference.as_deref(), &mut printed));
+    let tally = step("behaviour", || count_tests(&words, reference.as_deref(), &mut told));
     // Failures are the judge's to weigh: against a reference they are what is wanted.
-    let judged = judge(&[&["judge"], &choice[..]].concat(), &printed);
+    let judged = judge(&[&["judge"], &choice[..]].concat(), &told.lines);
     if reference.is_none() {
+        print!("{}", told.failures);
         tally?;
     }
     judged

@@ -16,6 +16,7 @@ use crate::{
     setup::install_missing,
     shell::{capture, cargo, command, quiet, run, step, target, Result},
     test::Tally,
+    told::Failures,
 };
 
 /// The package that names Debian 12's kernel.
@@ -47,17 +48,17 @@ const CORE: [&str; 14] = [
 const SHORT: [&str; 2] = ["faults::what_was", "map::map_01"];
 
 /// Boots the kernel and runs the core in it, or what the filter says.
-pub(crate) fn kernels(filter: &[&str]) -> Result<Tally> {
+pub(crate) fn kernels(filter: &[&str], failures: &mut Failures) -> Result<Tally> {
     want_root("test kernels")?;
     let (folder, unpacked) = step("Debian 12's kernel", fetch)?;
     let filter = if filter.is_empty() { &CORE[..] } else { filter };
-    boot_with(&folder, &unpacked, filter)
+    boot_with(&folder, &unpacked, filter, failures)
 }
 
 /// The short form; one test that is skipped where emulator or kernel cannot be had.
-pub(crate) fn short() -> Result<Tally> {
+pub(crate) fn short(failures: &mut Failures) -> Result<Tally> {
     match fetch() {
-        Ok((folder, unpacked)) => boot_with(&folder, &unpacked, &SHORT),
+        Ok((folder, unpacked)) => boot_with(&folder, &unpacked, &SHORT, failures),
         Err(message) => {
             println!("Debian 12's kernel is not booted: {message}");
             Ok(Tally::skipped())
@@ -75,7 +76,7 @@ fn fetch() -> Result<(PathBuf, PathBuf)> {
 }
 
 /// Runs the tests of the loaded program, and those of the lab that the filter says.
-fn boot_with(folder: &Path, unpacked: &Path, filter: &[&str]) -> Result<Tally> {
+fn boot_with(folder: &Path, unpacked: &Path, filter: &[&str], failures: &mut Failures) -> Result<Tally> {
     // Copies: what is built meanwhile is not what runs.
     let [natgw, program, lab] = step("test programs", || {
         build_natgw()?;
@@ -100,7 +101,7 @@ fn boot_with(folder: &Path, unpacked: &Path, filter: &[&str]) -> Result<Tally> {
     );
     write(&folder.join("commands"), &commands)?;
     let image = initial_file_system(folder, unpacked)?;
-    step("the kernel boots", || boot(unpacked, &image))
+    step("the kernel boots", || boot(unpacked, &image, failures))
 }
 
 /// The kernel's package, unpacked.
@@ -183,7 +184,7 @@ fn initial_file_system(folder: &Path, unpacked: &Path) -> Result<PathBuf> {
 }
 
 /// Runs the virtual machine until it switches itself off; passes on and adds up what its tests print.
-fn boot(unpacked: &Path, image: &Path) -> Result<Tally> {
+fn boot(unpacked: &Path, image: &Path, failures: &mut Failures) -> Result<Tally> {
     let mut machine = command(&["timeout", PATIENCE, "qemu-system-x86_64", "-machine", "q35"]);
     machine.args(["-accel", "tcg,thread=multi", "-cpu", "max", "-m", "3G", "-smp", "2"]);
     machine.args(["-nic", "none", "-nographic", "-no-reboot"]);
@@ -202,6 +203,7 @@ fn boot(unpacked: &Path, image: &Path) -> Result<Tally> {
             tally += more;
             programs += 1;
         }
+        failures.line(&text);
         has_ended |= text == "the tests have ended";
         println!("{text}");
     }

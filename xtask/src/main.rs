@@ -19,6 +19,7 @@ mod setup;
 mod shell;
 mod tarball;
 mod test;
+mod told;
 mod torture;
 
 use std::{env, process::ExitCode};

@@ -6,6 +6,7 @@ use crate::{
     behaviour::judge,
     shell::{cargo, step, Result},
     test::count_tests,
+    told::Told,
 };
 
 /// All that fit into so many minutes, at once: they only wait.
@@ -26,14 +27,15 @@ pub(crate) fn real_time(minutes: Option<u32>, write: bool) -> Result {
         vec!["test", "--locked", "-p", "nat-tests", "--test", "lab", "--", "--ignored", "--exact"];
     words.extend(["--test-threads", "64"]);
     words.extend(chosen.iter().map(|name| name.as_str()));
-    let mut printed = String::new();
-    let tally = step("timers in real time", || count_tests(&words, None, &mut printed));
+    let mut told = Told::default();
+    let tally = step("timers in real time", || count_tests(&words, None, &mut told));
     // The ledger has to know what was left out.
     for name in left_out {
-        printed.push_str(name);
-        printed.push_str(": test\n");
+        told.lines.push_str(name);
+        told.lines.push_str(": test\n");
     }
-    let judged = judge(if write { &["real-time", "--write"] } else { &["real-time"] }, &printed);
+    let judged = judge(if write { &["real-time", "--write"] } else { &["real-time"] }, &told.lines);
+    print!("{}", told.failures);
     tally?;
     judged
 }

@@ -17,6 +17,7 @@ use crate::{
     machine::want_root,
     setup::setup,
     shell::{cargo, step, Result},
+    told::{Failures, Told},
 };
 
 /// Where a group of tests runs.
@@ -51,7 +52,9 @@ pub(crate) fn test(arguments: &[&str]) -> Result {
         return installed::installed(options);
     }
     if own == ["kernels"] {
-        let tally = kernels::kernels(filter)?;
+        let mut failures = Failures::default();
+        let tally = kernels::kernels(filter, &mut failures)?;
+        print!("{failures}");
         return tally.judged();
     }
     let tiers = match own {
@@ -68,12 +71,14 @@ pub(crate) fn test(arguments: &[&str]) -> Result {
         want_root("test (for the tiers program and lab)")?;
     }
     let mut tally = Tally::default();
-    let mut printed = String::new();
+    let mut told = Told::default();
+    let mut messages = String::new();
     // Each failure is counted and the rest still runs: one look shows all that is wrong.
     let mut count = |result: Result<Tally>| match result {
         Ok(more) => tally += more,
         Err(message) => {
             eprintln!("{message}");
+            messages.push_str(&["==> failed: ", &message, "\n"].concat());
             tally.failed += 1;
         }
     };
@@ -84,7 +89,7 @@ pub(crate) fn test(arguments: &[&str]) -> Result {
             count(step(name, || check().map(|()| Tally::default())));
         }
         for tier in tiers {
-            count(step(tier.name(), || tier.run(filter, &mut printed)));
+            count(step(tier.name(), || tier.run(filter, &mut told)));
         }
         if own.is_empty() && filter.is_empty() {
             count(step("the Debian package, installed", || {
@@ -92,17 +97,18 @@ pub(crate) fn test(arguments: &[&str]) -> Result {
             }));
         }
         if own.is_empty() && filter.is_empty() {
-            count(step("the oldest kernel", kernels::short));
+            count(step("the oldest kernel", || kernels::short(&mut told.failures)));
         }
         // A whole run can say that every row has its proof.
         if own.is_empty() && filter.is_empty() {
             count(step("rows of docs/behaviour.md", || {
-                behaviour::judge(&["judge"], &printed).map(|()| Tally::default())
+                behaviour::judge(&["judge"], &told.lines).map(|()| Tally::default())
             }));
         }
     }
     // Nothing can be said of the rest without it.
     count(ready.map(|()| Tally::default()));
+    print!("{messages}{}", told.failures);
     tally.judged()
 }
 
@@ -115,7 +121,7 @@ impl Tier {
         }
     }
 
-    fn run(self, filter: &[&str], printed: &mut String) -> Result<Tally> {
+    fn run(self, filter: &[&str], told: &mut Told) -> Result<Tally> {
         let mut words = vec!["test", "--locked", "--no-fail-fast"];
         match self {
             Self::Unit => {
@@ -133,7 +139,7 @@ impl Tier {
             words.extend(["--test-threads", &threads]);
         }
         words.extend(filter);
-        count_tests(&words, None, printed)
+        count_tests(&words, None, told)
     }
 }
 
@@ -144,19 +150,15 @@ pub(crate) fn lab_threads() -> String {
     (2 * processors).clamp(2, 8).to_string()
 }
 
-/// Runs cargo, passes on what it prints, keeps the lines that say how tests ended, why, and what a reference cannot do,
-/// and adds up its results.
+/// Runs cargo, passes on what it prints, keeps what is to be told of it, and adds up its results.
 ///
 /// `reference` stands in natgw's place, if it is given.
-pub(crate) fn count_tests(words: &[&str], reference: Option<&Path>, printed: &mut String) -> Result<Tally> {
+pub(crate) fn count_tests(words: &[&str], reference: Option<&Path>, told: &mut Told) -> Result<Tally> {
     let mut command = cargo(words);
     command.env("NATGW_BIN", reference.map_or_else(natgw, Path::to_path_buf)).stdout(Stdio::piped());
     let mut child = command.spawn().map_err(|error| format!("start cargo test: {error}"))?;
     let output = child.stdout.take().expect("stdout is piped");
     let mut tally = Tally::default();
-    // Of which test the output below is.
-    let mut shown = String::new();
-    let mut panicked = false;
     // Bytes, not lines of text: a test may print anything.
     for line in BufReader::new(output).split(b'\n') {
         let mut line = line.map_err(|error| format!("read from cargo test: {error}"))?;
@@ -164,19 +166,7 @@ pub(crate) fn count_tests(words: &[&str], reference: Option<&Path>, printed: &mu
         if let Some(more) = Tally::of_line(&text) {
             tally += more;
         }
-        if text.starts_with("test ") {
-            printed.push_str(&text);
-            printed.push('\n');
-        } else if let Some(name) =
-            text.strip_prefix("---- ").and_then(|rest| rest.strip_suffix(" stdout ----"))
-        {
-            name.clone_into(&mut shown);
-        } else if text.starts_with("reference: cannot ") {
-            printed.push_str(&[&shown, " ", &*text, "\n"].concat());
-        } else if panicked {
-            printed.push_str(&[&shown, " panicked: ", &*text, "\n"].concat());
-        }
-        panicked = text.starts_with("thread '") && text.contains("' panicked at ");
+        told.line(&text);
         line.push(b'\n');
         // Nobody left to read it is no reason to stop testing.
         let _ = std::io::stdout().write_all(&line);
@@ -184,7 +174,7 @@ pub(crate) fn count_tests(words: &[&str], reference: Option<&Path>, printed: &mu
     let status = child.wait().map_err(|error| format!("wait for cargo test: {error}"))?;
     if !status.success() && tally.failed == 0 {
         // It did not compile, or a test program died: no line of its own tells.
-        eprintln!("`cargo {}` failed without naming a failed test: {status}", words.join(" "));
+        told.failures.nameless(&format!("cargo {}", words.join(" ")), &status.to_string());
         tally.failed += 1;
     }
     Ok(tally)
