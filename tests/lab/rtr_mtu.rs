@@ -1,9 +1,9 @@
 //! Router behaviour where the way out is narrower than the way in.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use nat_tests::{
-    Decoded, Lab, Packet,
+    Decoded, Lab, Packet, Tap,
     decode::{Ip, reassemble},
     gateway,
 };
@@ -161,4 +161,59 @@ fn rtr_11_merged_packets() {
             whole.iter().map(segment).max()
         );
     }
+}
+
+/// Linux holds what it forwards to the MTU of the route, whatever the interface would take.
+#[test]
+fn a_route_may_be_narrower_than_its_interface() {
+    let stage = Stage::build(Lab::builder().forwarding(), gateway::STANDARD);
+    // One of these flows is there before the route, the other is not.
+    stage.crosses(&stage.udp(CLIENT, SERVER).payload([1; 1472]).df());
+    held_to_the_route(&stage, &[CLIENT, "192.168.1.11:40001"]);
+    // The way to an inside host may be the narrow one, too.
+    let mapped = source(&stage.crosses(&stage.udp(CLIENT, SERVER)));
+    stage.lab.gateway.ip("route add 192.168.1.10 dev lan mtu 900");
+    tells_of_it(&stage, &stage.s1, &Packet::udp(SERVER, mapped.as_str()), "203.0.113.1", 900);
+}
+
+/// What these clients send to a server is held to the MTU of the route to it, which changes; not what they send to
+/// another.
+fn held_to_the_route(stage: &Stage, clients: &[&str]) {
+    let route = |what: &str| stage.lab.gateway.ip(&format!("route {what}"));
+    let by_isp = "198.51.100.1 via 203.0.113.254";
+    for mtu in [1000, 600] {
+        route(&format!("replace {by_isp} mtu {mtu}"));
+        for (id, client) in (mtu..).zip(clients) {
+            let tap = stage.tap(client.split(':').next().and_then(|host| host.parse().ok()).unwrap());
+            tells_of_it(stage, tap, &Packet::udp(*client, SERVER), "192.168.1.1", mtu);
+            stage.s1.clear();
+            tap.send(&Packet::udp(*client, SERVER).payload([4; 1472]).id(id));
+            tap.send_fragments(&Packet::udp(*client, SERVER).payload([4; 2952]).id(id + 500), 1480, &[1, 0]);
+            let cut = all_whole(&stage.s1, 2, &format!("cut to {mtu}"));
+            let lengths: BTreeSet<usize> = cut.iter().map(|whole| whole.payload().len()).collect();
+            assert_eq!(lengths, [1472, 2952].into());
+            let longest = stage.s1.captured().iter().map(|seen| seen.decoded.ip().total_length).max();
+            assert!(longest.is_some_and(|longest| longest <= mtu.into()), "{longest:?} of {mtu}");
+            stage.crosses(&stage.udp(client, SERVER).payload(vec![5; usize::from(mtu) - 28]).df());
+            stage.crosses(&stage.udp(client, "198.51.100.2:5000").payload([6; 1472]).df());
+        }
+    }
+    route(&format!("replace {by_isp}"));
+    stage.gateway.wait_until("packets leave whole", Duration::from_secs(5), |_| {
+        stage.send(&Packet::udp(clients[0], SERVER).payload([7; 1472]).df());
+        stage.s1.recv_matching(Duration::from_millis(200), |seen| seen.payload() == [7; 1472]).is_some()
+    });
+}
+
+/// Whoever sends a packet of 1500 bytes that may not be cut is told, as soon as the gateway has heard of the route.
+fn tells_of_it(stage: &Stage, tap: &Tap, packet: &Packet, own: &str, mtu: u16) {
+    stage.gateway.wait_until("packets are held to the route", Duration::from_secs(5), |_| {
+        tap.send(&packet.clone().payload([3; 1472]).df());
+        let error = tap.recv_matching(Duration::from_millis(200), |seen| is_icmp(seen, 3, 4));
+        error.is_some_and(|error| {
+            let error = error.decoded;
+            assert_eq!(error.ip().source.to_string(), own);
+            error.icmp().is_some_and(|icmp| icmp.seq == mtu)
+        })
+    });
 }

@@ -166,7 +166,7 @@ impl Gateway {
                 match (stays, egress) {
                     (Some(hop), _) => hop,
                     (None, Some(egress)) => {
-                        self.next_hops.slot(world, &egress, route.gateway.unwrap_or(address(to)))
+                        self.next_hops.slot(world, &egress, route.neighbour(address(to)), route.mtu)
                     }
                     (None, None) => next_hops::UNKNOWN,
                 }
@@ -197,7 +197,7 @@ impl Gateway {
         }
         let route = world.route_by(uplink.ifindex, address(external), address(remote)).ok()?;
         (route.kind == RouteKind::Unicast && route.ifindex == uplink.ifindex)
-            .then(|| self.next_hops.slot(world, &uplink, route.gateway.unwrap_or(address(remote))))
+            .then(|| self.next_hops.slot(world, &uplink, route.neighbour(address(remote)), route.mtu))
     }
 
     fn set_way(&mut self, world: &mut dyn World, slot: u32, direction: Direction, hop: u16) {

@@ -86,7 +86,7 @@ impl Gateway {
             epoch: delegation.epoch,
             ingress: ingress.ifindex,
             egress: egress.ifindex,
-            gateway: network(route.gateway.unwrap_or(address(key.destination))),
+            gateway: network(route.neighbour(address(key.destination))),
             external,
             first_port: rule.ports.first,
             last_port: rule.ports.last,

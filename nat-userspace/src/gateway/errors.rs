@@ -133,7 +133,10 @@ impl Gateway {
                 let done = translate::decrement_ttl(&view, parsed.network)
                     .and_then(|()| translate::address_frame(&view, &hop));
                 match done {
-                    Some(()) => Outcome::Send { ifindex: hop.ifindex, session: None },
+                    Some(()) => {
+                        let outcome = Outcome::Send { ifindex: hop.ifindex, session: None };
+                        self.cut_to_size(frame, parsed, &hop, outcome)
+                    }
                     None => Outcome::Drop(Reason::DropTruncated),
                 }
             }
@@ -354,7 +357,10 @@ impl Gateway {
             translate::address_frame(&view, &hop)
         });
         Some(match done {
-            Some(()) => Outcome::Send { ifindex: hop.ifindex, session: None },
+            Some(()) => {
+                let outcome = Outcome::Send { ifindex: hop.ifindex, session: None };
+                self.cut_to_size(frame, parsed, &hop, outcome)
+            }
             None => Outcome::Drop(Reason::DropIcmpError),
         })
     }

@@ -90,7 +90,8 @@ impl Gateway {
             Err(_) if world.is_local(address(parsed.key.destination)) => Outcome::ToStack,
             Err(reason) => Outcome::Drop(reason),
         };
-        let relay = whole.ok().and_then(|whole| self.relay_of(world, &whole.key));
+        let way = whole.ok().and_then(|whole| self.way_of(world, &whole.key));
+        let relay = way.and_then(|(_, relay)| relay);
         let verdict = match outcome {
             // Waits for its neighbour, and will come here again.
             Outcome::Held => return outcome,
@@ -100,7 +101,10 @@ impl Gateway {
                 relay.map_or(Verdict::Drop(Reason::DropTable), Verdict::Relay)
             }
             Outcome::Cut | Outcome::Send { .. } => {
-                match self.number(frame, parsed, outcome, emitted, ip.source, sent_before) {
+                let verdict = self
+                    .number(frame, parsed, outcome, emitted, ip.source, sent_before)
+                    .and_then(|ifindex| self.sent(frame, parsed, ifindex, way));
+                match verdict {
                     Some(verdict) => verdict,
                     None => return Outcome::Drop(Reason::DropTruncated),
                 }
@@ -144,7 +148,7 @@ impl Gateway {
 
     /// Gives a datagram whose first fragment was translated, and maybe cut, an identification of its own: datagrams of
     /// two hosts may have the same one, and behind one address would be taken for one (behaviour FRG-20). A first
-    /// fragment that comes twice keeps what it got (behaviour FRG-07).
+    /// fragment that comes twice keeps what it got (behaviour FRG-07). Returns the interface that it leaves by.
     fn number(
         &mut self,
         frame: &mut [u8],
@@ -153,7 +157,7 @@ impl Gateway {
         emitted: usize,
         source: u32,
         sent_before: Option<u16>,
-    ) -> Option<Verdict> {
+    ) -> Option<u32> {
         let ifindex = match outcome {
             Outcome::Send { ifindex, .. } => ifindex,
             // `frame` is translated, and what it was cut into is with the emissions.
@@ -170,7 +174,7 @@ impl Gateway {
                 cut::set_id(&mut piece.frame, parsed.network, id)?;
             }
         }
-        self.sent(frame, parsed, ifindex)
+        Some(ifindex)
     }
 
     /// An identification for a datagram with this header that is, or may be, in pieces.
@@ -233,7 +237,13 @@ fn whole(frame: &mut [u8], parsed: &Parsed) -> Result<Parsed, Reason> {
 
 impl Gateway {
     /// What a first fragment that was sent has become, for the others to follow.
-    fn sent(&self, frame: &mut [u8], parsed: &Parsed, ifindex: u32) -> Option<Verdict> {
+    fn sent(
+        &self,
+        frame: &mut [u8],
+        parsed: &Parsed,
+        ifindex: u32,
+        way: Option<(NextHop, Option<Relay>)>,
+    ) -> Option<Verdict> {
         let ip = header(frame, parsed)?;
         let view = SliceFrame::new(frame)?;
         // SAFETY: `at` answers for the whole header, which is copied.
@@ -242,17 +252,18 @@ impl Gateway {
             destination: ethernet.destination,
             source: ethernet.source,
             ifindex,
-            mtu: self.interfaces.get(&ifindex)?.mtu,
+            mtu: way.map_or(self.interfaces.get(&ifindex)?.mtu, |(hop, _)| hop.mtu),
             ..NextHop::default()
         };
         Some(Verdict::Send { hop, source: ip.source, destination: ip.destination, id: ip.id })
     }
 
-    /// Where the packets of a flow are relayed to, if they are.
-    fn relay_of(&self, world: &dyn World, key: &FlowKey) -> Option<Relay> {
+    /// Where the packets of a flow go, and what they are relayed by if they are.
+    fn way_of(&self, world: &dyn World, key: &FlowKey) -> Option<(NextHop, Option<Relay>)> {
         let (slot, direction) = world.find(key)?;
-        let session = self.sessions.get(slot).filter(|_| direction == Direction::Original)?;
-        session.relay(*self.next_hops.get(session.next_hops[direction as usize]))
+        let session = self.sessions.get(slot)?;
+        let hop = *self.next_hops.get(session.next_hops[direction as usize]);
+        Some((hop, session.relay(hop).filter(|_| direction == Direction::Original)))
     }
 
     /// Sends a later fragment on as it is.

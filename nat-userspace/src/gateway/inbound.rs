@@ -96,7 +96,7 @@ impl Gateway {
             .inbound_rewrite(world, now, ingress, &egress, key, &target)
             .inspect_err(|_| self.turn_away(&target))?;
         let next_hops = [
-            self.next_hops.slot(world, &egress, route.gateway.unwrap_or(address(target.inside.0))),
+            self.next_hops.slot(world, &egress, route.neighbour(address(target.inside.0)), route.mtu),
             self.way_to_remote(world, ingress, key.destination, key.source),
         ];
         if matches!(target.origin, Origin::Service(_)) {
@@ -347,16 +347,17 @@ impl Gateway {
         remote: u32,
     ) -> u16 {
         let query = RouteQuery { source: address(remote), destination: address(remote), ingress: 0 };
-        let gateway = match world.route(query) {
-            Ok(route) if route.ifindex == ingress.ifindex => route.gateway,
+        let remote = address(remote);
+        let route = match world.route(query) {
+            Ok(route) if route.ifindex == ingress.ifindex => Some(route),
             // The best route is another interface's. With two uplinks there is one by this, too.
             _ => world
-                .route_by(ingress.ifindex, address(external), address(remote))
+                .route_by(ingress.ifindex, address(external), remote)
                 .ok()
-                .filter(|route| route.ifindex == ingress.ifindex)
-                .and_then(|route| route.gateway),
+                .filter(|route| route.ifindex == ingress.ifindex),
         };
-        self.next_hops.slot(world, ingress, gateway.unwrap_or(address(remote)))
+        let neighbour = route.map_or(remote, |route| route.neighbour(remote));
+        self.next_hops.slot(world, ingress, neighbour, route.and_then(|route| route.mtu))
     }
 
     /// A packet nobody inside wants: silence where mappings may live, so that a SYN that is early

@@ -147,7 +147,7 @@ impl Gateway {
                 destination_port: key.destination_port,
             },
         };
-        let out = self.next_hops.slot(world, egress, route.gateway.unwrap_or(address(key.destination)));
+        let out = self.next_hops.slot(world, egress, route.neighbour(address(key.destination)), route.mtu);
         let back = self.way_back(world, ingress, key.source);
         let reply = Session::reply_key(key, &rewrite, egress.realm());
         let session = Session {
@@ -191,10 +191,10 @@ impl Gateway {
                 let Some(interface) = self.interfaces.get(&route.ifindex).cloned() else {
                     return next_hops::UNKNOWN;
                 };
-                self.next_hops.slot(world, &interface, route.gateway.unwrap_or(address(inside)))
+                self.next_hops.slot(world, &interface, route.neighbour(address(inside)), route.mtu)
             }
             // No route back (an asymmetric set-up): to where it came from, as if on the link.
-            _ => self.next_hops.slot(world, ingress, address(inside)),
+            _ => self.next_hops.slot(world, ingress, address(inside), None),
         }
     }
 

@@ -107,7 +107,7 @@ impl Gateway {
         let Some(egress) = self.interfaces.get(&route.ifindex).cloned() else {
             return Err(Outcome::Drop(Reason::DropNoRoute));
         };
-        let slot = self.next_hops.slot(world, &egress, route.gateway.unwrap_or(address(destination)));
+        let slot = self.next_hops.slot(world, &egress, route.neighbour(address(destination)), route.mtu);
         let hop = self.passable(world, now, ingress, frame, parsed, slot)?;
         Ok((hop, egress))
     }
@@ -152,7 +152,7 @@ impl Gateway {
             }
         }
         let next_hops = [
-            self.next_hops.slot(world, &egress, route.gateway.unwrap_or(inside)),
+            self.next_hops.slot(world, &egress, route.neighbour(inside), route.mtu),
             self.way_back(world, ingress, key.source),
         ];
         let session = Session {

@@ -39,6 +39,13 @@ pub struct Route {
     pub kind: RouteKind,
 }
 
+impl Route {
+    /// The neighbour that a packet to `destination` is sent to.
+    pub fn neighbour(&self, destination: Ipv4Addr) -> Ipv4Addr {
+        self.gateway.unwrap_or(destination)
+    }
+}
+
 /// What a destination is to the gateway.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RouteKind {
@@ -225,6 +232,19 @@ fn input(query: RouteQuery) -> RouteMessage {
 }
 
 fn ask_kernel(channel: &mut Channel, question: RouteMessage) -> Result<Route, Errno> {
+    let mut of_the_route = question.clone();
+    let (mut route, is_learnt) = ask_once(channel, question)?;
+    if is_learnt {
+        // A path MTU the gateway's own connections learnt expires unannounced, and the kernel does not hold
+        // forwarded packets to it: to what the route itself says, which the answer does not tell then.
+        of_the_route.header.flags |= RouteFlags::FibMatch;
+        route.mtu = ask_once(channel, of_the_route).map_or(None, |(route, _)| route.mtu);
+    }
+    Ok(route)
+}
+
+/// The way, and whether its MTU is one that was learnt.
+fn ask_once(channel: &mut Channel, question: RouteMessage) -> Result<(Route, bool), Errno> {
     let mut answer = Err(Errno::NODATA);
     channel
         .query(RouteNetlinkMessage::GetRoute(question), |message| {
@@ -235,7 +255,7 @@ fn ask_kernel(channel: &mut Channel, question: RouteMessage) -> Result<Route, Er
     answer
 }
 
-fn parse(message: &Message<'_>) -> Result<Result<Route, Errno>, DecodeError> {
+fn parse(message: &Message<'_>) -> Result<Result<(Route, bool), Errno>, DecodeError> {
     let message = RouteMessage::parse(message.payload)?;
     let kind = match message.header.kind {
         RouteType::Unicast => RouteKind::Unicast,
@@ -265,12 +285,7 @@ fn parse(message: &Message<'_>) -> Result<Result<Route, Errno>, DecodeError> {
             _ => {}
         }
     }
-    // A path MTU the gateway's own connections learnt expires unannounced, and the kernel does not hold
-    // forwarded packets to it either.
-    if learnt {
-        route.mtu = None;
-    }
-    Ok(Ok(route))
+    Ok(Ok((route, learnt)))
 }
 
 fn route_error(errno: Errno) -> RouteError {
