@@ -54,6 +54,7 @@ const SMALL_MTU: u32 = 1700;
 
 /// Runs the gateway until it is told to end.
 pub fn run(options: RunOptions, config: Config) -> anyhow::Result<()> {
+    let begun = Instant::now();
     preflight::privileges()?;
     for lacking in preflight::kernel()? {
         tracing::warn!("{lacking}");
@@ -80,6 +81,7 @@ pub fn run(options: RunOptions, config: Config) -> anyhow::Result<()> {
     let datapath = Datapath::load(&config.control.bpffs, limits.sessions, limits.delegated, fill)?;
     let taken_over = datapath.taken_over;
     let instructions = datapath.verified_instructions();
+    let loaded = begun.elapsed();
     // The tables are read: nothing that follows needs more, and threads that it starts have no more.
     privileges::drop_others();
     let kernel = Kernel::new(datapath, host)?;
@@ -115,6 +117,8 @@ pub fn run(options: RunOptions, config: Config) -> anyhow::Result<()> {
         socket = %socket.display(),
         taken_over,
         instructions,
+        load_ms = loaded.as_millis(),
+        serve_ms = (begun.elapsed() - loaded).as_millis(),
         "natgw is ready"
     );
     supervisor::ready(&worker.config.summary());

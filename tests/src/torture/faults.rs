@@ -11,7 +11,7 @@ use std::{
 
 use rustix::process::Signal;
 
-use super::{CONFIGURATION, Torture, floods::Flood};
+use super::{CONFIGURATION, SESSIONS, Torture, floods::Flood};
 use crate::{host::Host, lab::P1};
 
 /// An outside address that comes and goes.
@@ -313,7 +313,10 @@ impl Torture<'_> {
     /// Sessions of a flood have to end by themselves: nothing live is put out for them.
     fn wait_for_room(&mut self) {
         let deadline = Instant::now() + Duration::from_secs(40);
-        while self.ask().is_none_or(|status| status["sessions"].as_u64().is_none_or(|count| count > 20_000)) {
+        while self
+            .ask()
+            .is_none_or(|status| status["sessions"].as_u64().is_none_or(|count| count > SESSIONS * 2 / 3))
+        {
             if Instant::now() > deadline {
                 return self.complain("a table that a flood has filled is not free again".to_owned());
             }
@@ -354,19 +357,21 @@ impl Torture<'_> {
     /// Asks for the status: what it says, unless there is no answer; how long that takes is noted.
     pub(super) fn ask(&mut self) -> Option<serde_json::Value> {
         let start = Instant::now();
-        let answer = || {
-            let mut client = UnixStream::connect(self.gateway.socket()).ok()?;
-            client.set_read_timeout(Some(Duration::from_secs(10))).ok()?;
-            client.write_all(b"{\"version\":1,\"request\":{\"verb\":\"status\"}}\n").ok()?;
-            let mut text = String::new();
-            client.read_to_string(&mut text).ok()?;
-            serde_json::from_str::<serde_json::Value>(&text).ok()
-        };
-        let answer = answer();
+        let answer = self.status();
         self.tally.status.note(start.elapsed());
         if answer.is_none() {
             self.complain("no answer to status".to_owned());
         }
-        answer.map(|mut line| line["done"].take())
+        answer
+    }
+
+    /// What the daemon says of its status, if it answers.
+    pub(super) fn status(&self) -> Option<serde_json::Value> {
+        let mut client = UnixStream::connect(self.gateway.socket()).ok()?;
+        client.set_read_timeout(Some(Duration::from_secs(10))).ok()?;
+        client.write_all(b"{\"version\":1,\"request\":{\"verb\":\"status\"}}\n").ok()?;
+        let mut text = String::new();
+        client.read_to_string(&mut text).ok()?;
+        serde_json::from_str::<serde_json::Value>(&text).ok().map(|mut line| line["done"].take())
     }
 }

@@ -38,7 +38,7 @@ pub(super) enum Flood {
 /// Different frames that a flood repeats.
 const FRAMES: u32 = 12_000;
 /// Those of a flood that fills the table.
-const FRAMES_FULL: u32 = 50_000;
+const FRAMES_FULL: u32 = 90_000;
 
 impl Flood {
     pub(super) fn name(self) -> &'static str {

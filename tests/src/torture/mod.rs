@@ -54,7 +54,7 @@ tcp_transitory = "8s"
 quarantine = "2s"
 
 [limits]
-sessions = 30000
+sessions = 60000
 sessions_per_source = 8000
 
 [[snat]]
@@ -64,6 +64,8 @@ out = "wan"
 to = "masquerade"
 "#;
 
+/// Sessions that it has room for.
+const SESSIONS: u64 = 60_000;
 /// A packet that is under way for longer is lost.
 const PATIENCE: Duration = Duration::from_secs(3);
 /// How long new flows may take at the utmost before the run is given up.
@@ -126,6 +128,8 @@ struct Tally {
     costs: Times,
     /// From the end of a flood to the first packet of a new flow.
     recoveries: Times,
+    /// Of either kind, where the table was full: nothing live is put out for a new flow, which waits until a session ends.
+    full: Times,
     /// Answers to `status`, floods or not.
     status: Times,
     before: Resources,
@@ -251,8 +255,8 @@ impl Torture<'_> {
         self.gateway.kill();
         let start = Instant::now();
         self.gateway.launch(&[]);
-        if let Some(time) = self.first_flow_since(start) {
-            self.tally.starts.note(time);
+        if let Some((time, room)) = self.first_flow_since(start) {
+            if room { &mut self.tally.starts } else { &mut self.tally.full }.note(time);
             self.tally.costs.note(resources::processor_time(&self.gateway));
         }
         // It answers once all is in place.
@@ -263,8 +267,8 @@ impl Torture<'_> {
 
     /// Notes how long it takes from now on until new flows work.
     fn recover(&mut self) {
-        if let Some(time) = self.first_flow_since(Instant::now()) {
-            self.tally.recoveries.note(time);
+        if let Some((time, room)) = self.first_flow_since(Instant::now()) {
+            if room { &mut self.tally.recoveries } else { &mut self.tally.full }.note(time);
         }
     }
 
@@ -272,12 +276,13 @@ impl Torture<'_> {
         self.first_flow_since(Instant::now());
     }
 
-    /// Opens flows of a host that has had none lately, which only the daemon opens, until one gets through.
-    fn first_flow_since(&mut self, start: Instant) -> Option<Duration> {
+    /// Opens flows of a host that has had none lately, which only the daemon opens, until one gets through. How long that
+    /// took, and whether the table had room when the daemon first answered.
+    fn first_flow_since(&mut self, start: Instant) -> Option<(Duration, bool)> {
         self.strangers = (self.strangers + 1) % 70;
         let stranger = Ipv4Addr::new(192, 168, 1, 20 + self.strangers);
-        let (own, remote) = &self.prober;
         let first = self.probes + 1;
+        let mut sessions = None;
         let number_of = |payload: &[u8]| payload.try_into().ok().map(u32::from_be_bytes);
         let time = loop {
             if start.elapsed() > GIVE_UP {
@@ -287,13 +292,18 @@ impl Torture<'_> {
             let port = u16::try_from(50_000 + self.probes % 15_000).expect("a port");
             let remote_port = u16::try_from(1 + self.probes / 15_000 % 60_000).expect("a port");
             let packet = Packet::udp((stranger, port), (self.lab.s3.address, remote_port));
+            let (own, remote) = &self.prober;
             own.send(&packet.payload(self.probes.to_be_bytes()));
             let is_new =
                 |seen: &crate::Decoded| number_of(seen.payload()).is_some_and(|number| number >= first);
             if let Some(seen) = remote.recv_matching(Duration::from_millis(4), is_new) {
-                break Some(seen.at.duration_since(start));
+                break Some((seen.at.duration_since(start), sessions.is_none_or(|count| count < SESSIONS)));
+            }
+            if sessions.is_none() {
+                sessions = self.status().and_then(|status| status["sessions"].as_u64());
             }
         };
+        let (own, remote) = &self.prober;
         own.clear();
         remote.clear();
         if time.is_none() {

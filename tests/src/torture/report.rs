@@ -9,7 +9,7 @@ use std::{
 use serde_json::{Value, json};
 
 use super::{
-    Tally,
+    GIVE_UP, Tally,
     traffic::{Traffic, Transfer},
 };
 
@@ -165,7 +165,7 @@ impl Report {
 
     /// The report for machines.
     pub fn json(&self) -> Value {
-        let Tally { starts, costs, recoveries, status, before, most, after, .. } = &self.tally;
+        let Tally { starts, costs, recoveries, full, status, before, most, after, .. } = &self.tally;
         let resources = |of: &super::Resources| {
             json!({
                 "descriptors": of.descriptors, "threads": of.threads, "resident_kib": of.memory, "pins": of.pins,
@@ -195,6 +195,7 @@ impl Report {
             "start": starts.json(START),
             "start_on_cpu": costs.json(START),
             "recovery": recoveries.json(SECOND),
+            "until_the_full_table_had_room": full.json(GIVE_UP),
             "status": status.json(SECOND),
             "resources": { "before": resources(before), "most": resources(most), "after": resources(after) },
             "stood_still_ms": milliseconds(Traffic::stood_still()),
@@ -250,6 +251,7 @@ impl Display for Report {
         tally.starts.row("from a start to the first new flow", START, to)?;
         tally.costs.row("of it on a CPU", START, to)?;
         tally.recoveries.row("from a flood's end to the first new flow", SECOND, to)?;
+        tally.full.row("either, until a full table had room", GIVE_UP, to)?;
         tally.status.row("`status`, floods or not", SECOND, to)?;
         writeln!(to, "\n| | before | most | after |\n|---|--:|--:|--:|")?;
         let (before, most, after) = (&tally.before, &tally.most, &tally.after);
