@@ -20,5 +20,6 @@ mod memory;
 pub mod metrics;
 pub mod pcapng;
 pub mod privileges;
+mod seats;
 pub mod slowpath;
 pub mod trace;

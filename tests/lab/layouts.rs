@@ -209,32 +209,3 @@ fn as_another_layout(stage: &Stage, name: &str) -> PathBuf {
     fs::remove_dir_all(&pins).unwrap();
     other
 }
-
-/// Another layout of the tables that is not described is neither read nor cut off, and the message says whose it is and
-/// what to do.
-#[test]
-fn the_fast_path_of_another_version_is_refused_in_words() {
-    let mut stage = Stage::standard();
-    let mapped = source(&stage.crosses(&stage.udp(CLIENT, SERVER)));
-    stage.gateway.kill();
-    let pins = PathBuf::from(stage.gateway.pin("LINES")).parent().unwrap().to_owned();
-    fs::remove_file(pins.join("LAYOUT")).unwrap();
-    for layout in ["v1", "v4000000"] {
-        let other = pins.with_file_name(layout);
-        if other != pins {
-            fs::rename(&pins, &other).unwrap();
-        }
-        let file = stage.gateway.configuration();
-        let output = stage.gateway.output(&["run", "--config", &file.to_string_lossy()]);
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert_eq!(output.status.code(), Some(1), "{said}");
-        for word in ["another version of natgw", &format!("layout {}", &layout[1..]), "rm -r"] {
-            assert!(said.contains(word), "{said}");
-        }
-        stage.crosses(&stage.udp(CLIENT, SERVER));
-        stage.reaches(&stage.udp(SERVER, &mapped), &stage.a);
-        fs::rename(&other, &pins).unwrap();
-    }
-    stage.gateway.restart();
-    assert_eq!(source(&stage.crosses(&stage.udp(CLIENT, SERVER))), mapped);
-}

@@ -18,6 +18,7 @@ mod hpn;
 mod lbs;
 mod lbs_real;
 mod lbs_relay;
+mod lbs_schedulers;
 mod loc;
 mod pfw;
 
@@ -57,14 +58,19 @@ mod ops;
 mod ops_convert;
 mod ops_doctor;
 mod ops_doctor_segments;
+mod ops_host;
 mod ops_keys;
 mod ops_many;
 mod ops_options;
+mod ops_reload;
+mod ops_restart;
 mod ops_rules;
 mod ops_supervised;
 mod ops_top;
 mod ops_trace;
 mod ops_watch;
+mod privileges;
+mod starts;
 mod torture;
 
 mod s000;

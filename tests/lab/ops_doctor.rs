@@ -5,14 +5,19 @@ use std::{collections::BTreeMap, time::Duration};
 use nat_tests::{Gateway, Lab, gateway, host::finish};
 use serde_json::Value;
 
-use crate::stage::Stage;
+use crate::stage::{Stage, public, source};
 
 const CLIENT: &str = "192.168.1.10:40000";
 const SERVER: &str = "198.51.100.1:5000";
 
 /// The findings, by check.
 pub fn diagnosis(gateway: &Gateway) -> BTreeMap<String, String> {
-    let findings = gateway.natgw(&["doctor", "--json"]);
+    diagnosis_of(gateway, &[])
+}
+
+/// The findings about a host, by check.
+fn diagnosis_of(gateway: &Gateway, host: &[&str]) -> BTreeMap<String, String> {
+    let findings = gateway.natgw(&[&["doctor", "--json"], host].concat());
     let found = findings.as_array().expect("an array").iter();
     found
         .map(|finding| (finding["check"].as_str().expect("a check").to_owned(), finding.to_string()))
@@ -91,6 +96,13 @@ fn interfaces_that_are_down_or_overlap_are_named() {
         || ip("address add 192.168.1.201/25 dev wan"),
         || ip("address del 192.168.1.201/25 dev wan"),
     );
+    happens(
+        gateway,
+        "same_address",
+        &["lan and wan have the same address 192.168.1.1", "ip address del 192.168.1.1 dev wan"],
+        || ip("address add 192.168.1.1/32 dev wan"),
+        || ip("address del 192.168.1.1/32 dev wan"),
+    );
 }
 
 /// Queues that come into use after the start: natgw has no sockets there.
@@ -147,4 +159,53 @@ fn a_daemon_that_is_not_there_is_named() {
     let output = finish(command.args(["--socket", "/run/nowhere", "doctor", "--json"]), "doctor of a user");
     let found: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
     assert!(found.to_string().contains("CAP_NET_ADMIN"), "{output:?}");
+}
+
+#[test]
+fn ops_13_netfilter_that_translates_as_well_is_found() {
+    let stage = Stage::standard();
+    assert!(!diagnosis(&stage.gateway).contains_key("double_nat"));
+    stage.lab.gateway.nft(
+        "table ip nat { chain post { type nat hook postrouting priority 100; oifname \"wan\" masquerade; }; }",
+    );
+    let found = diagnosis(&stage.gateway);
+    assert!(found["double_nat"].contains("masquerade in ip nat post"), "{found:?}");
+    // What natgw translates does not meet it.
+    let mapped = source(&stage.crosses(&stage.udp(CLIENT, SERVER)));
+    assert_eq!(mapped, public(40000));
+    stage.reaches(&stage.udp(SERVER, &mapped), &stage.a);
+    stage.lab.gateway.nft("delete table ip nat");
+    assert!(!diagnosis(&stage.gateway).contains_key("double_nat"));
+}
+
+#[test]
+fn ops_14_what_natgw_itself_refuses_is_named() {
+    let limits =
+        "ports = \"5000-5001\"\n[limits]\nnew_per_second_per_source = 3\n[timeouts]\nudp = \"120s\"\n";
+    let stage = Stage::with(&format!("{}{limits}", gateway::STANDARD));
+    let named = |check: &str, words: &[&str]| {
+        let found = diagnosis_of(&stage.gateway, &["192.168.1.10"]);
+        let text = found.get(check).unwrap_or_else(|| panic!("{check} is not among {found:?}"));
+        assert!(words.iter().all(|word| text.contains(word)), "{text}");
+    };
+    let quiet = diagnosis_of(&stage.gateway, &["192.168.1.10"]);
+    for check in ["no_route", "ports_exhausted", "source_limit", "no_replies", "no_rule"] {
+        assert!(!quiet.contains_key(check), "{quiet:?}");
+    }
+    for n in 0..3 {
+        stage.a.send(&stage.udp(CLIENT, SERVER));
+        stage.a.send(&stage.udp(&format!("192.168.1.10:{}", 41000 + n), SERVER));
+    }
+    named("no_replies", &["198.51.100.1:5000", "0 back", "traceroute"]);
+    named("ports_exhausted", &["natgw pool list"]);
+    for n in 0..10 {
+        stage.c.send(&stage.udp(&format!("192.168.1.12:{}", 42000 + n), SERVER));
+    }
+    named("source_limit", &["sessions_per_source"]);
+    stage.lab.gateway.ip("route del default");
+    stage.b.send(&stage.udp("192.168.1.11:43000", "198.51.101.1:9"));
+    named("no_route", &["ip route get"]);
+    let stranger = diagnosis_of(&stage.gateway, &["10.5.5.5"]);
+    assert!(stranger["no_rule"].contains("snat office: source 192.168.0.0/16"), "{stranger:?}");
+    assert!(stranger["no_route_back"].contains("no route to 10.5.5.5"), "{stranger:?}");
 }

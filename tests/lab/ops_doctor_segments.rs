@@ -53,20 +53,6 @@ fn addresses_that_two_stations_have_are_named() {
     assert!(!of_host("192.168.1.10").contains("host_silent"));
 }
 
-#[test]
-fn an_address_of_two_interfaces_is_named() {
-    let stage = Stage::standard();
-    let own = |line: &str| drop(stage.lab.gateway.ip(line));
-    happens(
-        &stage.gateway,
-        "same_address",
-        &["lan and wan have the same address 192.168.1.1", "ip address del 192.168.1.1 dev wan"],
-        || own("address add 192.168.1.1/32 dev wan"),
-        || own("address del 192.168.1.1/32 dev wan"),
-    );
-    stage.crosses(&stage.udp(CLIENT, SERVER));
-}
-
 /// A veth takes what is redirected to it while its other end polls; natgw sends by the stack until then.
 #[test]
 fn a_veth_whose_peer_does_not_poll_is_named() {

@@ -27,9 +27,9 @@ const MODULES: [&str; 5] = ["drivers/virtio", "net/9p", "fs/9p", "fs/netfs", "fs
 const PATIENCE: &str = "5400";
 /// The core of the lab: mappings, filters, TCP, ICMP, fragments, hairpins, forwards, one-to-one, VLANs, what the program
 /// opens by itself, reload, takeover, upgrade and end.
-const CORE: [&str; 14] = [
+const CORE: [&str; 17] = [
     "dlg::",
-    "faults::what_was",
+    "starts::what_was",
     "flt::flt_0",
     "frg::frg_0",
     "hpn::hpn_0",
@@ -39,13 +39,16 @@ const CORE: [&str; 14] = [
     "l2x_vlans::",
     "one::one_0",
     "ops::ops_0",
+    "ops_host::ops_0",
+    "ops_reload::ops_0",
+    "ops_restart::ops_0",
     "pfw::pfw_0",
     "tcp::tcp_0",
     "tcp_end::",
 ];
 
 /// What every whole run has of it: mappings, and an end that leaves nothing.
-const SHORT: [&str; 2] = ["faults::what_was", "map::map_01"];
+const SHORT: [&str; 2] = ["starts::what_was", "map::map_01"];
 
 /// Boots the kernel and runs the core in it, or what the filter says.
 pub(crate) fn kernels(filter: &[&str], failures: &mut Failures) -> Result<Tally> {

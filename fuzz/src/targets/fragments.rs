@@ -7,7 +7,7 @@ use nat_common::wire;
 use natgw::gateway::Outcome;
 
 use super::{
-    Bytes, header_is_right, mend_header,
+    Bytes, frame, header_is_right,
     world::{LAN, PUBLIC, Packet, Simulation, WAN, client, server},
 };
 
@@ -40,7 +40,7 @@ pub(super) fn run(input: &[u8]) {
         let more = if flags & 1 == 0 { 0 } else { 0x2000 };
         let protocol = if choice & 8 == 0 { wire::UDP } else { wire::TCP };
         let mut frame =
-            fragment(*from.ip(), *to.ip(), protocol, (flags >> 1 & 7).into(), offset | more, &payload);
+            frame(*from.ip(), *to.ip(), protocol, (flags >> 1 & 7).into(), offset | more, &payload);
         let side = if outgoing { LAN } else { WAN };
         let outcome = simulation.handle_frame(side, &mut frame);
         if let Outcome::Send { ifindex, .. } = outcome {
@@ -72,20 +72,4 @@ fn judge(ifindex: u32, frame: &[u8]) {
     } else {
         assert!(destination.is_private(), "{packet:02x?}");
     }
-}
-
-fn fragment(from: Ipv4Addr, to: Ipv4Addr, protocol: u8, id: u16, place: u16, payload: &[u8]) -> Vec<u8> {
-    let mut packet = vec![0x45, 0];
-    packet.extend(u16::try_from(20 + payload.len()).expect("short").to_be_bytes());
-    packet.extend(id.to_be_bytes());
-    packet.extend(place.to_be_bytes());
-    packet.extend([64, protocol, 0, 0]);
-    packet.extend(from.octets());
-    packet.extend(to.octets());
-    mend_header(&mut packet);
-    let mut frame = vec![0; 12];
-    frame.extend([8, 0]);
-    frame.extend(packet);
-    frame.extend(payload);
-    frame
 }

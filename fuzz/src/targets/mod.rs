@@ -14,6 +14,8 @@ mod packet;
 #[expect(dead_code, reason = "shared with the property tests of the core")]
 mod world;
 
+use std::net::Ipv4Addr;
+
 /// Something that takes any bytes.
 #[derive(Debug)]
 pub(crate) struct Target {
@@ -71,4 +73,17 @@ fn mend_header(packet: &mut [u8]) {
     packet[10..12].fill(0);
     let sum = u16::try_from(packet::sum(&packet[..length])).expect("folded");
     packet[10..12].copy_from_slice(&(!sum).to_be_bytes());
+}
+
+/// A frame with an IPv4 packet; `place` is flags and offset.
+fn frame(from: Ipv4Addr, to: Ipv4Addr, protocol: u8, id: u16, place: u16, payload: &[u8]) -> Vec<u8> {
+    let mut packet = vec![0x45, 0];
+    packet.extend(u16::try_from(20 + payload.len()).expect("short").to_be_bytes());
+    packet.extend(id.to_be_bytes());
+    packet.extend(place.to_be_bytes());
+    packet.extend([64, protocol, 0, 0]);
+    packet.extend(from.octets());
+    packet.extend(to.octets());
+    mend_header(&mut packet);
+    [&[0; 12], &[8, 0][..], &packet, payload].concat()
 }

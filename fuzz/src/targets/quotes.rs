@@ -7,7 +7,7 @@ use nat_common::wire;
 use natgw::gateway::Outcome;
 
 use super::{
-    Bytes, header_is_right, mend_header,
+    Bytes, frame, header_is_right, mend_header,
     packet::sum,
     world::{LAN, PUBLIC, Packet, Simulation, WAN, client, server},
 };
@@ -80,15 +80,5 @@ fn error(from: Ipv4Addr, to: Ipv4Addr, kind: [u8; 2], rest: [u8; 4], quoted: &[u
     let mut message = [kind.as_slice(), &[0, 0], &rest, quoted].concat();
     let checksum = !u16::try_from(sum(&message)).expect("folded");
     message[2..4].copy_from_slice(&checksum.to_be_bytes());
-    let mut packet = vec![0x45, 0];
-    packet.extend(u16::try_from(20 + message.len()).expect("short").to_be_bytes());
-    packet.extend([0, 9, 0, 0, 64, wire::ICMP, 0, 0]);
-    packet.extend(from.octets());
-    packet.extend(to.octets());
-    mend_header(&mut packet);
-    let mut frame = vec![0; 12];
-    frame.extend([8, 0]);
-    frame.extend(packet);
-    frame.extend(message);
-    frame
+    frame(from, to, wire::ICMP, 9, 0, &message)
 }

@@ -6,7 +6,7 @@ use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _}
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -19,6 +19,7 @@ use serde_json::value::RawValue;
 use super::peer;
 use super::protocol::{Envelope, Line};
 use super::{ApiError, Request, Row, VERSION};
+use crate::seats::Seats;
 
 /// Who carries out requests; called from several threads at once.
 pub trait Handler: Send + Sync {
@@ -174,7 +175,7 @@ fn listen(path: &Path) -> io::Result<UnixListener> {
 }
 
 fn accept(listener: &UnixListener, path: &Path, handler: &Arc<dyn Handler>, stopping: &AtomicBool) {
-    let clients = Arc::new(AtomicUsize::new(0));
+    let seats = Seats::new("control", MOST_CLIENTS);
     while !stopping.load(Ordering::Relaxed) {
         let stream = match listener.accept() {
             Ok((stream, _)) => stream,
@@ -192,8 +193,7 @@ fn accept(listener: &UnixListener, path: &Path, handler: &Arc<dyn Handler>, stop
             refuse(&stream, stranger);
             continue;
         }
-        // Only this thread adds: the bound holds.
-        if clients.load(Ordering::Relaxed) >= MOST_CLIENTS {
+        if seats.are_taken() {
             let error = ApiError::new(
                 format!("the daemon serves {MOST_CLIENTS} clients already"),
                 "end a listing that nobody reads, or try again",
@@ -201,27 +201,8 @@ fn accept(listener: &UnixListener, path: &Path, handler: &Arc<dyn Handler>, stop
             refuse(&stream, error);
             continue;
         }
-        clients.fetch_add(1, Ordering::Relaxed);
-        let seat = Seat(Arc::clone(&clients));
         let handler = Arc::clone(handler);
-        let spawned = std::thread::Builder::new().name("control client".to_owned()).spawn(move || {
-            let _seat = seat;
-            if let Err(error) = serve(&stream, &*handler) {
-                tracing::debug!("control client: {error}");
-            }
-        });
-        if let Err(error) = spawned {
-            tracing::warn!("control socket: start a thread for a client: {error}");
-        }
-    }
-}
-
-/// One of the clients served at a time; free again when dropped, also by a panic.
-struct Seat(Arc<AtomicUsize>);
-
-impl Drop for Seat {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        seats.serve(move || serve(&stream, &*handler));
     }
 }
 

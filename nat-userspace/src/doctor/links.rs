@@ -43,36 +43,36 @@ fn queues(interface: &InterfaceFacts) -> Option<Finding> {
     })
 }
 
+/// Each two of them.
+fn pairs(interfaces: &[InterfaceFacts]) -> impl Iterator<Item = (&InterfaceFacts, &InterfaceFacts)> {
+    let others = |position: usize| &interfaces[position + 1..];
+    interfaces
+        .iter()
+        .enumerate()
+        .flat_map(move |(position, one)| others(position).iter().map(move |other| (one, other)))
+}
+
 /// The same subnet on two interfaces: routes lead to one of them only.
 fn overlaps(interfaces: &[InterfaceFacts]) -> Vec<Finding> {
-    let mut found = Vec::new();
-    for (position, one) in interfaces.iter().enumerate() {
-        for other in &interfaces[position + 1..] {
-            let pairs = one.networks.iter().flat_map(|a| other.networks.iter().map(move |b| (a, b)));
-            let Some((a, b)) = pairs.into_iter().find(|(a, b)| a.contains(*b) || b.contains(*a)) else {
-                continue;
-            };
-            found.push(Finding {
-                check: "same_subnet",
-                severity: Severity::Risk,
-                title: format!("{} and {} have overlapping subnets", one.name, other.name),
-                evidence: vec![format!("{a} on {}", one.name), format!("{b} on {}", other.name)],
-                consequence: "the kernel routes to hosts of both by one of the interfaces: those behind the other are not reached"
-                    .to_owned(),
-                command: format!("ip route show match {}; give one of the networks other addresses", a.network()),
-            });
-        }
-    }
-    found
+    let shared = pairs(interfaces).filter_map(|(one, other)| {
+        let mut networks = one.networks.iter().flat_map(|a| other.networks.iter().map(move |b| (a, b)));
+        let (a, b) = networks.find(|(a, b)| a.contains(*b) || b.contains(*a))?;
+        Some(Finding {
+            check: "same_subnet",
+            severity: Severity::Risk,
+            title: format!("{} and {} have overlapping subnets", one.name, other.name),
+            evidence: vec![format!("{a} on {}", one.name), format!("{b} on {}", other.name)],
+            consequence: "the kernel routes to hosts of both by one of the interfaces: those behind the other are not reached"
+                .to_owned(),
+            command: format!("ip route show match {}; give one of the networks other addresses", a.network()),
+        })
+    });
+    shared.collect()
 }
 
 /// The same address on two interfaces: the kernel answers for it on both, and packets from it leave by either.
 fn twice(interfaces: &[InterfaceFacts]) -> Vec<Finding> {
-    let pairs = interfaces
-        .iter()
-        .enumerate()
-        .flat_map(|(position, one)| interfaces[position + 1..].iter().map(move |other| (one, other)));
-    let shared = pairs.filter_map(|(one, other)| {
+    let shared = pairs(interfaces).filter_map(|(one, other)| {
         let address = one.addresses.iter().find(|address| other.addresses.contains(address))?;
         Some(Finding {
             check: "same_address",

@@ -4,11 +4,13 @@
 use std::io::{self, Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
+
+use crate::seats::Seats;
 
 /// Clients served at a time; a scraper needs one.
 const MOST_CLIENTS: usize = 8;
@@ -97,7 +99,7 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
 }
 
 fn accept(listener: &TcpListener, source: &Arc<Source>, stopping: &AtomicBool) {
-    let clients = Arc::new(AtomicUsize::new(0));
+    let seats = Seats::new("metrics", MOST_CLIENTS);
     while !stopping.load(Ordering::Relaxed) {
         let stream = match listener.accept() {
             Ok((stream, _)) => stream,
@@ -109,30 +111,12 @@ fn accept(listener: &TcpListener, source: &Arc<Source>, stopping: &AtomicBool) {
                 continue;
             }
         };
-        // Only this thread adds: the bound holds. Beyond it, the connection is closed unheard.
-        if clients.load(Ordering::Relaxed) >= MOST_CLIENTS {
+        // The connection is closed unheard.
+        if seats.are_taken() {
             continue;
         }
-        clients.fetch_add(1, Ordering::Relaxed);
-        let (seat, source) = (Seat(Arc::clone(&clients)), Arc::clone(source));
-        let spawned = std::thread::Builder::new().name("metrics client".to_owned()).spawn(move || {
-            let _seat = seat;
-            if let Err(error) = serve(&stream, &*source) {
-                tracing::debug!("metrics client: {error}");
-            }
-        });
-        if let Err(error) = spawned {
-            tracing::warn!("metrics: start a thread for a client: {error}");
-        }
-    }
-}
-
-/// One of the clients served at a time; free again when dropped, also by a panic.
-struct Seat(Arc<AtomicUsize>);
-
-impl Drop for Seat {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        let source = Arc::clone(source);
+        seats.serve(move || serve(&stream, &*source));
     }
 }
 
