@@ -118,7 +118,7 @@ pub fn run(options: RunOptions, config: Config) -> anyhow::Result<()> {
         taken_over,
         instructions,
         load_ms = loaded.as_millis(),
-        serve_ms = (begun.elapsed() - loaded).as_millis(),
+        serve_ms = begun.elapsed().saturating_sub(loaded).as_millis(),
         "natgw is ready"
     );
     supervisor::ready(&worker.config.summary());
