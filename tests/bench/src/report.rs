@@ -185,23 +185,23 @@ impl fmt::Display for FigureReport {
         writeln!(out, "{}: {}", self.name, self.what)?;
         writeln!(out, "  {}", self.command)?;
         if !self.goals.is_empty() {
-            writeln!(out, "  {:<34}{:>12}{:>14}{:>12}", "", "reached", "must reach", "aim")?;
+            writeln!(out, "  {:<46}{:>12}{:>14}{:>12}", "", "reached", "must reach", "aim")?;
         }
         for Goal { name, reached, must_reach, aim, met } in &self.goals {
             let shown = |bound: &Option<Bound>| bound.map(|bound| bound.to_string()).unwrap_or_default();
-            write!(out, "  {name:<34}{:>12}{:>14}{:>12}", number(*reached), shown(must_reach), shown(aim))?;
+            write!(out, "  {name:<46}{:>12}{:>14}{:>12}", number(*reached), shown(must_reach), shown(aim))?;
             writeln!(out, "{}", if *met == Some(false) { "  MISSED" } else { "" })?;
         }
-        writeln!(out, "  {:<34}{:>12}{:>14}{:>12}{:>8}", "", "min", "median", "max", "rounds")?;
+        writeln!(out, "  {:<46}{:>12}{:>14}{:>12}{:>8}", "", "min", "median", "max", "rounds")?;
         for (contender, quantities) in &self.measures {
             for (quantity, spread) in quantities {
                 let Spread { min, median, max, rounds } = *spread;
                 let (min, median, max) = (number(min), number(median), number(max));
-                writeln!(out, "  {contender:<10}{quantity:<24}{min:>12}{median:>14}{max:>12}{rounds:>8}")?;
+                writeln!(out, "  {contender:<22}{quantity:<24}{min:>12}{median:>14}{max:>12}{rounds:>8}")?;
             }
         }
         for (contender, reason) in &self.absent {
-            writeln!(out, "  {contender:<10}not measured: {reason}")?;
+            writeln!(out, "  {contender:<22}not measured: {reason}")?;
         }
         for note in &self.notes {
             writeln!(out, "  note: {note}")?;

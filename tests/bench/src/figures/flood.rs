@@ -33,9 +33,7 @@ pub(crate) fn measure(
             report.absent(stage.name(number), reason);
             continue;
         }
-        // Answered, as established flows are; conntrack gives up others first.
-        stage.open(number, Pattern { reflected: true, ..pattern }, report)?;
-        flood(settings, stage, report, number, pattern)?;
+        flood(settings, stage, report, number, &setup, pattern)?;
     }
     if report.median("nft", "offered_per_second").is_some() {
         report.note(format!(
@@ -66,14 +64,18 @@ fn flood(
     stage: &mut Stage,
     report: &mut FigureReport,
     number: usize,
+    setup: &Setup,
     pattern: Pattern,
 ) -> anyhow::Result<()> {
     let name = stage.name(number);
     let mut rounds: [Vec<f64>; 6] = Default::default();
     for round in settings.rounds(report.name()) {
-        // Flows of another round are not new any more.
-        let first = round?.checked_mul(1 << 24).context("too many rounds for the numbers of flows")?;
-        stage.aim(number, Pattern { first, ..pattern })?;
+        round?;
+        // What another round's flood has left fills the table.
+        stage.prepare(number, setup)?;
+        // Answered, as established flows are; conntrack gives up others first.
+        stage.open(number, Pattern { reflected: true, ..pattern }, report)?;
+        stage.aim(number, pattern)?;
         let before = stage.generator.counts()?;
         pin(settings.other_cpu().unwrap_or(settings.cpu))?;
         let sample = stage.generator.pace(OFFERED, settings.round);
@@ -92,7 +94,7 @@ fn flood(
         if counts.wrong > 0 {
             report.fault(format!("{name}: {} frames arrived wrong", counts.wrong));
         }
-        evicted.extend(evictions(stage, number, Pattern { first, ..pattern })?);
+        evicted.extend(evictions(stage, number, pattern)?);
     }
     for (quantity, rounds) in QUANTITIES.iter().zip(&rounds) {
         if !rounds.is_empty() {

@@ -53,59 +53,78 @@ fn measure_with(
     (must, aim): (Option<Bound>, Option<Bound>),
 ) -> anyhow::Result<()> {
     let mut floors = Vec::new();
-    let mut costs = vec![Vec::new(); stage.gateways.len()];
-    let mut of_daemon = Vec::new();
+    let mut openings = vec![Openings::default(); stage.gateways.len()];
+    let mut of_daemon = Openings::default();
     for round in settings.rounds(report.name()) {
         round?;
         stage.aim_at_floor(pattern)?;
         let floor = nanoseconds_each(&stage.generator.blast(settings.round / 2)?);
         floors.push(floor);
-        for (number, costs) in costs.iter_mut().enumerate() {
+        for (number, openings) in openings.iter_mut().enumerate() {
             settings.check_interrupt()?;
             if let Readiness::Absent(reason) = stage.prepare(number, &setup)? {
                 report.absent(stage.name(number), reason);
                 continue;
             }
-            costs.push(opening(stage, number, &setup, pattern, floor)?);
+            openings.push(&opening(stage, number, &setup, pattern)?, floor);
         }
         if !setup.service
             && let Some((number, _)) = stage.natgw()
         {
             stage.prepare(number, &DAEMON)?;
-            of_daemon.push(opening(stage, number, &DAEMON, pattern, floor)?);
+            of_daemon.push(&opening(stage, number, &DAEMON, pattern)?, floor);
         }
     }
     report.measure(FLOOR, "frame_ns", &floors);
-    let named = costs.iter().enumerate().map(|(number, costs)| (stage.name(number), costs));
-    for (name, costs) in named.chain([(DAEMON_NAME, &of_daemon)]).filter(|(_, costs)| !costs.is_empty()) {
-        let rates: Vec<_> = costs.iter().map(|cost| 1e9 / cost).collect();
-        report.measure(name, "flow_ns", costs);
+    let named = openings.iter().enumerate().map(|(number, openings)| (stage.name(number), openings));
+    for (name, openings) in named.chain([(DAEMON_NAME, &of_daemon)]) {
+        if openings.costs.is_empty() {
+            continue;
+        }
+        let rates: Vec<_> = openings.costs.iter().map(|cost| 1e9 / cost).collect();
+        report.measure(name, "flow_ns", &openings.costs);
         report.measure(name, RATE, &rates);
+        report.measure(name, "lost_percent", &openings.lost);
+        let lost = openings.lost.iter().copied().fold(0.0, f64::max);
+        let tolerated = if name == "nft" { 1.0 } else { 0.0 };
+        if lost > tolerated {
+            report.fault(format!("{name}: {lost:.3} % of a round's first packets did not arrive"));
+        }
     }
     let ratio = report.ratio(RATE, "natgw", "nft");
     report.goal("natgw/nft, flows a second", ratio, must, aim);
-    if !of_daemon.is_empty() {
+    if !of_daemon.costs.is_empty() {
         let ratio = report.ratio(RATE, DAEMON_NAME, "nft");
         report.goal("by the daemon alone", ratio, Some(Bound::AtLeast(1.0)), Some(Bound::AtLeast(1.5)));
     }
     Ok(())
 }
 
-/// What each of the flows costs, nanoseconds.
-fn opening(
-    stage: &mut Stage,
-    number: usize,
-    setup: &Setup,
-    pattern: Pattern,
-    floor: f64,
-) -> anyhow::Result<f64> {
+/// Opens all flows, as fast as the gateway takes them.
+fn opening(stage: &mut Stage, number: usize, setup: &Setup, pattern: Pattern) -> anyhow::Result<Sample> {
     if setup.service {
         stage.aim_at_service(number, pattern)?;
     } else {
         stage.aim(number, pattern)?;
     }
-    let sample = stage.generator.feed(pattern.flows.into(), stage.helping(number))?;
-    Ok(flow_cost(&sample, floor))
+    stage.generator.feed(pattern.flows.into(), stage.helping(number))
+}
+
+/// What rounds have come to.
+#[derive(Clone, Default)]
+struct Openings {
+    /// Nanoseconds a flow.
+    costs: Vec<f64>,
+    /// First packets that did not arrive, per cent.
+    lost: Vec<f64>,
+}
+
+impl Openings {
+    /// Adds a round; `floor` is what a frame itself takes, nanoseconds.
+    fn push(&mut self, sample: &Sample, floor: f64) {
+        self.costs.push(flow_cost(sample, floor));
+        self.lost.push(quotient(sample.frames.saturating_sub(sample.delivered), sample.frames) * 100.0);
+    }
 }
 
 /// Nanoseconds a flow. A frame that opened none is not a flow's: its time is shared by those that did.
