@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::{
     ops_doctor::{diagnosis, happens},
-    stage::Stage,
+    stage::{Stage, preload},
 };
 
 const CLIENT: &str = "192.168.1.10:40000";
@@ -25,6 +25,11 @@ fn diagnosis_by(host: &Host, gateway: &Gateway, script: &str) -> String {
     let found: Value =
         serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{script}: {output:?}"));
     found.to_string()
+}
+
+/// Whether it is among them.
+fn has(diagnosis: &str, check: &str) -> bool {
+    diagnosis.contains(&format!("\"{check}\""))
 }
 
 #[test]
@@ -144,4 +149,48 @@ fn what_who_asks_lacks_is_named() {
     let old = "exec setarch --uname-2.6 \"$@\"";
     let told = diagnosis_by(&lab.gateway, &gateway, old);
     assert!(told.contains("old_kernel") && told.contains("natgw needs Linux 5.18"), "{told}");
+}
+
+/// The lab's devices do not merge: the doctor alone is told that one does.
+#[test]
+fn a_device_that_merges_segments_is_named() {
+    let lab = Lab::standard();
+    let gateway = Gateway::start(&lab, gateway::STANDARD);
+    let library = preload(&gateway, include_str!("lro.c"));
+    let told = |device: &str| {
+        let script = format!("LD_PRELOAD={} NATGW_TEST_LRO={device} exec \"$@\"", library.display());
+        diagnosis_by(&lab.gateway, &gateway, &script)
+    };
+    let found = told("wan");
+    assert!(has(&found, "lro") && found.contains("ethtool -K wan lro off"), "{found}");
+    assert!(!has(&told("other"), "lro"));
+}
+
+/// The machine's own settings stay as they are: others stand before them where the doctor looks.
+#[test]
+fn a_kernel_that_interprets_programs_or_has_no_af_xdp_is_named() {
+    let lab = Lab::standard();
+    let mut gateway = Gateway::start(&lab, gateway::STANDARD);
+    let with_jit = |value: u8| {
+        let core = "/proc/sys/net/core";
+        let script =
+            format!("mount -t tmpfs none {core} && echo {value} > {core}/bpf_jit_enable && exec \"$@\"");
+        diagnosis_by(&lab.gateway, &gateway, &script)
+    };
+    let found = with_jit(0);
+    assert!(has(&found, "no_jit") && found.contains("bpf_jit_enable=1"), "{found}");
+    assert!(!has(&with_jit(1), "no_jit"));
+    gateway.stop();
+    // A single file of `/proc/net` cannot be mounted on.
+    let protocols = gateway.configuration().with_file_name("protocols");
+    let listing = |filter: &str| {
+        let file = protocols.display();
+        let script = format!(
+            "{filter} /proc/net/protocols > {file} && mount -t tmpfs none /proc/$$/net && cp {file} /proc/$$/net && exec \"$@\""
+        );
+        diagnosis_by(&lab.gateway, &gateway, &script)
+    };
+    let found = listing("grep -v ^XDP");
+    assert!(has(&found, "no_af_xdp") && found.contains("CONFIG_XDP_SOCKETS"), "{found}");
+    assert!(!has(&listing("cat"), "no_af_xdp"));
 }

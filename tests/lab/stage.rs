@@ -2,9 +2,11 @@
 
 use std::{
     cell::Cell,
-    env,
+    env, fs,
     io::{Read as _, Write as _},
     net::{Ipv4Addr, Shutdown, TcpListener},
+    path::PathBuf,
+    process::Command,
     thread,
     time::Duration,
 };
@@ -310,4 +312,15 @@ fn same(sent: &Decoded, seen: &Decoded) -> bool {
         return fixed && (sent.quoted.is_some() || sent.payload == seen.payload);
     }
     sent.payload() == seen.payload()
+}
+
+/// A library made of C, for `LD_PRELOAD`; it goes with the gateway's folder.
+pub(crate) fn preload(gateway: &Gateway, source: &str) -> PathBuf {
+    let library = gateway.configuration().with_file_name("preload.so");
+    let file = library.with_extension("c");
+    fs::write(&file, source).expect("write the source");
+    let mut compiler = Command::new("cc");
+    compiler.args(["-shared", "-fPIC", "-o"]).arg(&library).arg(&file);
+    assert!(compiler.status().expect("run cc").success(), "{compiler:?}");
+    library
 }

@@ -1,15 +1,13 @@
 //! UDP timers, scaled: what refreshes a session, and what does not.
 
 use std::{
-    fs,
-    process::Command,
-    thread,
+    fs, thread,
     time::{Duration, Instant, UNIX_EPOCH},
 };
 
 use nat_tests::{Decoded, Packet};
 
-use crate::stage::{Stage, port, seconds, source};
+use crate::stage::{Stage, port, preload, seconds, source};
 
 #[test]
 fn tmu_01_and_02_a_session_lives_its_time_and_no_longer() {
@@ -133,12 +131,8 @@ fn tmu_08_after_expiry_the_same_endpoint_gets_its_port_again() {
 #[test]
 fn tmu_09_steps_of_the_wall_clock_end_nothing_and_prolong_nothing() {
     let mut stage = Stage::timeouts("udp = \"4s\"");
-    let own = stage.gateway.configuration();
-    let [source_file, library, clock] = ["clock.c", "clock.so", "clock"].map(|name| own.with_file_name(name));
-    fs::write(&source_file, include_str!("clock.c")).unwrap();
-    let mut compiler = Command::new("cc");
-    compiler.args(["-shared", "-fPIC", "-o"]).arg(&library).arg(&source_file);
-    assert!(compiler.status().expect("run cc").success(), "{compiler:?}");
+    let library = preload(&stage.gateway, include_str!("clock.c"));
+    let clock = library.with_file_name("clock");
     fs::write(&clock, "0").unwrap();
     stage.gateway.restart_with(&[("LD_PRELOAD", &library), ("NATGW_TEST_CLOCK", &clock)]);
     for step in [3600_i64, -3600] {

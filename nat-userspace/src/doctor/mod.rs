@@ -77,9 +77,6 @@ mod tests {
     use std::fs;
     use std::path::Path;
 
-    /// What the lab's kernel cannot be made to lack or to do: judged as functions of facts, beside the checks.
-    const OF_FACTS: [&str; 3] = ["no_af_xdp", "no_jit", "lro"];
-
     /// All files of a folder, joined.
     fn texts(folder: &str) -> String {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join(folder);
@@ -99,7 +96,7 @@ mod tests {
         for check in checks {
             assert!(documents.contains(&format!("`{check}`")), "{check} is not in docs/troubleshooting.md");
             let happens = tests.contains(&format!("\"{check}\""));
-            assert!(happens || OF_FACTS.contains(&check.as_str()), "{check} has no test in tests/lab");
+            assert!(happens, "{check} has no test in tests/lab");
         }
     }
 }
