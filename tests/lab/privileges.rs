@@ -2,6 +2,8 @@
 
 use std::{fs, os::unix::fs::PermissionsExt, process::Command};
 
+use nat_tests::{Gateway, Lab, Packet, gateway};
+
 use crate::stage::Stage;
 
 const CLIENT: &str = "192.168.1.10:40000";
@@ -62,4 +64,54 @@ fn strangers_are_refused_by_their_credentials() {
     assert!(ask("65534", "0", "--clear-groups").status.success());
     assert!(ask("65534", "65534", "--groups=0").status.success());
     assert_eq!(stage.session_count(), 0);
+}
+
+/// The recipe of the image says what a container has to be given: it is enough to start, to serve, to be replaced, to
+/// end, on a root that cannot be written to and with next to no memory that may be locked.
+#[test]
+fn a_container_needs_the_capabilities_that_its_recipe_names() {
+    let recipe = include_str!("../../contrib/Containerfile");
+    let given = recipe.split("--cap-add ").skip(1).map(|rest| rest.split_whitespace().next().unwrap());
+    let given: Vec<String> = given.map(|name| format!("+{}", name.to_lowercase())).collect();
+    assert_eq!(given.len(), 6, "{given:?}");
+    let lab = Lab::standard();
+    let mut gateway = Gateway::prepare(&lab, gateway::STANDARD);
+    let own = gateway.configuration().with_file_name("container");
+    let (folder, program) = (own.parent().unwrap().display().to_string(), gateway.program().to_owned());
+    let run = format!(
+        "#!/bin/sh\nexec unshare --mount sh -c 'mount --rbind {folder} {folder} && mount -o remount,bind,ro / && \
+         exec prlimit --memlock=65536 setpriv --bounding-set=-all,{} --inh-caps=-all {} \"$@\"' sh \"$@\"\n",
+        given.join(","),
+        program.display()
+    );
+    fs::write(&own, run).unwrap();
+    fs::set_permissions(&own, PermissionsExt::from_mode(0o755)).unwrap();
+    gateway.use_program(&own);
+    gateway.restart();
+    let (client, server) = (lab.a.tap(), lab.s1.tap());
+    let passes = |text: &'static str| {
+        client.send(&Packet::udp(CLIENT, SERVER).payload(text));
+        server.expect_payload(text);
+    };
+    passes("a new container");
+    gateway.kill();
+    passes("no container");
+    gateway.restart();
+    assert_eq!(gateway.sessions().len(), 1, "{}", gateway.log());
+    passes("another container");
+    gateway.text(&["reload"]);
+    passes("another configuration");
+    gateway.stop();
+    assert!(gateway.pins().is_empty(), "{:?}", gateway.pins());
+    // And no more than is needed: without any one of them it says which.
+    for missing in &given {
+        let others: Vec<&str> = given.iter().filter(|one| *one != missing).map(String::as_str).collect();
+        let mut command = Command::new("setpriv");
+        command.args([&format!("--bounding-set=-all,{}", others.join(",")), "--inh-caps=-all"]);
+        let output = command.arg(&program).args(["run", "--config"]).arg(gateway.configuration()).output();
+        let output = output.expect("run setpriv");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        let name = format!("missing CAP_{} ", missing[1..].to_uppercase());
+        assert!(!output.status.success() && said.contains(&name), "{said}");
+    }
 }

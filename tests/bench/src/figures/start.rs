@@ -37,7 +37,9 @@ pub(crate) fn measure(
     let median = report.median("natgw", "start_ms");
     let (must_reach, aim) = (Bound::AtMost(300.0), Bound::AtMost(100.0));
     report.goal("milliseconds to the first packet", median, Some(must_reach), Some(aim));
-    report.note("wall time; daemon_cpu_ms is what the daemon's threads were on a CPU, several at a time, to 10 ms");
+    report.note(
+        "wall time; daemon_cpu_ms is what the daemon's threads were on a CPU, several at a time, to 10 ms",
+    );
     Ok(())
 }
 
