@@ -3,7 +3,7 @@
 use crate::vlan::Tags;
 
 /// Grows when maps that are pinned, or the layout of one, change; pins of another version are not taken over.
-pub const VERSION: u32 = 7;
+pub const VERSION: u32 = 8;
 
 /// Name of the XDP program.
 pub const PROGRAM_XDP: &str = "natgw_xdp";
@@ -41,6 +41,8 @@ pub const NEXT_HOPS: u32 = 65_536;
 pub const SELECTOR_PREFIXES: u32 = 65_536;
 /// One-to-one prefixes, both directions counted.
 pub const STATICS: u32 = 16_384;
+/// Prefixes of routes that set an MTU.
+pub const NARROW_PREFIXES: u32 = 16_384;
 /// External endpoints of forwards, port ranges as prefixes.
 pub const FORWARD_PREFIXES: u32 = 16_384;
 /// Addresses of the gateway and of its pools.

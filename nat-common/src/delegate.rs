@@ -93,8 +93,6 @@ pub struct KnownWay {
     pub gateway: u32,
     /// When that was, in ticks (see [`crate::activity::TICK_SHIFT`]).
     pub tick: u32,
-    /// Length of the IPv4 packet that it was asked about: a longer one may exceed the MTU of the route.
-    pub length: u32,
 }
 
 impl KnownWay {

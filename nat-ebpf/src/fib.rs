@@ -19,8 +19,6 @@ pub struct Question {
     pub ifindex: u32,
     /// IP protocol.
     pub protocol: u8,
-    /// Length of the IPv4 packet, to be compared with the way's MTU; 0 if it is not to be.
-    pub length: u16,
     /// Addresses, network byte order.
     pub source: u32,
     /// See [`Question::source`].
@@ -79,7 +77,7 @@ pub fn ask(context: *mut c_void, question: &Question) -> Answer {
     };
     fib.family = AF_INET;
     fib.l4_protocol = question.protocol;
-    fib.__bindgen_anon_1.tot_len = question.length;
+    // No length, and so no comparison with an MTU: it would be with one that the gateway's own connections learnt.
     fib.ifindex = question.ifindex;
     fib.__bindgen_anon_3.ipv4_src = question.source;
     fib.__bindgen_anon_4.ipv4_dst = question.destination;

@@ -13,8 +13,8 @@ use nat_common::{
     FlowKey, FlowValue,
     abi::{
         FORWARD_PREFIXES, ForwardKey, INTERFACE_SLOTS, INTERFACES, Interface, LOCAL_ADDRESSES, LocalAddress,
-        NEXT_HOPS, QUEUES, SELECTOR_PREFIXES, STATICS, SelectorKey, Settings, StaticKey, StaticValue,
-        VlanKey,
+        NARROW_PREFIXES, NEXT_HOPS, QUEUES, SELECTOR_PREFIXES, STATICS, SelectorKey, Settings, StaticKey,
+        StaticValue, VlanKey,
     },
     classify::RuleSet,
     delegate::{CELL_WORDS, CPUS, GRANTS, Grant, GrantKey, LentSlots, PORT_TABLES, TakenPorts},
@@ -102,6 +102,11 @@ static DESTINATIONS: LpmTrie<SelectorKey, RuleSet> = LpmTrie::with_max_entries(S
 /// One-to-one prefixes, keyed from both sides.
 #[map]
 static ONE_TO_ONE: LpmTrie<StaticKey, StaticValue> = LpmTrie::with_max_entries(STATICS, 0);
+
+/// Prefixes of routes that set an MTU → the smallest that any route to an address there may set. Written by the daemon
+/// when routes change. Too many: one entry for all addresses.
+#[map]
+static NARROW: LpmTrie<u32, u32> = LpmTrie::with_max_entries(NARROW_PREFIXES, 0);
 
 /// External endpoints of forwards, port ranges as prefixes. The value says nothing.
 #[map]
@@ -402,6 +407,13 @@ pub fn rules_to(generation: u32, address: u32) -> Option<&'static RuleSet> {
 pub fn one_to_one(generation: u32, inbound: bool, address: u32) -> Option<&'static StaticValue> {
     ONE_TO_ONE
         .get(&Key::new(64, StaticKey { generation: generation as u16, inbound: u16::from(inbound), address }))
+}
+
+/// The smallest MTU that a route to an address may set, if one sets any. Which of them is in force the daemon knows:
+/// `bpf_fib_lookup` tells only of MTUs that are locked or learnt.
+#[inline(always)]
+pub fn narrow(destination: u32) -> Option<u32> {
+    NARROW.get(&Key::new(32, destination)).copied()
 }
 
 /// Whether a packet is to the external endpoint of a forward.

@@ -184,15 +184,17 @@ fn leads(
         && known.ingress == grant.ingress
         && known.egress == grant.egress
         && known.gateway == grant.gateway
-        && u32::from(parsed.total_length) <= known.length
         && tick.wrapping_sub(known.tick) < KNOWN_FOR
     {
         return true;
     }
+    // Granted are next hops as wide as their interface.
+    if maps::narrow(destination).is_some() {
+        return false;
+    }
     let question = Question {
         ifindex: interface.ifindex,
         protocol: parsed.key.protocol,
-        length: parsed.total_length,
         source: parsed.key.source,
         destination,
     };
@@ -201,8 +203,7 @@ fn leads(
         return false;
     }
     let Grant { epoch, ingress, egress, gateway, .. } = *grant;
-    let length = u32::from(parsed.total_length);
-    *known = KnownWay { destination, epoch, ingress, egress, gateway, tick, length };
+    *known = KnownWay { destination, epoch, ingress, egress, gateway, tick };
     true
 }
 

@@ -229,8 +229,7 @@ fn one_to_one(
     };
     let source = if inbound { rewrite.source } else { key.source };
     let (hop, outside) =
-        stateless::route(ctx.as_ptr(), interface, parsed, segment(ctx) != 0, source, rewrite.destination)
-            .map_err(|()| None)?;
+        stateless::route(ctx.as_ptr(), interface, parsed, source, rewrite.destination).map_err(|()| None)?;
     if !inbound && !outside {
         // XDP could not ask where a merged packet goes: from one inside network to another.
         return Err(Some(TC_ACT_OK));

@@ -40,8 +40,7 @@ pub fn inbound(
         return Verdict::Stack;
     }
     // A way that leads outside is that of an inside host whose link is down: the daemon's, too.
-    let Ok((hop, false)) =
-        route(ctx.ctx.cast(), interface, parsed, false, rewrite.source, rewrite.destination)
+    let Ok((hop, false)) = route(ctx.ctx.cast(), interface, parsed, rewrite.source, rewrite.destination)
     else {
         return Verdict::Punt;
     };
@@ -67,7 +66,7 @@ pub fn outbound(
         return Verdict::Stack;
     }
     let Ok((hop, outside)) =
-        route(ctx.ctx.cast(), interface, parsed, false, parsed.key.source, parsed.key.destination)
+        route(ctx.ctx.cast(), interface, parsed, parsed.key.source, parsed.key.destination)
     else {
         return Verdict::Punt;
     };
@@ -101,18 +100,11 @@ pub fn route(
     context: *mut c_void,
     interface: &Interface,
     parsed: &Parsed,
-    merged: bool,
     source: u32,
     destination: u32,
 ) -> Result<(NextHop, bool), ()> {
-    let question = Question {
-        ifindex: interface.ifindex,
-        protocol: parsed.key.protocol,
-        // What is merged is judged by its segments, on the tc hook.
-        length: if merged { 0 } else { parsed.total_length },
-        source,
-        destination,
-    };
+    let question =
+        Question { ifindex: interface.ifindex, protocol: parsed.key.protocol, source, destination };
     let Answer::Way(way) = fib::ask(context, &question) else { return Err(()) };
     let Some(egress) = maps::interface(way.ifindex) else { return Err(()) };
     let stack = if egress.flags & Interface::STACK != 0 { NextHop::STACK } else { 0 };
@@ -121,7 +113,7 @@ pub fn route(
         source: way.source,
         ifindex: egress.ifindex,
         port: egress.port,
-        mtu: if merged { egress.mtu } else { u32::from(u16::MAX) },
+        mtu: maps::narrow(destination).map_or(egress.mtu, |mtu| egress.mtu.min(mtu)),
         flags: NextHop::VALID | stack | (egress.flags as u16 & NextHop::CLAMP),
         tags: egress.tags,
     };
@@ -135,7 +127,6 @@ pub fn comes_from_outside(ctx: &XdpContext, interface: &Interface, parsed: &Pars
     let question = Question {
         ifindex: interface.ifindex,
         protocol: 0,
-        length: 0,
         source: parsed.key.destination,
         destination: parsed.key.source,
     };

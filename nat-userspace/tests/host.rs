@@ -134,6 +134,43 @@ fn routes_are_those_the_kernel_forwards_by() {
 }
 
 #[test]
+fn routes_that_set_an_mtu_are_known() {
+    in_namespace(|| {
+        two_sides();
+        run("ip route add default via 192.0.2.254");
+        run("ip route add 198.51.100.0/24 via 192.0.2.253 mtu 1300");
+        run("ip route add 203.0.113.0/24 via 192.0.2.253 advmss 900");
+        let mut host = Host::open().unwrap();
+        let mut news = || {
+            let mut events = Vec::new();
+            host.poll(&mut events).unwrap();
+            host.narrow_routes().map(|mut routes| {
+                routes.sort();
+                routes.iter().map(|(prefix, mtu)| format!("{prefix} {mtu}")).collect::<Vec<_>>()
+            })
+        };
+        assert_eq!(news().unwrap(), ["198.51.100.0/24 1300"]);
+        assert_eq!(news(), None);
+        run("ip route add 192.0.3.0/24 via 192.0.2.253");
+        assert_eq!(news(), None);
+        run("ip route add 198.51.100.7 via 192.0.2.254 mtu lock 1400 table 9");
+        assert_eq!(news().unwrap(), ["198.51.100.0/24 1300", "198.51.100.7/32 1300"]);
+        run("ip route replace 198.51.100.0/24 via 192.0.2.253 mtu 1450");
+        assert_eq!(news().unwrap(), ["198.51.100.0/24 1450", "198.51.100.7/32 1400"]);
+        run("ip route append 198.51.100.0/24 via 192.0.2.254 mtu 1200");
+        assert_eq!(news().unwrap(), ["198.51.100.0/24 1200", "198.51.100.7/32 1200"]);
+        run("ip route del 198.51.100.0/24 mtu 1200");
+        assert_eq!(news().unwrap(), ["198.51.100.0/24 1450", "198.51.100.7/32 1400"]);
+        run("ip route del 198.51.100.7 table 9");
+        run("ip route replace default via 192.0.2.254 mtu 1000");
+        assert_eq!(news().unwrap(), ["0.0.0.0/0 1000", "198.51.100.0/24 1000"]);
+        // Of what goes with an interface the kernel says nothing.
+        run("ip link set wan down");
+        assert_eq!(news().unwrap(), <[&str; 0]>::default());
+    });
+}
+
+#[test]
 fn an_answer_lasts_until_routing_changes() {
     in_namespace(|| {
         let (lan, wan) = two_sides();

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use nat_tests::{Lab, Packet, gateway};
+use nat_tests::{Decoded, Lab, Packet, gateway};
 
 use crate::stage::{Stage, seconds, source};
 
@@ -242,4 +242,45 @@ fn a_flood_that_finds_no_port_is_refused_without_the_daemon() {
     stage.gateway.text(&["session", "delete", "--inside", "192.168.1.10:31003"]);
     stage.crosses(&stage.udp("192.168.1.10:50001", SERVER));
     stage.stopped_quickly(&stage.udp("192.168.1.10:50002", SERVER));
+}
+
+/// The kernel tells the program of no MTU that a route merely has.
+#[test]
+fn a_session_by_a_route_with_an_mtu_is_the_daemons_to_open() {
+    let stage = known(gateway::STANDARD);
+    stage.lab.gateway.ip("route add 198.51.100.2 via 203.0.113.254 mtu 1000");
+    let big = |port: u16, server: &str| {
+        stage.udp(&format!("192.168.1.10:{port}"), server).payload(port.to_be_bytes().repeat(736)).df()
+    };
+    let is_told = |patience| {
+        let icmp =
+            |seen: &Decoded| seen.icmp().is_some_and(|icmp| (icmp.kind, icmp.code, icmp.seq) == (3, 4, 1000));
+        stage.a.recv_matching(patience, icmp).is_some()
+    };
+    stage.gateway.wait_until("the route is known", Duration::from_secs(5), |_| {
+        stage.send(&big(31_000, OTHER));
+        is_told(Duration::from_millis(200))
+    });
+    // What ended the grants has; the next packet brings another.
+    stage.crosses(&stage.udp("192.168.1.10:31001", SERVER));
+    seconds(0.1);
+    stage.while_stopped(|stage| {
+        stage.crosses(&big(40_000, SERVER));
+        stage.crosses(&stage.udp("192.168.1.10:40001", SERVER));
+        stage.stopped_quickly(&big(40_002, OTHER));
+        stage.stopped_quickly(&stage.udp("192.168.1.10:40003", OTHER));
+        stage.stopped_quickly(&big(40_003, OTHER));
+        stage.crosses(&stage.udp("192.168.1.10:40004", SERVER));
+    });
+    assert!(is_told(Duration::from_secs(2)), "the daemon tells of it once it goes on");
+    // The flow that was opened for a small packet is no way around.
+    stage.crosses(&stage.udp("192.168.1.10:40003", OTHER));
+    stage.stopped_quickly(&big(40_003, OTHER));
+    stage.crosses(&big(40_001, SERVER));
+    // A route that goes gives all back.
+    stage.lab.gateway.ip("route del 198.51.100.2");
+    seconds(0.3);
+    stage.crosses(&stage.udp("192.168.1.10:31002", SERVER));
+    seconds(0.1);
+    stage.while_stopped(|stage| stage.crosses(&big(40_005, OTHER)));
 }

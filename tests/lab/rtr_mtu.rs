@@ -176,6 +176,16 @@ fn a_route_may_be_narrower_than_its_interface() {
     tells_of_it(&stage, &stage.s1, &Packet::udp(SERVER, mapped.as_str()), "203.0.113.1", 900);
 }
 
+#[test]
+fn a_route_may_be_narrower_for_one_to_one_addresses() {
+    let one_to_one = "\n[[static]]\nexternal = \"203.0.113.2\"\ninternal = \"192.168.1.10\"\n";
+    let stage = Stage::build(Lab::builder().forwarding(), &format!("{}{one_to_one}", gateway::STANDARD));
+    stage.crosses(&stage.udp(CLIENT, SERVER).payload([1; 1472]).df());
+    held_to_the_route(&stage, &[CLIENT]);
+    stage.lab.gateway.ip("route add 192.168.1.10 dev lan mtu 900");
+    tells_of_it(&stage, &stage.s1, &Packet::udp(SERVER, "203.0.113.2:40000"), "203.0.113.1", 900);
+}
+
 /// What these clients send to a server is held to the MTU of the route to it, which changes; not what they send to
 /// another.
 fn held_to_the_route(stage: &Stage, clients: &[&str]) {

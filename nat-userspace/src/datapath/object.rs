@@ -36,7 +36,7 @@ pub(super) const MMAPABLE: u32 = 1 << 10;
 pub(super) static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/natgw-ebpf"));
 
 /// Maps that outlive the daemon: all that a program and it share.
-pub(super) const PINNED: [&str; 22] = [
+pub(super) const PINNED: [&str; 23] = [
     "INDEX",
     "LEVEL",
     "LINES",
@@ -59,6 +59,7 @@ pub(super) const PINNED: [&str; 22] = [
     "CELLS",
     "VLANS",
     "CLOCK",
+    "NARROW",
 ];
 
 /// What can go wrong while loading.

@@ -75,6 +75,8 @@ impl Gateway {
             && !self.sources.are_limited()
             && matches!(key.protocol, wire::TCP | wire::UDP)
             && (ingress.realm(), egress.realm()) == (Realm::Inside, Realm::Outside)
+            // The program opens none by routes that are narrower.
+            && route.mtu.is_none()
             && !session.next_hops.contains(&next_hops::UNKNOWN);
         if !is_plain {
             return;

@@ -9,6 +9,7 @@
 mod arp;
 mod claims;
 mod links;
+mod narrow;
 mod neighbours;
 mod netlink;
 mod offloads;
@@ -23,6 +24,7 @@ use std::{
     os::fd::{AsFd as _, BorrowedFd, OwnedFd},
 };
 
+use ipnet::Ipv4Net;
 use netlink_packet_core::{DecodeError, NLM_F_CREATE};
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage, address::AddressMessage, link::LinkMessage,
@@ -43,6 +45,7 @@ pub use self::{
 };
 use self::{
     links::Links,
+    narrow::Narrow,
     neighbours::Neighbours,
     netlink::{Channel, Message, Notifications},
     routes::Routes,
@@ -122,10 +125,12 @@ pub struct Host {
     links: Links,
     neighbours: Neighbours,
     routes: Routes,
+    narrow: Narrow,
 }
 
 impl Host {
-    /// Subscribes to the kernel's notifications, then reads interfaces, addresses, neighbours and rules.
+    /// Subscribes to the kernel's notifications, then reads interfaces, addresses, neighbours, rules, and which routes set
+    /// an MTU.
     pub fn open() -> Result<Self, HostError> {
         let failed = |source| HostError::new("open netlink sockets", source);
         let notifications = Channel::subscribe(NETLINK_ROUTE, &GROUPS).map_err(failed)?;
@@ -142,6 +147,7 @@ impl Host {
             links: Links::default(),
             neighbours: Neighbours::default(),
             routes: Routes::default(),
+            narrow: Narrow::default(),
         };
         host.watch().map_err(failed)?;
         host.read_all()?;
@@ -156,11 +162,17 @@ impl Host {
     /// Takes in what the kernel reported since the last call and appends what changed.
     pub fn poll(&mut self, events: &mut Vec<HostEvent>) -> Result<(), HostError> {
         let failed = |source| HostError::new("read notifications of the kernel", source);
-        let Self { notifications, links, neighbours, routes, .. } = self;
+        let Self { notifications, links, neighbours, routes, narrow, .. } = self;
         let mut routes_changed = false;
         let mut rules_changed = false;
         let outcome = notifications
             .notifications(|message| {
+                match message.kind {
+                    RTM_NEWROUTE => narrow.is_there(message.payload),
+                    RTM_DELROUTE => narrow.is_gone(message.payload),
+                    RTM_NEWLINK | RTM_DELLINK | RTM_NEWADDR | RTM_DELADDR => narrow.may_be_gone(),
+                    _ => {}
+                }
                 match message.kind {
                     RTM_NEWLINK | RTM_DELLINK | RTM_NEWADDR | RTM_DELADDR => routes.forget(),
                     RTM_NEWRULE | RTM_DELRULE => rules_changed = true,
@@ -181,6 +193,7 @@ impl Host {
                 .read_rules(&mut self.requests)
                 .map_err(|source| HostError::new("read routing rules", source))?;
         }
+        narrow.read_again(&mut self.requests).map_err(|source| HostError::new("read routes", source))?;
         if routes_changed || rules_changed {
             routes.forget();
             events.push(HostEvent::RoutesChanged);
@@ -200,6 +213,12 @@ impl Host {
     /// three.
     pub fn routes_by_destination(&self) -> bool {
         !self.routes.is_policy()
+    }
+
+    /// The prefixes that routes with an MTU lead to, each with the smallest that any route to an address there may set;
+    /// none if they are what they were when last asked for.
+    pub fn narrow_routes(&mut self) -> Option<Vec<(Ipv4Net, u32)>> {
+        self.narrow.news()
     }
 
     /// An interface by its number.
@@ -285,7 +304,7 @@ impl Host {
     fn read_all(&mut self) -> Result<(), HostError> {
         self.links = Links::default();
         self.neighbours = Neighbours::default();
-        let Self { requests, links, neighbours, routes, .. } = self;
+        let Self { requests, links, neighbours, routes, narrow, .. } = self;
         let mut addresses = AddressMessage::default();
         addresses.header.family = AddressFamily::Inet;
         let mut arp = NeighbourMessage::default();
@@ -299,6 +318,7 @@ impl Host {
                 .dump(request, |message| take_in(links, neighbours, &message).map(drop))
                 .map_err(|source| HostError::new(format!("read {what}"), source))?;
         }
+        narrow.read(requests).map_err(|source| HostError::new("read routes", source))?;
         routes.read_rules(requests).map_err(|source| HostError::new("read routing rules", source))
     }
 }

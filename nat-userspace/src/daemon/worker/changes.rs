@@ -6,6 +6,7 @@ use nat_common::Reason;
 
 use super::super::interfaces::publish_addresses;
 use super::Worker;
+use crate::datapath::publish_narrow;
 use crate::gateway::World as _;
 use crate::host::{HostEvent, Link, NeighbourState};
 
@@ -21,6 +22,12 @@ impl Worker {
         let mut events = Vec::new();
         if let Err(error) = self.kernel.host.poll(&mut events) {
             tracing::warn!(%error, "changes of the host could not be read");
+        }
+        // Before anything is granted anew.
+        if let Some(narrow) = self.kernel.host.narrow_routes()
+            && let Err(error) = publish_narrow(&mut self.kernel.datapath, &narrow)
+        {
+            tracing::error!(%error, "the routes that set an MTU could not be handed to the fast path");
         }
         if events.is_empty() {
             return;
