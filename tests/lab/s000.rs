@@ -81,7 +81,7 @@ fn reverse_path_drops(host: &Host) -> u64 {
 #[test]
 fn s000_01_and_02_two_nats_in_a_row() {
     let lab = Router::new();
-    let _gateway = Gateway::start_on(&lab.gateway, RULES);
+    let _gateway = lab.start(RULES);
     let (client, home, server) = (lab.client.tap(), lab.upstream.tap(), lab.server.tap());
     ping(&lab.client, X).all("through both");
     assert_eq!(ends(&passed(&client, 8)), pair("10.1.1.12", X));
@@ -104,7 +104,7 @@ fn s000_01_and_02_two_nats_in_a_row() {
 #[test]
 fn s000_03_and_04_and_05_and_06_negated_selectors() {
     let lab = Router::new();
-    let gateway = Gateway::start_on(&lab.gateway, RULES);
+    let gateway = lab.start(RULES);
     let sees = |tap: &Tap| ends(&echoes(tap, 8));
     // r1: the destination is not outside.
     lab.client.ip("route add 10.1.1.99 via 10.1.1.1");
@@ -118,7 +118,8 @@ fn s000_03_and_04_and_05_and_06_negated_selectors() {
     let neighbour = lab.neighbour.tap();
     ping(&lab.client, "192.168.1.72").all("to the outer network");
     assert_eq!(sees(&neighbour), pair("192.168.1.10", "192.168.1.72"));
-    // r2: from there, under the address of the way in.
+    // r2: from there, under the address of the way in. Who asks an inside address is answered by it.
+    gateway.expect_inside_addresses_outside();
     let client = lab.client.tap();
     ping(&lab.neighbour, "10.1.1.12").all("from the outer network");
     assert_eq!(sees(&client), pair("10.1.1.1", "10.1.1.12"));
@@ -135,7 +136,7 @@ fn s000_03_and_04_and_05_and_06_negated_selectors() {
 #[test]
 fn the_gateways_own_pings_are_its_own() {
     let lab = Router::new();
-    let gateway = Gateway::start_on(&lab.gateway, RULES);
+    let gateway = lab.start(RULES);
     let client = lab.client.tap();
     for source in ["10.1.1.1", "192.168.1.10"] {
         client.clear();
@@ -149,7 +150,7 @@ fn the_gateways_own_pings_are_its_own() {
 #[test]
 fn s000_08_a_packet_is_counted_by_one_rule() {
     let lab = Router::new();
-    let gateway = Gateway::start_on(&lab.gateway, RULES);
+    let gateway = lab.start(RULES);
     let counts = |gateway: &Gateway| {
         let rules = gateway.natgw(&["rule", "list", "--json"]);
         ["r1", "r2"].map(|name| rule(&rules, name)["packets"].as_u64().unwrap())
@@ -159,6 +160,8 @@ fn s000_08_a_packet_is_counted_by_one_rule() {
     ping(&lab.client, "198.51.100.2").all("r1");
     // The replies, which r2's selectors would fit, are the session's.
     assert_eq!(counts(&gateway), [2, 0]);
+    // Who asks an inside address is answered by it.
+    gateway.expect_inside_addresses_outside();
     ping(&lab.neighbour, "10.1.1.12").all("r2");
     ping(&lab.vpn, X).all("no rule");
     assert_eq!(counts(&gateway), [2, 1]);
@@ -167,7 +170,7 @@ fn s000_08_a_packet_is_counted_by_one_rule() {
 #[test]
 fn s000_10_and_11_what_helps_a_client_in_two_networks() {
     let lab = Router::new();
-    let gateway = Gateway::start_on(&lab.gateway, RULES);
+    let gateway = lab.start(RULES);
     lab.two_homed();
     let set = |value: &str| {
         for which in ["all", "eth0", "eth1"] {
@@ -197,7 +200,7 @@ fn s000_10_and_11_what_helps_a_client_in_two_networks() {
 #[test]
 fn s000_12_a_reply_without_its_request() {
     let lab = Router::new();
-    let gateway = Gateway::start_on(&lab.gateway, RULES);
+    let gateway = lab.start(RULES);
     lab.two_homed();
     // The request leaves by the other network with the address of this one; upstream sends the answer here.
     lab.upstream.ip("route add 10.1.1.0/24 via 192.168.1.10");
@@ -229,7 +232,7 @@ fn s000_12_a_reply_without_its_request() {
 #[test]
 fn s000_15_every_step_of_the_ladder() {
     let lab = Router::new();
-    let gateway = Gateway::start_on(&lab.gateway, RULES);
+    let gateway = lab.start(RULES);
     for step in ["127.0.0.1", "10.1.1.12", "10.1.1.1", "192.168.1.10", "192.168.1.1", X] {
         ping(&lab.client, step).all(step);
         let captured = gateway.sessions().iter().any(|session| {
@@ -245,7 +248,7 @@ fn s000_15_every_step_of_the_ladder() {
 #[test]
 fn s000_19_replies_find_the_inside_host_by_their_own_addresses() {
     let lab = Router::new();
-    let gateway = Gateway::start_on(&lab.gateway, &format!("{RULES}\n[timeouts]\nicmp = \"2s\"\n"));
+    let gateway = lab.start(&format!("{RULES}\n[timeouts]\nicmp = \"2s\"\n"));
     let output = lab.client.run(&format!("ping -n -q -c 100 -i 0.07 -W 1 {X}"));
     let second = ping(&lab.other, X);
     let text = String::from_utf8_lossy(&output.stdout);
@@ -279,7 +282,7 @@ fn finding(gateway: &Gateway, host: &str, check: &str) -> Option<String> {
 #[test]
 fn s000_09_and_ops_14_the_loss_is_behind_the_gateway() {
     let lab = Router::new();
-    let gateway = Gateway::start_on(&lab.gateway, RULES);
+    let gateway = lab.start(RULES);
     lab.two_homed();
     for which in ["all", "eth0", "eth1"] {
         lab.client.sysctl(&format!("ipv4.conf.{which}.rp_filter"), "1");
@@ -306,7 +309,7 @@ fn s000_09_and_ops_14_the_loss_is_behind_the_gateway() {
 #[test]
 fn s000_13_and_ops_14_strict_filtering_on_the_gateway_itself() {
     let lab = Router::new();
-    let gateway = Gateway::start_on(&lab.gateway, RULES);
+    let gateway = lab.start(RULES);
     for which in ["all", "eth2"] {
         lab.gateway.sysctl(&format!("ipv4.conf.{which}.rp_filter"), "1");
     }
@@ -336,7 +339,7 @@ fn s000_13_and_ops_14_strict_filtering_on_the_gateway_itself() {
 #[test]
 fn s000_14_and_ops_14_forwarding_off_and_a_forward_policy_of_drop() {
     let lab = Router::new();
-    let gateway = Gateway::start_on(&lab.gateway, RULES);
+    let gateway = lab.start(RULES);
     ping(&lab.vpn, X).all("plainly routed");
     assert!(
         finding(&gateway, "", "ip_forward").is_none() && finding(&gateway, "", "forward_policy").is_none()
@@ -360,7 +363,7 @@ fn s000_14_and_ops_14_forwarding_off_and_a_forward_policy_of_drop() {
 #[test]
 fn s000_16_a_stale_route_to_one_destination() {
     let lab = Router::new();
-    let gateway = Gateway::start_on(&lab.gateway, RULES);
+    let gateway = lab.start(RULES);
     ping(&lab.client, X).all("before");
     let sessions = gateway.sessions().len();
     // The exception leads to a router that is gone.
@@ -415,7 +418,7 @@ fn answers_arp(host: &Host, address: [u8; 4]) -> Vec<Mac> {
 #[test]
 fn s000_17_two_networks_on_one_segment() {
     let lab = Router::new();
-    let gateway = Gateway::start_on(&lab.gateway, RULES);
+    let gateway = lab.start(RULES);
     assert!(finding(&gateway, "", "arp_flux").is_none());
     lab.one_segment();
     let (inner, outer) = (lab.client.next_hop, lab.gateway.mac);

@@ -28,7 +28,8 @@ fn s001_01_and_02_two_translations_in_a_row() {
     }
     let cloud = "[[interface]]\nname = \"gw\"\nside = \"outside\"\n[[interface]]\nname = \"inet\"\nside = \"inside\"\n\
                  [[static]]\nexternal = \"35.190.176.201\"\ninternal = \"10.142.0.2\"\n";
-    let _cloud = Gateway::start_on(&lab.isp, cloud);
+    // Not watched for leaks: the end of its uplink is the other natgw's, whose program takes frames before any capture.
+    let _cloud = Gateway::start_on(&lab.isp, cloud, Vec::new());
     let listener = lab.s1.within(|| TcpListener::bind("10.142.0.2:12345")).unwrap();
     let client = lab.a.within(|| connect_from("192.168.1.4:64125", "35.190.176.201:12345")).unwrap();
     let (server, seen) = listener.accept().unwrap();

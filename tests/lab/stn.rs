@@ -188,7 +188,7 @@ fn punch(host: &Host, own: &str, remote: &str) -> TcpStream {
 #[test]
 fn stn_09_two_hosts_behind_two_gateways_meet() {
     let lab = Lab::builder().second_gateway().build();
-    let _gateways = [Gateway::standard(&lab), Gateway::start_on(&lab.s3, OTHER)];
+    let _gateways = [Gateway::standard(&lab), Gateway::start_on(&lab.s3, OTHER, lab.watch_second_gateway())];
     // Where each is seen: ports are kept.
     let (of_a, of_d) = ("203.0.113.1", "198.51.101.1");
     // UDP, by a tool made for it.

@@ -74,9 +74,10 @@ impl Gateway {
         gateway
     }
 
-    /// Starts a natgw on another machine of the lab than the one under test.
-    pub fn start_on(host: &Host, configuration: &str) -> Self {
+    /// Starts a natgw on another machine than that of the lab, which is watched for leaks here.
+    pub fn start_on(host: &Host, configuration: &str, watches: Vec<LeakWatch>) -> Self {
         let mut gateway = Self::prepare_on(host, configuration);
+        *gateway.watched() = watches;
         gateway.restart();
         gateway
     }

@@ -26,7 +26,7 @@ use std::{
 
 use crate::{
     host::{Host, feed, finish},
-    leaks::LeakWatch,
+    leaks::{self, LeakWatch},
     packet::Mac,
     wire::Tap,
 };
@@ -248,7 +248,12 @@ impl Lab {
     /// Watches all uplinks for packets with an inside address.
     pub fn watch_for_leaks(&self) -> Vec<LeakWatch> {
         let uplinks = if self.has_second_uplink { &["gw", "gw2"][..] } else { &["gw"] };
-        uplinks.iter().map(|uplink| LeakWatch::on(&self.isp, uplink)).collect()
+        uplinks.iter().map(|uplink| LeakWatch::on(&self.isp, uplink, leaks::LAB)).collect()
+    }
+
+    /// The same at the uplink of the second gateway.
+    pub fn watch_second_gateway(&self) -> Vec<LeakWatch> {
+        vec![LeakWatch::on(&self.isp, &port_of(&self.s3), leaks::LAB)]
     }
 
     /// The switch's end of the gateway's LAN link, as a station of the LAN.

@@ -3,14 +3,18 @@
 
 use std::{
     io,
+    net::Ipv4Addr,
     os::fd::{AsRawFd as _, OwnedFd},
     time::Duration,
 };
 
 use crate::{host::Host, wire};
 
-/// What the inside addresses of a lab have in common: 192.168.0.0/16.
-const INSIDE: [u32; 2] = [0xffff_0000, 0xc0a8_0000];
+/// What inside addresses have in common: a network, and how long its prefix is.
+pub type Inside = (Ipv4Addr, u32);
+
+/// The lab's.
+pub const LAB: Inside = (Ipv4Addr::new(192, 168, 0, 0), 16);
 
 /// A capture at the provider's end of an uplink.
 #[derive(Debug)]
@@ -21,9 +25,10 @@ pub struct LeakWatch {
 
 impl LeakWatch {
     /// Watches what comes in at an interface of this host.
-    pub fn on(host: &Host, interface: &str) -> Self {
+    pub fn on(host: &Host, interface: &str, inside: Inside) -> Self {
         let name = format!("{} {interface}", host.namespace);
-        let socket = host.within(|| open(interface)).unwrap_or_else(|error| panic!("watch {name}: {error}"));
+        let socket =
+            host.within(|| open(interface, inside)).unwrap_or_else(|error| panic!("watch {name}: {error}"));
         Self { socket, name }
     }
 
@@ -45,7 +50,7 @@ impl LeakWatch {
 }
 
 /// A packet socket with a filter of the kernel's: what no test is about costs none anything.
-fn open(interface: &str) -> io::Result<OwnedFd> {
+fn open(interface: &str, (network, length): Inside) -> io::Result<OwnedFd> {
     let statement = |code: u32, operand: u32| libc::sock_filter {
         code: u16::try_from(code).expect("codes have 16 bits"),
         jt: 0,
@@ -58,7 +63,8 @@ fn open(interface: &str) -> io::Result<OwnedFd> {
         ..statement(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, operand)
     };
     let load = |size: u32, at: u32| statement(libc::BPF_LD | size | libc::BPF_ABS, at);
-    let mask = statement(libc::BPF_ALU | libc::BPF_AND | libc::BPF_K, INSIDE[0]);
+    let mask = statement(libc::BPF_ALU | libc::BPF_AND | libc::BPF_K, u32::MAX << (32 - length));
+    let network = network.to_bits();
     #[expect(clippy::cast_sign_loss, reason = "offsets of this kind are large numbers to the filter")]
     let packet_type = (libc::SKF_AD_OFF + libc::SKF_AD_PKTTYPE) as u32;
     let mut program = [
@@ -68,10 +74,10 @@ fn open(interface: &str) -> io::Result<OwnedFd> {
         jump(0x0800, 0, 7),
         load(libc::BPF_W, 26),
         mask,
-        jump(INSIDE[1], 3, 0),
+        jump(network, 3, 0),
         load(libc::BPF_W, 30),
         mask,
-        jump(INSIDE[1], 0, 1),
+        jump(network, 0, 1),
         statement(libc::BPF_RET | libc::BPF_K, u32::MAX),
         statement(libc::BPF_RET | libc::BPF_K, 0),
     ];

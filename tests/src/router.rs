@@ -20,7 +20,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::host::{Host, feed};
+use crate::{
+    Gateway,
+    host::{Host, feed},
+    leaks::{Inside, LeakWatch},
+};
 
 /// The gateway's rules: both ways hidden, each with a negated selector.
 pub const RULES: &str = r#"
@@ -95,6 +99,14 @@ impl Router {
         router.wire();
         router.configure();
         router
+    }
+
+    /// Starts natgw on the gateway. What leaves it by `eth2` and `tun0` is watched for inside addresses.
+    pub fn start(&self, configuration: &str) -> Gateway {
+        const INSIDE: Inside = (Ipv4Addr::new(10, 1, 1, 0), 24);
+        let ends = [(&self.switch, "home-gw"), (&self.vpn, "eth0")];
+        let watches = ends.map(|(host, interface)| LeakWatch::on(host, interface, INSIDE));
+        Gateway::start_on(&self.gateway, configuration, watches.into())
     }
 
     fn hosts(&self) -> [&Host; 8] {
