@@ -444,7 +444,7 @@ fn traces_and_captures() {
     assert_eq!((&lines[1]["reason"], lines[1].get("frames")), (&json!("no_route"), None));
     let output = daemon.run("capture -w -");
     assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
-    assert!(text(&output.stderr).ends_with("1 packets captured, 7 beyond --rate and 1 lost\n"));
+    assert!(text(&output.stderr).ends_with("1 packet captured, 7 beyond --rate and 1 lost\n"));
     assert!(output.stdout.starts_with(&[0x0a, 0x0d, 0x0d, 0x0a]), "a section header");
     for arguments in ["trace", "capture -w -"] {
         let output = daemon.run(&format!("{arguments} port http"));

@@ -88,7 +88,7 @@ fn what_the_tools_print_becomes_a_gateway() {
         let converted = natgw(&lab, &["convert", form, given.to_str().expect("UTF-8")]);
         let said = text(&converted.stderr);
         assert_eq!(converted.status.code(), Some(1), "{print}: {said}");
-        assert!(said.contains(&format!("{rules} rules were not carried over")), "{print}: {said}");
+        assert!(said.contains(&format!("{rules} rules not carried over")), "{print}: {said}");
         for (rule, reason) in [("8081", "no rule of natgw's is for"), ("5353", "before netfilter sees it")] {
             let named = said.lines().zip(said.lines().skip(1));
             let named =

@@ -114,13 +114,13 @@ fn sessions_are_deleted_by_each_filter() {
         assert_eq!(insides(&Value::Array(stage.gateway.sessions())), set(&left), "{filter:?}");
         meant.iter().for_each(|inside| again(inside));
     }
-    assert_eq!(stage.gateway.text(&["session", "delete", "--state", "opening"]), "1 sessions deleted\n");
+    assert_eq!(stage.gateway.text(&["session", "delete", "--state", "opening"]), "1 session deleted\n");
     // All of them only by another word.
     assert_eq!(stage.gateway.output(&["session", "delete"]).status.code(), Some(2));
     assert_eq!(stage.session_count(), 2);
     assert_eq!(stage.gateway.natgw(&["session", "flush", "--json"]), json!({ "deleted": 2 }));
     again(UDP);
-    assert_eq!(stage.gateway.text(&["session", "flush"]), "1 sessions deleted\n");
+    assert_eq!(stage.gateway.text(&["session", "flush"]), "1 session deleted\n");
     assert_eq!(stage.session_count(), 0);
 }
 
@@ -327,7 +327,7 @@ fn every_listing_has_two_forms() {
         let json = stage.gateway.natgw(&[arguments, &["--json"]].concat());
         assert!(json.pointer(field).is_some_and(Value::is_string), "{arguments:?}: {json}");
     }
-    assert!(stage.gateway.text(&["reload"]).starts_with("reloaded: 1 sessions kept"));
+    assert!(stage.gateway.text(&["reload"]).starts_with("reloaded: 1 session kept"));
     assert_eq!(stage.gateway.natgw(&["reload", "--json"])["kept"], 1);
     assert!(stage.gateway.text(&["metrics"]).contains("\nnatgw_sessions "));
     // The doctor of the set-up, and of a host that no rule is for.

@@ -211,7 +211,7 @@ fn reload_says_what_has_changed_and_so_does_sighup() {
     stage.gateway.configure(&format!("{}{more}", gateway::STANDARD));
     assert_eq!(
         stage.gateway.text(&["reload"]),
-        "reloaded: 1 sessions kept, 0 ended\n  forward web: added\n  [timeouts]: changed\n"
+        "reloaded: 1 session kept, 0 ended\n  forward web: added\n  [timeouts]: changed\n"
     );
     stage
         .gateway

@@ -75,7 +75,10 @@ impl Capture {
         written?;
         left.finish(answered)?;
         let Missed { suppressed, lost } = missed;
-        say(&format!("{packets} packets captured, {suppressed} beyond --rate and {lost} lost"));
+        say(&format!(
+            "{} captured, {suppressed} beyond --rate and {lost} lost",
+            output::counted(packets, "packet")
+        ));
         Ok(())
     }
 

@@ -71,8 +71,9 @@ impl Convert {
             0 => Ok(()),
             count => Err(Failure::Said {
                 message: format!(
-                    "{count} rules were not carried over, {} sections were written",
-                    conversion.carried
+                    "{} not carried over, {} written",
+                    output::counted(count as u64, "rule"),
+                    output::counted(conversion.carried as u64, "section")
                 ),
                 hint: Some(
                     "the configuration is valid and lacks those: they are at its end, as comments".to_owned(),

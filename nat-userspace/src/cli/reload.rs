@@ -18,7 +18,7 @@ pub(super) fn tell(reloaded: &Reloaded, done: &str, format: Format) -> Result<()
 }
 
 fn write(mut out: impl Write, reloaded: &Reloaded, done: &str) -> io::Result<()> {
-    writeln!(out, "{done}: {} sessions kept, {} ended", reloaded.kept, reloaded.ended)?;
+    writeln!(out, "{done}: {} kept, {} ended", output::counted(reloaded.kept, "session"), reloaded.ended)?;
     for change in &reloaded.changes {
         writeln!(out, "  {change}")?;
     }

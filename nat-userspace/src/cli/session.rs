@@ -162,7 +162,7 @@ fn deleted(request: &Request, format: Format, daemon: &Daemon) -> Result<(), Fai
     if format.json {
         output::json(&deleted)?;
     } else {
-        say(&format!("{} sessions deleted", deleted.deleted))?;
+        say(&format!("{} deleted", output::counted(deleted.deleted, "session")))?;
     }
     Ok(())
 }
