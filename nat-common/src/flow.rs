@@ -79,6 +79,26 @@ impl FlowKey {
         ]
     }
 
+    /// The key with these [words](Self::words).
+    #[inline(always)]
+    #[must_use]
+    #[expect(clippy::cast_possible_truncation, reason = "parts of words are cut out of them")]
+    pub const fn of_words([addresses, rest]: [u64; 2]) -> Self {
+        let (source, destination) = parts(addresses, 32);
+        let (ports, last) = parts(rest, 32);
+        let (source_port, destination_port) = parts(ports, 16);
+        let [protocol, query, first, second] = (last as u32).to_ne_bytes();
+        Self {
+            source: source as u32,
+            destination: destination as u32,
+            source_port: source_port as u16,
+            destination_port: destination_port as u16,
+            protocol,
+            query,
+            realm: u16::from_ne_bytes([first, second]),
+        }
+    }
+
     /// The key of a packet that goes the other way between the same two endpoints.
     #[must_use]
     pub fn reversed(&self, realm: Realm) -> Self {
@@ -102,6 +122,12 @@ impl FlowKey {
 #[inline(always)]
 const fn join(first: u64, second: u64, bits: u32) -> u64 {
     if cfg!(target_endian = "little") { first | (second << bits) } else { (first << bits) | second }
+}
+
+/// What [`join`] made one of; each is to be cut to its bits.
+#[inline(always)]
+const fn parts(both: u64, bits: u32) -> (u64, u64) {
+    if cfg!(target_endian = "little") { (both, both >> bits) } else { (both >> bits, both) }
 }
 
 /// What to do with every packet of a flow.
@@ -262,5 +288,6 @@ mod tests {
         };
         // SAFETY: both are 16 bytes of integers without padding.
         assert_eq!(key.words(), unsafe { core::mem::transmute::<FlowKey, [u64; 2]>(key) });
+        assert_eq!(FlowKey::of_words(key.words()), key);
     }
 }

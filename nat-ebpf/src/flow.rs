@@ -14,13 +14,14 @@ use nat_common::{
 };
 
 use crate::{
-    Verdict,
     count::count,
     fits,
     frame::PacketFrame,
     is_merged,
     maps::{self, Flow},
-    relay, vlan,
+    relay,
+    verdict::Verdict,
+    vlan,
 };
 
 /// Translates the packet and sends it on, or says who must.

@@ -29,6 +29,7 @@ mod skb;
 mod sockets;
 mod stateless;
 mod trace;
+mod verdict;
 mod vlan;
 
 use aya_ebpf::{
@@ -46,27 +47,8 @@ use nat_common::{
     wire::{ETHERTYPE_IPV4, Ethernet},
 };
 
-use crate::{count::count, frame::PacketFrame, trace::Finished, vlan::Entered};
+use crate::{count::count, frame::PacketFrame, trace::Finished, verdict::Verdict};
 use nat_common::frame::Frame as _;
-
-/// What is to be done with a frame.
-pub enum Verdict {
-    /// To the gateway's own stack, untouched.
-    Pass,
-    /// Likewise: the daemon has judged it.
-    Injected,
-    /// To the daemon, untouched.
-    Punt,
-    /// As the flow with this line, which was just made.
-    Opened(u32),
-    /// Translated and handed to the way out: what the redirect helper returned, what it was counted under, and the
-    /// interface that it leaves by.
-    Sent(u32, Reason, u32),
-    /// To the tc hook, untouched: it will find the same flow.
-    Stack,
-    /// Nowhere.
-    Drop(Reason),
-}
 
 /// Ingress of every interface.
 #[xdp]
@@ -144,10 +126,7 @@ fn judge(ctx: &XdpContext, interface: &Interface) -> Verdict {
         number = maps::search(parsed.key.words());
     }
     if number == EMPTY {
-        match miss::judge(ctx, interface, &frame, &transport, &parsed) {
-            Verdict::Opened(opened) => number = opened,
-            verdict => return verdict,
-        }
+        return miss::judge(ctx, interface, &parsed);
     }
     let Some(flow) = maps::flow_of(number) else { return Verdict::Punt };
     flow::forward(ctx, interface, &frame, &transport, &parsed, &flow)
@@ -193,13 +172,8 @@ pub fn natgw_tc_traced(ctx: TcContext) -> i32 {
 
 #[inline(always)]
 fn finish(ctx: &TcContext) -> Finished<i32> {
-    let marked = is_marked(ctx);
-    let ifindex = match vlan::enter_skb(ctx) {
-        // SAFETY: a tc program is always given a valid context.
-        Entered::Untagged => unsafe { (*ctx.as_ptr().cast::<__sk_buff>()).ifindex },
-        Entered::Vlan(interface) => interface,
-        Entered::Foreign => return Finished::untold(TC_ACT_OK),
-    };
+    let entered = vlan::enter_skb(ctx.as_ptr().cast());
+    let (ifindex, marked) = (entered as u32, entered & vlan::MARKED != 0);
     let Some(interface) = maps::interface(ifindex) else { return Finished::untold(TC_ACT_OK) };
     Finished { interface: ifindex, ..serve_skb(ctx, interface, marked) }
 }
@@ -300,7 +274,7 @@ fn mark(ctx: &XdpContext) {
 
 /// Whether XDP has marked a frame.
 #[inline(always)]
-fn is_marked(ctx: &TcContext) -> bool {
+pub fn is_marked(ctx: &TcContext) -> bool {
     // SAFETY: as for `mark`.
     unsafe {
         let skb = ctx.as_ptr().cast::<__sk_buff>();

@@ -8,26 +8,72 @@ use nat_common::{
         FORWARDED, INSIDE, RuleSet, is_group, is_martian_destination, is_martian_source, protocol_class,
     },
     flow::Query,
-    parse::Kind,
+    frame::Frame as _,
+    parse::{ETHERNET, Kind},
     table::EMPTY,
+    vlan::Tags,
     wire,
 };
 
 use crate::{
-    Verdict,
+    flow,
     frame::PacketFrame,
     maps, open,
     sockets::{self, Taker},
     stateless,
+    verdict::Verdict,
 };
 
 const DHCP_SERVER: u16 = 67;
 const DHCP_CLIENT: u16 = 68;
 
-/// Judges a packet that no flow covers, in the order of the configuration: one-to-one, the
-/// gateway's own addresses, then rules.
+/// Judges a packet that no flow covers.
+///
+/// What was parsed goes by way of memory, of which the verifier knows nothing: it walks what follows once, and not for
+/// each way that led here.
 #[inline(always)]
-pub fn judge(
+pub fn judge(ctx: &XdpContext, interface: &Interface, parsed: &Parsed) -> Verdict {
+    let [addresses, rest] = parsed.key.words();
+    let lengths = parsed.transport as u64
+        | u64::from(parsed.total_length) << 8
+        | u64::from(parsed.ttl) << 24
+        | u64::from(parsed.tcp_flags) << 32
+        | (parsed.kind as u64) << 40;
+    let Some([addresses, rest, lengths]) = maps::by_memory([addresses, rest, lengths]) else {
+        return Verdict::Punt;
+    };
+    let kind = match (lengths >> 40) as u8 {
+        kind if kind == Kind::Ported as u8 => Kind::Ported,
+        kind if kind == Kind::Portless as u8 => Kind::Portless,
+        kind if kind == Kind::IcmpOther as u8 => Kind::IcmpOther,
+        kind if kind == Kind::FirstFragment as u8 => Kind::FirstFragment,
+        _ => Kind::LaterFragment,
+    };
+    let parsed = Parsed {
+        network: ETHERNET,
+        // An IPv4 header ends before.
+        transport: (lengths & 0x7f) as usize,
+        tags: Tags::NONE,
+        total_length: (lengths >> 8) as u16,
+        ttl: (lengths >> 24) as u8,
+        kind,
+        tcp_flags: (lengths >> 32) as u8,
+        key: FlowKey::of_words([addresses, rest]),
+    };
+    let frame = PacketFrame::of_xdp(ctx);
+    let transport = frame.skip(parsed.transport);
+    match by_configuration(ctx, interface, &frame, &transport, &parsed) {
+        Verdict::Opened(line) => match maps::flow_of(line) {
+            Some(flow) => flow::forward(ctx, interface, &frame, &transport, &parsed, &flow),
+            None => Verdict::Punt,
+        },
+        verdict => verdict,
+    }
+}
+
+/// In the order of the configuration: one-to-one, the gateway's own addresses, then rules.
+#[inline(always)]
+fn by_configuration(
     ctx: &XdpContext,
     interface: &Interface,
     frame: &PacketFrame,

@@ -22,13 +22,13 @@ use nat_common::{
 };
 
 use crate::{
-    Verdict,
     flow::{self, clamped, note, partial},
     frame::PacketFrame,
     is_merged,
     maps::{self, Flow},
     skb,
     trace::Finished,
+    verdict::Verdict,
 };
 
 /// IPv4's, network byte order.

@@ -14,11 +14,11 @@ use nat_common::{
 };
 
 use crate::{
-    Verdict,
     fib::{self, Answer, Question},
     fits, flow,
     frame::PacketFrame,
     is_merged, maps,
+    verdict::Verdict,
 };
 
 /// To a one-to-one external address: the destination becomes the inside host.

@@ -2,6 +2,8 @@
 //!
 //! All else is written for frames without tags, and pays nothing for those that have some.
 
+use core::ptr::NonNull;
+
 use aya_ebpf::{
     EbpfContext as _,
     bindings::{__sk_buff, xdp_md},
@@ -16,7 +18,7 @@ use nat_common::{
     wire::{Ethernet, Vlan},
 };
 
-use crate::{frame::PacketFrame, maps};
+use crate::{frame::PacketFrame, is_marked, maps};
 
 /// The MACs, by words.
 type Macs = [u16; 6];
@@ -119,45 +121,50 @@ fn tags_of(frame: &PacketFrame) -> Option<Tags> {
     Some(Tags::of_wire([kind, outer.tag, outer.kind, unsafe { (*inner).tag }]))
 }
 
-/// What an skb's tags make of it.
-pub enum Entered {
-    /// It has none: its device's.
-    Untagged,
-    /// It is of this VLAN: an inner tag is no longer in the way.
-    Vlan(u32),
-    /// It is of no VLAN that natgw serves: as it was.
-    Foreign,
+/// In what [`enter_skb`] returns: XDP has marked the frame.
+pub const MARKED: u64 = 1 << 32;
+
+/// As [`enter`], for an skb: the stack has taken the outer tag into the skb's fields already, and an inner one is no longer
+/// in the way afterwards. The interface, an skb's own if it has no tag, and [`MARKED`].
+///
+/// A function that the verifier walks for itself: what follows would be walked once for each way through it.
+#[unsafe(no_mangle)]
+pub extern "C" fn enter_skb(skb: *mut __sk_buff) -> u64 {
+    let Some(skb) = NonNull::new(skb) else { return 0 };
+    let ctx = TcContext::new(skb);
+    let marked = if is_marked(&ctx) { MARKED } else { 0 };
+    marked | u64::from(interface_of(&ctx).unwrap_or(0))
 }
 
-/// As [`enter`], for an skb: the stack has taken the outer tag into the skb's fields already.
+/// `None` if it is of a VLAN that natgw does not serve: it stays as it was.
 #[inline(always)]
-pub fn enter_skb(ctx: &TcContext) -> Entered {
+fn interface_of(ctx: &TcContext) -> Option<u32> {
     let skb: *mut __sk_buff = ctx.as_ptr().cast();
     // SAFETY: a tc program is always given a valid context.
     let (present, protocol, tag, device) =
         unsafe { ((*skb).vlan_present, (*skb).vlan_proto, (*skb).vlan_tci, (*skb).ifindex) };
     if present == 0 {
-        return Entered::Untagged;
+        return Some(device);
     }
     let (kind, tag) = (protocol as u16, (tag as u16).to_be());
     let frame = PacketFrame::of_tc(ctx);
-    let Some(ethernet) = frame.at::<Ethernet>(0) else { return Entered::Foreign };
+    let ethernet = frame.at::<Ethernet>(0)?;
     // SAFETY: `at` answered for the whole header.
     let next = unsafe { (*ethernet).kind };
     let tags = if is_tag(next) {
-        let Some(inner) = frame.at::<Vlan>(ETHERNET) else { return Entered::Foreign };
+        let inner = frame.at::<Vlan>(ETHERNET)?;
         // SAFETY: as above.
         Tags::of_wire([kind, tag, next, unsafe { (*inner).tag }])
     } else {
         Tags::of_wire([kind, tag, 0, 0])
     };
-    let Some(interface) = maps::vlan(device, tags) else { return Entered::Foreign };
+    let interface = maps::vlan(device, tags)?;
     // SAFETY: the skb is valid.
     if tags.is_double() && unsafe { bpf_skb_vlan_pop(skb) } != 0 {
-        return Entered::Foreign;
+        return None;
     }
     maps::remember_tags(tags);
-    Entered::Vlan(interface)
+    Some(interface)
 }
 
 /// An skb that is not natgw's to send has the outer tag again that [`enter_skb`] took off. `false` if it cannot.

@@ -2,10 +2,11 @@
 
 use crate::stage::on_stage;
 
-/// Instructions that the verifier may look at: 107,000 on 6.18, which would look at a million.
-const BUDGET: u32 = 120_000;
-/// Likewise while somebody traces: 113,000.
-const TRACED_BUDGET: u32 = 125_000;
+/// Instructions that the verifier may look at, in all programs: 95,000 on 6.18, which would look at a million in each. They
+/// are most of what a start takes.
+const BUDGET: u32 = 110_000;
+/// Likewise for the XDP program that is in its place while somebody traces: 59,000.
+const TRACED_BUDGET: u32 = 65_000;
 
 #[test]
 fn the_verifier_stays_within_its_budget() {

@@ -362,9 +362,9 @@ impl Datapath {
         self.programs.run_time()
     }
 
-    /// The verified instruction count of the XDP program.
+    /// How many instructions the verifier looked at, in all programs.
     pub fn verified_instructions(&self) -> Option<u32> {
-        self.programs.xdp.info().ok()?.verified_instruction_count()
+        self.programs.verified_instructions()
     }
 
     /// Whether the programs were another daemon's, too: of the same build.

@@ -84,6 +84,11 @@ impl Programs {
         self.infos().is_ok_and(|infos| infos.iter().all(|info| of_program(info) == Some(true)))
     }
 
+    /// How many instructions the verifier looked at, in all of them.
+    pub(super) fn verified_instructions(&self) -> Option<u32> {
+        self.infos().ok()?.iter().map(ProgramInfo::verified_instruction_count).sum()
+    }
+
     /// How long those that see packets have run, while the kernel measures that.
     pub(super) fn run_time(&self) -> Option<Duration> {
         let [xdp, tc, own, ..] = self.infos().ok()?;
