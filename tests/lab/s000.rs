@@ -1,6 +1,6 @@
 //! Document 000: a Debian router with negated selectors, and a client in two networks.
 
-use std::time::Duration;
+use std::{net::TcpListener, time::Duration};
 
 use nat_tests::{
     Decoded, Gateway, Host, Lab, Packet, Tap, gateway,
@@ -304,6 +304,21 @@ fn s000_09_and_ops_14_the_loss_is_behind_the_gateway() {
     );
     // And it blames nothing on the gateway's side.
     assert!(finding(&gateway, "10.1.1.12", "no_replies").is_none());
+    // Whoever does not know which host to ask about is told by a connection that is asked for again.
+    let server = lab.server.within(|| TcpListener::bind((X, 8000))).unwrap();
+    assert!(finding(&gateway, "", "asked_again").is_none());
+    let _asks = lab.client.spawn(&format!("curl --silent --interface eth1 --max-time 20 http://{X}:8000/"));
+    let is_told = |gateway: &Gateway| finding(gateway, "", "asked_again").is_some();
+    gateway.wait_until("it is told", Duration::from_secs(8), is_told);
+    let said = finding(&gateway, "", "asked_again").unwrap();
+    for word in ["10.1.1.12 asks again", "back and delivered", "behind natgw", "all.rp_filter=2"] {
+        assert!(said.contains(word), "{said}");
+    }
+    for which in ["all", "eth0", "eth1"] {
+        lab.client.sysctl(&format!("ipv4.conf.{which}.rp_filter"), "2");
+    }
+    gateway.wait_until("mended", Duration::from_secs(10), |gateway| !is_told(gateway));
+    drop(server);
 }
 
 #[test]

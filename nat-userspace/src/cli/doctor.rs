@@ -29,13 +29,19 @@ impl Doctor {
         if self.format.json {
             return Ok(output::json(&findings)?);
         }
-        Ok(write(output::stdout(), &findings)?.flush()?)
+        Ok(write(output::stdout(), &findings, self.host.is_some())?.flush()?)
     }
 }
 
-fn write<W: Write>(mut out: W, findings: &[Finding]) -> io::Result<W> {
+fn write<W: Write>(mut out: W, findings: &[Finding], is_about_a_host: bool) -> io::Result<W> {
     if findings.is_empty() {
         writeln!(out, "nothing found that is wrong")?;
+        if !is_about_a_host {
+            writeln!(
+                out,
+                "  hint: `natgw doctor HOST` follows an inside host whose traffic does not come through"
+            )?;
+        }
     }
     for (index, finding) in findings.iter().enumerate() {
         if index > 0 {

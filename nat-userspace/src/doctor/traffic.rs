@@ -6,16 +6,24 @@ use std::net::Ipv4Addr;
 use ipnet::Ipv4Net;
 
 use super::{Facts, Finding, Severity};
-use crate::api::{RuleRow, SessionRow};
+use crate::api::{Direction, RuleRow, SessionRow};
 
 /// Packets without an answer from which on it counts as silence.
 const SILENCE: u64 = 3;
+/// Packets of each side of a connection that is not established from which on it was asked for again, in vain.
+const AGAIN: u64 = 2;
 /// Sessions named in evidence.
 const NAMED: usize = 5;
+/// What loses answers that natgw has delivered, and what shows it.
+const BEHIND: &str = "the loss is behind natgw: a host in two networks drops what comes by another interface than its own \
+                      route leads to (rp_filter), or its firewall does";
+const ON_THE_HOST: &str =
+    "on the host: nstat -az TcpExtIPReversePathFilter; sysctl -w net.ipv4.conf.all.rp_filter=2";
 
 /// See the module.
 pub(super) fn findings(facts: &Facts) -> Vec<Finding> {
     let mut findings: Vec<Finding> = unanswered(&facts.sessions).into_iter().collect();
+    findings.extend(asked_again(&facts.sessions));
     if let Some(host) = facts.host {
         findings.extend(unmatched(facts, host));
         findings.extend(no_route(facts, host));
@@ -47,6 +55,31 @@ fn unanswered(sessions: &[SessionRow]) -> Option<Finding> {
         command: silent.first().map_or_else(String::new, |row| {
             format!("ip route get {0} from {1}; traceroute -s {1} {0}", row.remote.ip(), row.outside.ip())
         }),
+    })
+}
+
+/// Connections whose answers were sent on to the host, which asks for them again: it has not heard any.
+fn asked_again(sessions: &[SessionRow]) -> Option<Finding> {
+    let is_deaf = |row: &&SessionRow| {
+        row.state == "opening"
+            && row.direction == Direction::Outbound
+            && row.packets_out.min(row.packets_in) >= AGAIN
+    };
+    let deaf: Vec<&SessionRow> = sessions.iter().filter(is_deaf).collect();
+    let host = *deaf.first()?.inside.ip();
+    let evidence = deaf.iter().take(NAMED).map(|row| {
+        format!(
+            "{} {} to {}: {} out, {} back and delivered, none established",
+            row.protocol, row.inside, row.remote, row.packets_out, row.packets_in
+        )
+    });
+    Some(Finding {
+        check: "asked_again",
+        severity: Severity::Fault,
+        title: format!("{host} asks again and again for what natgw has delivered"),
+        evidence: evidence.collect(),
+        consequence: BEHIND.to_owned(),
+        command: format!("{ON_THE_HOST}; here: natgw doctor {host}"),
     })
 }
 
@@ -114,10 +147,8 @@ fn delivered(facts: &Facts, host: Ipv4Addr) -> Option<Finding> {
         severity: Severity::Note,
         title: format!("what came back for {host} was delivered to MAC {mac} on {}", station.interface),
         evidence: evidence.collect(),
-        consequence: "if the host misses these answers, the loss is behind natgw: a host in two networks drops what \
-                      comes by another interface than its own route leads to (rp_filter), or its firewall does"
-            .to_owned(),
-        command: "on the host: nstat -az TcpExtIPReversePathFilter; sysctl -w net.ipv4.conf.all.rp_filter=2".to_owned(),
+        consequence: format!("if the host misses these answers, {BEHIND}"),
+        command: ON_THE_HOST.to_owned(),
     })
 }
 
@@ -159,7 +190,7 @@ mod tests {
             outside: "192.168.1.10:360".parse().expect("an endpoint"),
             remote: "198.51.100.1:0".parse().expect("an endpoint"),
             remote_inside: "198.51.100.1:0".parse().expect("an endpoint"),
-            direction: crate::api::Direction::Outbound,
+            direction: Direction::Outbound,
             state: "active".into(),
             expires_in: 60,
             age: 5,
