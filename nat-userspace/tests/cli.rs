@@ -265,7 +265,10 @@ fn services_are_listed_and_changed() {
     }
     assert_eq!(daemon.run("service remove web 10.1.1.22:80").status.code(), Some(1));
     assert_eq!(daemon.run("service weight web 10.1.1.22:80 70000").status.code(), Some(2));
-    assert_eq!(daemon.run("service drain web nobody").status.code(), Some(2));
+    let nobody = daemon.run("service drain web nobody");
+    assert_eq!(nobody.status.code(), Some(2));
+    assert!(text(&nobody.stderr).contains("address:port is wanted, such as"));
+    assert!(text(&daemon.run("doctor nobody").stderr).contains("an address is wanted, such as"));
 }
 
 struct Daemon {
@@ -374,6 +377,7 @@ fn rules_are_added_and_deleted() {
          mapping = \"endpoint-dependent\"; filtering = \"endpoint-independent\"; pooling = \"soft\"; hairpin = false"
     );
     assert_eq!(changes("rule add snat --to masquerade"), "snat None to = \"masquerade\"");
+    assert_eq!(changes("rule add snat --to masqurade"), "snat None to = \"masqurade\"");
     assert_eq!(
         changes("rule add static --external 203.0.113.50 --internal 10.1.1.50"),
         "static None external = \"203.0.113.50\"; internal = \"10.1.1.50\""

@@ -11,6 +11,7 @@ use crate::doctor::{Facts, Finding, Severity, examine, examine_absence};
 #[derive(clap::Args, Debug)]
 pub(super) struct Doctor {
     /// An inside host whose traffic does not come through
+    #[arg(value_parser = address)]
     host: Option<Ipv4Addr>,
     #[command(flatten)]
     format: super::Format,
@@ -31,6 +32,10 @@ impl Doctor {
         }
         Ok(write(output::stdout(), &findings, self.host.is_some())?.flush()?)
     }
+}
+
+fn address(text: &str) -> Result<Ipv4Addr, &'static str> {
+    text.parse().map_err(|_| "an address is wanted, such as 10.1.1.12")
 }
 
 fn write<W: Write>(mut out: W, findings: &[Finding], is_about_a_host: bool) -> io::Result<W> {

@@ -178,8 +178,8 @@ impl Add {
                 keys.list("destination", destination);
                 keys.list("protocol", protocol);
                 keys.put("out", out);
-                // A word stands by itself, addresses in a list.
-                if to.len() == 1 && matches!(to[0].as_str(), "masquerade" | "none" | "track") {
+                // A word stands by itself, also a wrong one, whose fault is told as that of a word; addresses in a list.
+                if to.len() == 1 && !to[0].starts_with(|first: char| first.is_ascii_digit()) {
                     keys.put("to", to.pop());
                 } else {
                     keys.list("to", to);

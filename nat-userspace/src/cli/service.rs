@@ -36,6 +36,7 @@ pub(super) struct Server {
     /// The service's name
     service: String,
     /// The server, as `service list` shows it
+    #[arg(value_parser = endpoint)]
     server: SocketAddrV4,
 }
 
@@ -85,6 +86,10 @@ fn list(format: Format, daemon: &Daemon) -> Result<(), Failure> {
         Ok(())
     })?;
     Ok(write(&rows)?)
+}
+
+fn endpoint(text: &str) -> Result<SocketAddrV4, &'static str> {
+    text.parse().map_err(|_| "address:port is wanted, such as 10.1.1.21:8080")
 }
 
 /// One line for each service, and under it one for each server.
