@@ -88,7 +88,7 @@ fn by_configuration(
     }
     let Some(settings) = maps::settings() else { return Verdict::Pass };
     let outside = interface.flags & Interface::OUTSIDE != 0;
-    if !outside {
+    if !outside && parsed.kind == Kind::Ported {
         open::expect(parsed);
     }
     if outside && is_forged(settings, parsed.key.source) {

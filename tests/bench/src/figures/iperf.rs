@@ -99,7 +99,8 @@ impl Household {
         client.ip("addr add 10.1.0.2/16 dev eth0\nlink set eth0 up\nroute add default via 10.1.0.1\n")?;
         server.ip(&format!("addr add {SERVER}/24 dev eth0\nlink set eth0 up\n"))?;
         let natgw = if name == "nft" {
-            Nftables::start(&lane)?;
+            // Its rule stays in the kernel.
+            Nftables::start(&lane)?.prepare(&lane, &Setup::of(1))?;
             None
         } else {
             let mut natgw = Natgw::start()?;
