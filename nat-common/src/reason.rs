@@ -126,8 +126,8 @@ reasons! {
     DropFiltered, "filtered", "a mapping exists, but its filter does not let this remote in";
     DropNoSession, "no_session", "TCP segment of no session that may not open one";
     DropPortsExhausted, "ports_exhausted", "no external port left: add addresses or use endpoint-dependent mapping";
-    DropSessionsFull, "sessions_full", "session table full: raise limits.sessions";
-    DropSourceLimit, "source_limit", "the source is at its session limit";
+    DropSessionsFull, "sessions_full", "as many sessions or mappings as there may be: raise limits.sessions, limits.mappings";
+    DropSourceLimit, "source_limit", "the source is at its limit, or there are as many sources as there may be";
     DropNoRoute, "no_route", "no route to the destination";
     DropNoNeighbour, "no_neighbour", "the next hop does not answer ARP";
     DropHoldFull, "hold_full", "more packets waited for a neighbour or a fragment than may wait";

@@ -287,13 +287,47 @@ fn cgn_02_counters_for_machines_say_what_was_on_the_wire() {
 
 #[test]
 fn exh_05_a_source_has_its_limit_and_others_have_theirs() {
-    let stage = Stage::with(&format!("{}\n[limits]\nsessions_per_source = 10\n", gateway::STANDARD));
+    let mut stage = Stage::with(&format!("{}\n[limits]\nsessions_per_source = 10\n", gateway::STANDARD));
     for number in 0..10 {
         stage.crosses(&stage.udp(&format!("192.168.1.10:{}", 30_000 + number), SERVER));
     }
-    stage.stopped(&stage.udp("192.168.1.10:40000", SERVER), &stage.s1);
-    stage.crosses(&stage.udp("192.168.1.10:30000", SERVER));
-    stage.crosses(&stage.udp("192.168.1.11:40000", SERVER));
+    let holds = |stage: &Stage, other: &str| {
+        stage.stopped(&stage.udp("192.168.1.10:40000", SERVER), &stage.s1);
+        stage.crosses(&stage.udp("192.168.1.10:30000", SERVER));
+        stage.crosses(&stage.udp(other, SERVER));
+    };
+    holds(&stage, "192.168.1.11:40000");
+    // Also by a daemon that has taken the sessions over.
+    stage.gateway.kill();
+    stage.gateway.restart();
+    holds(&stage, "192.168.1.11:40001");
+    stage.gateway.text(&["session", "delete", "--inside", "192.168.1.10:30009"]);
+    stage.crosses(&stage.udp("192.168.1.10:40000", SERVER));
+}
+
+/// As many inside hosts as may have sessions, and as many mappings as may be: what is new is refused, what there is
+/// goes on, and what ends makes room; also after a takeover.
+#[test]
+fn sources_and_mappings_have_limits_of_their_own() {
+    for (limit, last, refused) in [
+        ("sources = 2", "192.168.1.11:30001", "192.168.1.12:30001"),
+        ("mappings = 2", "192.168.1.11:30000", "192.168.1.10:30001"),
+    ] {
+        let text = format!("{}\n[limits]\n{limit}\n[timeouts]\nquarantine = \"0s\"\n", gateway::STANDARD);
+        let mut stage = Stage::build(Lab::builder().forwarding(), &text);
+        for client in ["192.168.1.10:30000", "192.168.1.11:30000", last] {
+            stage.crosses(&stage.udp(client, SERVER));
+        }
+        for _ in 0..2 {
+            stage.stopped(&stage.udp(refused, SERVER), &stage.s1);
+            // A session through a mapping that is there is none too many.
+            stage.crosses(&stage.udp("192.168.1.10:30000", "198.51.100.2:9"));
+            stage.gateway.kill();
+            stage.gateway.restart();
+        }
+        stage.gateway.text(&["session", "delete", "--inside", "192.168.1.11"]);
+        stage.crosses(&stage.udp(refused, SERVER));
+    }
 }
 
 #[test]

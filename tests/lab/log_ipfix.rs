@@ -262,6 +262,29 @@ fn log_04_and_05_each_event_has_its_number_and_its_limit() {
 }
 
 #[test]
+fn log_05_quotas_of_mappings_and_of_subscribers() {
+    let scratch = Scratch::new();
+    let limits = "[limits]\nmappings = 2\nsources = 1\n";
+    let stage = Stage::with(&format!("{}{limits}{}", gateway::STANDARD, everything()));
+    open_collector(&stage);
+    let _nfcapd = Nfcapd::start(&stage, &scratch);
+    for port in [30_000, 30_001] {
+        stage.crosses(&stage.udp(&format!("192.168.1.10:{port}"), SERVER));
+    }
+    for refused in ["192.168.1.10:30002", "192.168.1.11:30000"] {
+        for _ in 0..3 {
+            stage.stopped_quickly(&stage.udp(refused, SERVER));
+        }
+    }
+    // Two sessions and their mappings.
+    let records = sent_records(&stage, &scratch, 4.0 + 2.0);
+    let names = [QUOTA, "max_bib_entries", "max_subscribers"];
+    let mut quotas = of_event(&records, "13", &names);
+    quotas.sort_unstable();
+    assert_eq!(quotas, [["2", "2", ""], ["4", "", "1"]]);
+}
+
+#[test]
 fn log_04_and_05_addresses_of_their_own_and_none_at_all() {
     let scratch = Scratch::new();
     let own = "to = [\"203.0.113.10-203.0.113.11\"]\npooling = \"exclusive\"";

@@ -206,6 +206,8 @@ pub(super) struct Timeouts {
 #[serde(deny_unknown_fields)]
 pub(super) struct Limits {
     pub(super) sessions: Option<Spanned<i64>>,
+    pub(super) mappings: Option<Spanned<i64>>,
+    pub(super) sources: Option<Spanned<i64>>,
     pub(super) sessions_per_source: Option<Spanned<i64>>,
     pub(super) new_per_second_per_source: Option<Spanned<i64>>,
     pub(super) delegated: Option<Spanned<i64>>,

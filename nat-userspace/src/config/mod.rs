@@ -271,6 +271,10 @@ pub enum ForwardAddress {
 pub struct Limits {
     /// Sessions altogether, 1 to 67 108 864.
     pub sessions: u32,
+    /// Mappings altogether.
+    pub mappings: u32,
+    /// Inside addresses that have sessions.
+    pub sources: u32,
     /// Sessions of one inside address.
     pub sessions_per_source: u32,
     /// New sessions of one inside address in a second.
@@ -281,7 +285,14 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { sessions: 1_048_576, sessions_per_source: 0, new_per_second_per_source: 0, delegated: LENT }
+        Self {
+            sessions: 1_048_576,
+            mappings: 0,
+            sources: 0,
+            sessions_per_source: 0,
+            new_per_second_per_source: 0,
+            delegated: LENT,
+        }
     }
 }
 

@@ -220,6 +220,8 @@ fn limits(raw: &file::Limits, problems: &mut Problems<'_>) -> Limits {
             MOST_SESSIONS,
             "memory is set aside for this many sessions",
         ),
+        mappings: one(raw.mappings.as_ref(), default.mappings, 0, u32::MAX, none),
+        sources: one(raw.sources.as_ref(), default.sources, 0, u32::MAX, none),
         sessions_per_source: one(
             raw.sessions_per_source.as_ref(),
             default.sessions_per_source,

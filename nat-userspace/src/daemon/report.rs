@@ -200,6 +200,8 @@ pub fn notice(notice: Notice) {
         }
         Condition::Addresses => "external addresses: the interface has none".to_owned(),
         Condition::Sessions => "sessions: raise limits.sessions".to_owned(),
+        Condition::Mappings => "mappings: raise limits.mappings".to_owned(),
+        Condition::Sources => "sources that may have sessions: raise limits.sources".to_owned(),
         Condition::Room => "memory for the kernel's flow table".to_owned(),
         Condition::Fragments => return fragments(refused),
         Condition::Source(source) => format!("sessions that {source} may have: see [limits]"),

@@ -23,13 +23,13 @@ const TELLING: [(Reason, &str, &str); 9] = [
     ),
     (
         Reason::DropSourceLimit,
-        "new flows of the hosts at their limit are refused with ICMP 3/13",
-        "natgw session count --inside HOST, then [limits] sessions_per_source or new_per_second_per_source",
+        "new flows of the hosts at their limit, or of more hosts than there may be, are refused with ICMP 3/13",
+        "natgw session count --inside HOST, then [limits] sessions_per_source, new_per_second_per_source or sources",
     ),
     (
         Reason::DropSessionsFull,
         "new flows are refused with ICMP 3/13",
-        "raise [limits] sessions and restart natgw",
+        "raise [limits] sessions, or mappings, and restart natgw",
     ),
     (
         Reason::DropNoAddress,

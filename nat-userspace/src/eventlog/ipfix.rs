@@ -35,7 +35,9 @@ mod element {
     pub(super) const QUOTA: Element = (466, 4);
     pub(super) const THRESHOLD: Element = (467, 4);
     pub(super) const MOST_SESSIONS: Element = (471, 4);
+    pub(super) const MOST_MAPPINGS: Element = (472, 4);
     pub(super) const MOST_PER_USER: Element = (473, 4);
+    pub(super) const MOST_SUBSCRIBERS: Element = (474, 4);
     pub(super) const MOST_FRAGMENTS: Element = (475, 4);
     pub(super) const ADDRESSES_HIGH: Element = (476, 4);
     pub(super) const ADDRESSES_LOW: Element = (477, 4);
@@ -45,13 +47,13 @@ mod element {
 }
 use element::{
     ADDRESSES_HIGH, ADDRESSES_LOW, DESTINATION, DESTINATION_PORT, FIRST_PORT, GLOBAL_HIGH, LAST_PORT,
-    MOST_FRAGMENTS, MOST_PER_USER, MOST_SESSIONS, NAT_EVENT, PER_USER_HIGH, POOL, PORTS_HIGH,
-    POST_DESTINATION, POST_DESTINATION_PORT, POST_SOURCE, POST_SOURCE_PORT, PROTOCOL, QUOTA, SOURCE,
-    SOURCE_PORT, THRESHOLD, TIME,
+    MOST_FRAGMENTS, MOST_MAPPINGS, MOST_PER_USER, MOST_SESSIONS, MOST_SUBSCRIBERS, NAT_EVENT, PER_USER_HIGH,
+    POOL, PORTS_HIGH, POST_DESTINATION, POST_DESTINATION_PORT, POST_SOURCE, POST_SOURCE_PORT, PROTOCOL,
+    QUOTA, SOURCE, SOURCE_PORT, THRESHOLD, TIME,
 };
 
 /// The shapes of records. Each begins with time and event; the number of a template is 256 and its place.
-const TEMPLATES: [&[element::Element]; 14] = [
+const TEMPLATES: [&[element::Element]; 16] = [
     &[TIME, NAT_EVENT, PROTOCOL, SOURCE, POST_SOURCE, SOURCE_PORT, POST_SOURCE_PORT],
     &[
         TIME,
@@ -78,6 +80,8 @@ const TEMPLATES: [&[element::Element]; 14] = [
     &[TIME, NAT_EVENT, THRESHOLD, PORTS_HIGH],
     &[TIME, NAT_EVENT, THRESHOLD, PER_USER_HIGH, SOURCE],
     &[TIME, NAT_EVENT, THRESHOLD, GLOBAL_HIGH],
+    &[TIME, NAT_EVENT, QUOTA, MOST_MAPPINGS],
+    &[TIME, NAT_EVENT, QUOTA, MOST_SUBSCRIBERS],
 ];
 
 /// The number of the first template of an exporter's own (RFC 7011 section 3.4.1).
@@ -233,6 +237,8 @@ impl Exporter {
                 level(&mut values, 7, 3, most);
                 values.put(&source.octets());
             }
+            Happening::Quota(Quota::Mappings(most)) => level(&mut values, 14, 2, most),
+            Happening::Quota(Quota::Sources(most)) => level(&mut values, 15, 4, most),
             Happening::Quota(Quota::Fragments(most)) => level(&mut values, 8, 5, most),
             Happening::Threshold(Threshold::AddressesHigh(pool, high)) => {
                 level(&mut values, 9, 1, high);
@@ -304,6 +310,8 @@ mod tests {
             Happening::AddressesExhausted(1),
             Happening::PortsExhausted(*outside.ip(), 17),
             Happening::Quota(Quota::Sessions(1)),
+            Happening::Quota(Quota::Mappings(1)),
+            Happening::Quota(Quota::Sources(1)),
             Happening::Quota(Quota::Source(1, source)),
             Happening::Quota(Quota::Fragments(1)),
             Happening::Threshold(Threshold::AddressesHigh(1, 2)),

@@ -143,6 +143,8 @@ impl Record {
                 ..record
             },
             Happening::Quota(Quota::Sessions(most)) => limit("sessions", most),
+            Happening::Quota(Quota::Mappings(most)) => limit("mappings", most),
+            Happening::Quota(Quota::Sources(most)) => limit("sources", most),
             Happening::Quota(Quota::Source(most, source)) => {
                 Self { inside: Some(Place::Address(source)), ..limit("sessions_per_source", most) }
             }

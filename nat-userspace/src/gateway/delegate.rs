@@ -73,6 +73,7 @@ impl Gateway {
                 _ => rule.pooling == Pooling::Paired,
             }
             && !self.sources.are_limited()
+            && self.mappings_limit == 0
             && matches!(key.protocol, wire::TCP | wire::UDP)
             && (ingress.realm(), egress.realm()) == (Realm::Inside, Realm::Outside)
             // The program opens none by routes that are narrower.

@@ -97,6 +97,10 @@ pub struct Block {
 pub enum Quota {
     /// Of all sessions.
     Sessions(u32),
+    /// Of all mappings.
+    Mappings(u32),
+    /// Of all sources that have sessions.
+    Sources(u32),
     /// Of one source.
     Source(u32, Ipv4Addr),
     /// Of fragments that wait.

@@ -12,7 +12,7 @@ use super::icmp::Error;
 use super::mappings::Mapping;
 use super::notices::Condition;
 use super::open::session_remote;
-use super::sessions::{NO_MAPPING, Origin, Session};
+use super::sessions::{NO_MAPPING, Session};
 use super::steps::Step;
 use super::world::World;
 use super::{Gateway, Outcome, Released};
@@ -175,10 +175,8 @@ impl Gateway {
         {
             self.give_port_back(now, &mapping);
         }
-        match session.origin {
-            Origin::Snat(_) => self.sources.close(session.original.source),
-            Origin::Inbound(_) | Origin::Forward(_) => self.sources.close(session.rewrite.destination),
-            Origin::Static(_) | Origin::Service(_) | Origin::Bypass => {}
+        if let Some(source) = session.limited_source() {
+            self.sources.close(source);
         }
     }
 

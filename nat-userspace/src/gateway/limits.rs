@@ -35,22 +35,28 @@ impl Bucket {
 
 /// What each inside source has.
 pub struct Sources {
+    most: u32,
     sessions_limit: u32,
     rate_limit: u32,
     sessions: HashMap<u32, (u32, Bucket)>,
+    /// Those that have sessions.
+    active: u32,
     swept: Option<Instant>,
 }
 
 impl Sources {
     /// Limits of zero mean none.
-    pub fn new(sessions_limit: u32, rate_limit: u32) -> Self {
-        Self { sessions_limit, rate_limit, sessions: HashMap::default(), swept: None }
+    pub fn new(most: u32, sessions_limit: u32, rate_limit: u32) -> Self {
+        Self { most, sessions_limit, rate_limit, sessions: HashMap::default(), active: 0, swept: None }
     }
 
     /// Whether a source may open one more session now; it then has.
     pub fn open(&mut self, source: u32, now: Instant) -> bool {
-        if self.sessions_limit == 0 && self.rate_limit == 0 {
+        if !self.are_limited() {
             return true;
+        }
+        if !self.have_room_for(source) {
+            return false;
         }
         let (count, bucket) =
             self.sessions.entry(source).or_insert_with(|| (0, Bucket::new(self.rate_limit.max(1), now)));
@@ -60,13 +66,37 @@ impl Sources {
         if self.rate_limit != 0 && !bucket.take(now) {
             return false;
         }
-        *count += 1;
+        self.add(source, now);
         true
+    }
+
+    /// A source has a session that an earlier daemon opened, whatever the limits are now.
+    pub fn adopt(&mut self, source: u32, now: Instant) {
+        if self.are_limited() {
+            self.add(source, now);
+        }
+    }
+
+    fn add(&mut self, source: u32, now: Instant) {
+        let rate = self.rate_limit.max(1);
+        let (count, _) = self.sessions.entry(source).or_insert_with(|| (0, Bucket::new(rate, now)));
+        self.active += u32::from(*count == 0);
+        *count += 1;
+    }
+
+    /// Whether a source has sessions, or one more source may.
+    pub fn have_room_for(&self, source: u32) -> bool {
+        self.most == 0 || self.active < self.most || self.sessions_of(source) > 0
+    }
+
+    /// The most sources that may have sessions; 0 for any number.
+    pub fn most(&self) -> u32 {
+        self.most
     }
 
     /// Whether there are any limits.
     pub fn are_limited(&self) -> bool {
-        self.sessions_limit != 0 || self.rate_limit != 0
+        self.most != 0 || self.sessions_limit != 0 || self.rate_limit != 0
     }
 
     /// The most sessions a source may have; 0 for any number.
@@ -82,6 +112,7 @@ impl Sources {
     /// A session of a source is over.
     pub fn close(&mut self, source: u32) {
         if let Some((count, _)) = self.sessions.get_mut(&source) {
+            self.active -= u32::from(*count == 1);
             *count = count.saturating_sub(1);
             if *count == 0 && self.rate_limit == 0 {
                 self.sessions.remove(&source);

@@ -175,6 +175,8 @@ pub struct Gateway {
     interfaces: HashMap<u32, Arc<Interface>>,
     sessions: sessions::SessionTable,
     mappings: mappings::MappingTable,
+    /// The most there may be; 0 for any number.
+    mappings_limit: u32,
     externals: externals::Externals,
     blocks: blocks::Blocks,
     next_hops: next_hops::NextHops,
@@ -245,6 +247,7 @@ impl Gateway {
             interfaces: HashMap::default(),
             sessions: sessions::SessionTable::new(config.limits.sessions),
             mappings: mappings::MappingTable::default(),
+            mappings_limit: config.limits.mappings,
             externals: externals::Externals::new(config.timeouts.quarantine, random.split()),
             blocks: blocks::Blocks::default(),
             next_hops: next_hops::NextHops::new(),
@@ -253,6 +256,7 @@ impl Gateway {
             wheel: wheel::Wheel::new(now),
             delegation: None,
             sources: limits::Sources::new(
+                config.limits.sources,
                 config.limits.sessions_per_source,
                 config.limits.new_per_second_per_source,
             ),

@@ -21,6 +21,10 @@ pub enum Condition {
     Addresses,
     /// The session table is full.
     Sessions,
+    /// There are as many mappings as there may be.
+    Mappings,
+    /// As many sources as may have sessions have some.
+    Sources,
     /// The kernel's table takes no more of them, full or not.
     Room,
     /// A source is at its limit.

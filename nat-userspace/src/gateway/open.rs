@@ -118,6 +118,11 @@ impl Gateway {
         Ok(())
     }
 
+    /// Whether there are as many mappings as there may be.
+    pub(super) fn has_all_mappings(&self) -> bool {
+        self.mappings_limit != 0 && self.mappings.count() >= self.mappings_limit as usize
+    }
+
     /// Finds or makes the mapping, and the session through it.
     #[expect(clippy::too_many_arguments, reason = "a first packet and everything known of it")]
     fn map_and_open(
@@ -269,6 +274,9 @@ impl Gateway {
                 shared: true,
             });
             return Ok((slot, external, external_port));
+        }
+        if self.has_all_mappings() {
+            return Err(Refusal::Told(Reason::DropSessionsFull, Error::AdministrativelyProhibited));
         }
         let candidates: Vec<u32> = match rule.deterministic {
             None => self.externals.candidates(key.source, pool, addresses, &belongs, rule.pooling),

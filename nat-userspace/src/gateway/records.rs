@@ -104,6 +104,12 @@ impl Gateway {
 
     /// A flow or fragment was refused for want of something: told when it begins, not for each packet.
     pub(super) fn short_of(&mut self, now: Instant, condition: Condition) {
+        // Two limits have one reason each with others of their kind.
+        let condition = match condition {
+            Condition::Sessions if !self.sessions.is_full() => Condition::Mappings,
+            Condition::Source(source) if !self.sources.have_room_for(network(source)) => Condition::Sources,
+            condition => condition,
+        };
         if !self.notices.refused(condition, now) {
             return;
         }
@@ -113,6 +119,8 @@ impl Gateway {
             }
             Condition::Addresses => Happening::AddressesExhausted(u32::from(self.shortage.rule) + 1),
             Condition::Sessions => Happening::Quota(Quota::Sessions(self.sessions.limit())),
+            Condition::Mappings => Happening::Quota(Quota::Mappings(self.mappings_limit)),
+            Condition::Sources => Happening::Quota(Quota::Sources(self.sources.most())),
             // That is no quota of RFC 8158: nobody has set it.
             Condition::Room => return,
             Condition::Source(source) => {

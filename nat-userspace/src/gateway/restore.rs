@@ -146,6 +146,9 @@ impl Gateway {
         if mapping != NO_MAPPING {
             self.mappings.hold(mapping, remote);
         }
+        if let Some(source) = self.sessions.get(slot).and_then(Session::limited_source) {
+            self.sources.adopt(source, now);
+        }
         let Some(origin) = self.allowed_by(slot) else {
             // Its entries go with those that belong to no session.
             if let Some(session) = self.sessions.remove(slot) {

@@ -120,6 +120,15 @@ impl Session {
         Some((position, std::net::SocketAddrV4::new(host, u16::from_be(destination_port))))
     }
 
+    /// The inside host whose limit it counts for, if it counts for any.
+    pub fn limited_source(&self) -> Option<u32> {
+        match self.origin {
+            Origin::Snat(_) => Some(self.original.source),
+            Origin::Inbound(_) | Origin::Forward(_) => Some(self.rewrite.destination),
+            Origin::Static(_) | Origin::Service(_) | Origin::Bypass => None,
+        }
+    }
+
     /// Whether the inside host opened it.
     pub fn is_outbound(&self) -> bool {
         matches!(self.origin, Origin::Snat(_))

@@ -31,7 +31,7 @@ pub const fn advice(reason: Reason) -> &'static str {
             "see `natgw pool list`; add addresses to `to`, or set mapping = \"endpoint-dependent\""
         }
         Reason::DropSessionsFull => "raise [limits] sessions and restart natgw",
-        Reason::DropSourceLimit => "see [limits] sessions_per_source and new_per_second_per_source",
+        Reason::DropSourceLimit => "see [limits] sessions_per_source, new_per_second_per_source and sources",
         Reason::DropNoRoute => "see `ip route get DESTINATION` and add the route",
         Reason::DropNoNeighbour => {
             "see `ip neighbour show`: is the host up, and the right address on this link?"
