@@ -10,7 +10,7 @@ use std::{
 };
 
 use crate::{
-    behaviour,
+    behaviour, bench,
     build::{build_natgw, natgw},
     installed, kernels,
     lint::CHECKS,
@@ -95,12 +95,9 @@ pub(crate) fn test(arguments: &[&str]) -> Result {
             count(step("the Debian package, installed", || {
                 installed::installed(&[]).map(|()| Tally::default())
             }));
-        }
-        if own.is_empty() && filter.is_empty() {
+            count(step("the bench, in short", || bench::short().map(|()| Tally::default())));
             count(step("the oldest kernel", || kernels::short(&mut told.failures)));
-        }
-        // A whole run can say that every row has its proof.
-        if own.is_empty() && filter.is_empty() {
+            // A whole run can say that every row has its proof.
             count(step("rows of docs/behaviour.md", || {
                 behaviour::judge(&["judge"], &told.lines).map(|()| Tally::default())
             }));
