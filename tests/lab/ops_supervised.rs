@@ -3,7 +3,10 @@
 use std::{
     fs::{self, OpenOptions},
     io::{Read as _, Write as _},
-    os::unix::{fs::OpenOptionsExt as _, net::UnixDatagram},
+    os::unix::{
+        fs::{MetadataExt as _, OpenOptionsExt as _},
+        net::UnixDatagram,
+    },
     path::Path,
     time::{Duration, Instant},
 };
@@ -111,4 +114,31 @@ fn a_worker_that_hangs_gives_no_sign_of_life() {
     supervisor.hears("WATCHDOG=1");
     gateway.text(&["status"]);
     gateway.stop();
+}
+
+/// The journal's stream is a file here: lines have their level before them, and no second clock.
+#[test]
+fn the_journal_gets_levels_and_no_second_clock() {
+    let lab = Lab::standard();
+    let mut gateway = Gateway::prepare(&lab, gateway::STANDARD);
+    let log = gateway.configuration().with_file_name("log");
+    fs::write(&log, "").unwrap();
+    let file = fs::metadata(&log).unwrap();
+    for (stream, is_journal) in [(file.ino(), true), (file.ino() + 1, false)] {
+        fs::write(&log, "").unwrap();
+        let stream = format!("{}:{stream}", file.dev());
+        gateway.restart_with(&[("JOURNAL_STREAM", Path::new(&stream))]);
+        gateway.configure("[[interface]]");
+        assert!(!gateway.output(&["reload"]).status.success());
+        gateway.configure(gateway::STANDARD);
+        gateway.stop();
+        let said = gateway.log();
+        let lines = ["<4>natgw::daemon: ip_forward is 0", "<6>natgw::daemon: natgw is ready version="];
+        for line in lines {
+            assert_eq!(said.contains(line), is_journal, "{said}");
+        }
+        // Also those of a fault that takes several.
+        assert!(said.contains("the old configuration stays"), "{said}");
+        assert!(said.lines().all(|line| line.starts_with('<') == is_journal), "{said}");
+    }
 }

@@ -7,6 +7,7 @@ mod check;
 mod convert;
 mod doctor;
 mod generate;
+mod journal;
 mod metrics;
 mod output;
 mod pool;

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use clap::Args;
 use tracing_subscriber::EnvFilter;
 
+use super::journal::Journal;
 use super::{ConfigFile, Failure, output};
 use crate::api::ServerError;
 use crate::config::Config;
@@ -26,11 +27,15 @@ pub(super) struct Run {
 impl Run {
     pub(super) fn carry_out(self, socket: Option<PathBuf>) -> Result<(), Failure> {
         let (source, config) = Config::read(&self.file.config)?;
-        tracing_subscriber::fmt()
+        let log = tracing_subscriber::fmt()
             .with_env_filter(EnvFilter::try_from_env(LOG_VARIABLE).unwrap_or_else(|_| EnvFilter::new("info")))
             .with_ansi(io::stderr().is_terminal() && !output::plain_wanted())
-            .with_writer(io::stderr)
-            .init();
+            .with_writer(io::stderr);
+        if Journal::listens() {
+            log.event_format(Journal).init();
+        } else {
+            log.init();
+        }
         let options = RunOptions { keep: self.keep, config_path: self.file.config, source, socket };
         daemon::run(options, config).map_err(|error| {
             let control = error.downcast_ref::<ServerError>().map(ServerError::hint);
