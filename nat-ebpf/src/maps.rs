@@ -20,10 +20,8 @@ use nat_common::{
     delegate::{CELL_WORDS, CPUS, GRANTS, Grant, GrantKey, LentSlots, PORT_TABLES, TakenPorts},
     next_hop::NextHop,
     reason::REASONS,
-    table::{
-        self, BUCKET, Bucket, EMPTY, FlowLine, INDEX_SEGMENTS, LINE_MASK, PLACES, SEARCHED, SEGMENT,
-        SEGMENTS, Secret,
-    },
+    search::{Index, Search},
+    table::{self, BUCKET, Bucket, EMPTY, FlowLine, INDEX_SEGMENTS, PLACES, SEGMENT, SEGMENTS, Secret},
     vlan::Tags,
 };
 
@@ -200,22 +198,31 @@ pub fn flow_of(number: u32) -> Option<Flow> {
 /// Places looked at before the search becomes a loop: nine keys of ten are found by then at half load.
 const UNROLLED: u32 = 3;
 
-/// Places looked at in the loop at the utmost: a search may have to begin anew.
-const AT_MOST: u32 = 4 * SEARCHED;
+/// The index and the lines behind it, as a search reads them.
+struct Table;
 
-/// A search under way; the loop's context.
-struct Search {
-    words: [u64; 2],
-    hash: u64,
-    /// The word that says which level is in force, when it began.
-    in_force: u64,
-    level: u32,
-    /// Places looked at.
-    step: u32,
-    /// The number of the line, once it is found.
-    number: u32,
-    /// Not 0: no place is left to look at, but whether nothing was moved meanwhile has not been asked.
-    ended: u32,
+impl Index for Table {
+    #[inline(always)]
+    fn in_force(&self) -> u64 {
+        in_force()
+    }
+
+    #[inline(always)]
+    fn entry(&self, place: u32) -> u32 {
+        let (segment, at) = table::segment_of_place(place);
+        let Some(bucket) = INDEX.get_value(segment, &(at / BUCKET)) else { return EMPTY };
+        bucket[(at % BUCKET) as usize]
+    }
+
+    #[inline(always)]
+    fn has_key(&self, line: u32, words: [u64; 2]) -> bool {
+        let (segment, at) = table::segment_of(line);
+        let Some(lines) = LINES.get_value_ptr_mut(segment, &at) else { return false };
+        // SAFETY: a session has two lines; a key is two words at the beginning of its line.
+        let [first, second] =
+            unsafe { *lines.cast::<FlowLine>().add((line & 1) as usize).cast::<[u64; 2]>() };
+        first == words[0] && second == words[1]
+    }
 }
 
 /// The number of the line that has this key, or [`EMPTY`].
@@ -225,18 +232,15 @@ struct Search {
 /// once.
 #[inline(always)]
 pub fn search(words: [u64; 2]) -> u32 {
-    let hash = table::hash(words, &secret());
-    let in_force = in_force();
-    let level = table::level_of(in_force);
-    let mut search = Search { words, hash, in_force, level, step: 0, number: EMPTY, ended: 0 };
-    let ended = (0..UNROLLED).any(|_| look(&mut search));
+    let mut search = Search::new(words, &secret(), &Table);
+    let ended = (0..UNROLLED).any(|_| search.look(&Table));
     if search.number != EMPTY {
         return search.number;
     }
     search.ended = u32::from(ended);
     let context = (&raw mut search).cast::<c_void>();
     // SAFETY: the context lives as long as the loop, whose body takes it for what it is.
-    unsafe { bpf_loop(AT_MOST, look_further as *mut c_void, context, 0) };
+    unsafe { bpf_loop(Search::AT_MOST, look_further as *mut c_void, context, 0) };
     search.number
 }
 
@@ -244,50 +248,7 @@ pub fn search(words: [u64; 2]) -> u32 {
 extern "C" fn look_further(_round: u32, context: *mut c_void) -> i64 {
     // SAFETY: `search` gives its context and nothing else calls this.
     let search = unsafe { &mut *context.cast::<Search>() };
-    let ended = core::mem::take(&mut search.ended) != 0 || look(search) || search.step >= SEARCHED;
-    i64::from(ended && (search.number != EMPTY || is_over(search)))
-}
-
-/// Whether a search that has found nothing has seen all. What was moved meanwhile, from a place ahead of it to one
-/// behind, it has not: then it begins anew.
-#[inline(always)]
-fn is_over(search: &mut Search) -> bool {
-    let now = in_force();
-    if now == search.in_force {
-        return true;
-    }
-    search.in_force = now;
-    search.level = table::level_of(now);
-    search.step = 0;
-    false
-}
-
-/// Looks at one place, and steps to the next. Whether the search is over.
-#[inline(always)]
-fn look(search: &mut Search) -> bool {
-    let (segment, at) = table::segment_of_place(table::place(search.hash, search.level, search.step));
-    search.step += 1;
-    let Some(bucket) = INDEX.get_value(segment, &(at / BUCKET)) else { return true };
-    let entry = bucket[(at % BUCKET) as usize];
-    if entry == EMPTY {
-        return true;
-    }
-    let number = entry & LINE_MASK;
-    if entry & !LINE_MASK != table::tag(search.hash) || !has_key(number, search.words) {
-        return false;
-    }
-    search.number = number;
-    true
-}
-
-/// Whether the line with this number has this key.
-#[inline(always)]
-fn has_key(number: u32, words: [u64; 2]) -> bool {
-    let (segment, at) = table::segment_of(number);
-    let Some(lines) = LINES.get_value_ptr_mut(segment, &at) else { return false };
-    // SAFETY: a session has two lines; a key is two words at the beginning of its line.
-    let [first, second] = unsafe { *lines.cast::<FlowLine>().add((number & 1) as usize).cast::<[u64; 2]>() };
-    first == words[0] && second == words[1]
+    i64::from(search.look_further(&Table))
 }
 
 /// The secret of the index's hash, and of the cells'.

@@ -23,11 +23,51 @@ const AMPLE: u32 = 1 << 20;
 /// segment has room for so much and once again, and a level that has to wait for another segment must not be full by then.
 const LARGE: u32 = 1 << 16;
 
+/// Memory that the program reads meanwhile: a map's, or a model's.
+pub(super) trait Memory<T> {
+    /// A word, and all that was written before it was stored.
+    fn load(&self, at: u32) -> T;
+    /// Stores a word after all that was written before.
+    fn store(&self, at: u32, value: T);
+}
+
+/// Memory into which the program enters lines meanwhile.
+pub(super) trait Places: Memory<u32> {
+    /// Stores a word if it is the expected one; else tells what it is.
+    fn exchange(&self, at: u32, expected: u32, value: u32) -> Result<(), u32>;
+}
+
+impl Memory<u32> for Mapped<u32> {
+    fn load(&self, at: u32) -> u32 {
+        Self::load(self, at)
+    }
+
+    fn store(&self, at: u32, value: u32) {
+        Self::store(self, at, value);
+    }
+}
+
+impl Places for Mapped<u32> {
+    fn exchange(&self, at: u32, expected: u32, value: u32) -> Result<(), u32> {
+        Self::exchange(self, at, expected, value)
+    }
+}
+
+impl Memory<u64> for Mapped<u64> {
+    fn load(&self, at: u32) -> u64 {
+        Self::load(self, at)
+    }
+
+    fn store(&self, at: u32, value: u64) {
+        Self::store(self, at, value);
+    }
+}
+
 /// The index.
-pub(super) struct Index {
-    segments: Vec<Mapped<u32>>,
+pub(super) struct Index<S = Mapped<u32>, W = Mapped<u64>> {
+    segments: Vec<S>,
     /// The level in force, and how many entries were moved, where the program reads them: see [`table::in_force`].
-    in_force: Mapped<u64>,
+    in_force: W,
     level: u32,
     /// Places of the present level that are carried over to the next; `None` while it does not grow.
     carried: Option<u32>,
@@ -36,12 +76,12 @@ pub(super) struct Index {
     secret: Secret,
 }
 
-impl Index {
+impl<S: Places, W: Memory<u64>> Index<S, W> {
     /// The index in these segments.
-    pub(super) fn new(segments: Vec<Mapped<u32>>, in_force: Mapped<u64>, secret: Secret) -> Self {
-        let level = in_force.read(0).map(table::level_of).filter(|level| *level != 0);
+    pub(super) fn new(segments: Vec<S>, in_force: W, secret: Secret) -> Self {
+        let level = table::level_of(in_force.load(0));
         let mut index = Self { segments, in_force, level: 0, carried: None, taken: 0, secret };
-        index.put_in_force(level.unwrap_or(table::FIRST_LEVEL));
+        index.put_in_force(if level == 0 { table::FIRST_LEVEL } else { level });
         index.taken = u32::try_from(index.lines().count()).unwrap_or(u32::MAX);
         index
     }
@@ -53,7 +93,7 @@ impl Index {
     }
 
     /// Takes the next segment.
-    pub(super) fn add(&mut self, segment: Mapped<u32>) {
+    pub(super) fn add(&mut self, segment: S) {
         self.segments.push(segment);
     }
 
@@ -143,7 +183,7 @@ impl Index {
 
     /// The first line of a key, and its place.
     fn first(&self, hash: u64, key: &FlowKey, key_of: impl Fn(u32) -> FlowKey) -> Option<(u32, u32)> {
-        let mut places = Self::places(hash, self.level)
+        let mut places = places(hash, self.level)
             .map(|place| (place, self.load(place)))
             .take_while(|(_, entry)| *entry != EMPTY)
             .filter(|(_, entry)| *entry > REMOVED && entry & !LINE_MASK == table::tag(hash))
@@ -154,7 +194,7 @@ impl Index {
     /// Takes a line out of where no search for it comes.
     fn sweep(&self, hash: u64, line: u32, key_of: impl Fn(u32) -> FlowKey) {
         let entry = table::entry(hash, line);
-        if let Some(place) = Self::places(hash, self.level).find(|&place| self.load(place) == entry) {
+        if let Some(place) = places(hash, self.level).find(|&place| self.load(place) == entry) {
             self.store(place, REMOVED);
             if self.carried.is_none() {
                 self.close_up(place, self.level, key_of);
@@ -280,7 +320,7 @@ impl Index {
     fn enter(&self, hash: u64, line: u32, level: u32) -> Option<u32> {
         let entry = table::entry(hash, line);
         // Meanwhile the program may take a place that is empty, never one that was removed.
-        Self::places(hash, level).find(|&place| {
+        places(hash, level).find(|&place| {
             let there = self.load(place);
             there <= REMOVED && self.exchange(place, there, entry)
         })
@@ -288,13 +328,8 @@ impl Index {
 
     fn find(&self, hash: u64, line: u32, level: u32) -> Option<u32> {
         let entry = table::entry(hash, line);
-        let mut places = Self::places(hash, level).take_while(|&place| self.load(place) != EMPTY);
+        let mut places = places(hash, level).take_while(|&place| self.load(place) != EMPTY);
         places.find(|&place| self.load(place) == entry)
-    }
-
-    /// Where a search for a hash looks, in its order.
-    fn places(hash: u64, level: u32) -> impl Iterator<Item = u32> {
-        (0..SEARCHED).map(move |step| table::place(hash, level, step))
     }
 
     /// Moves what comes after a place that was removed up to it, where its search may find it, so that no search has
@@ -343,6 +378,15 @@ impl Index {
         }
     }
 }
+
+/// Where a search for a hash looks, in its order.
+fn places(hash: u64, level: u32) -> impl Iterator<Item = u32> {
+    (0..SEARCHED).map(move |step| table::place(hash, level, step))
+}
+
+#[cfg(test)]
+#[path = "index_orders.rs"]
+mod orders;
 
 #[cfg(test)]
 mod tests {
@@ -443,7 +487,7 @@ mod tests {
         assert_eq!(index.level, table::FIRST_LEVEL);
         let steps = |line: u32| {
             let hash = table::hash(key(line).words(), &index.secret);
-            Index::places(hash, index.level).take_while(|place| index.load(*place) != EMPTY).count()
+            places(hash, index.level).take_while(|place| index.load(*place) != EMPTY).count()
         };
         let absent = 10_000_000..10_010_000;
         let mean = absent.clone().map(steps).sum::<usize>() / absent.len();
@@ -453,7 +497,7 @@ mod tests {
     /// What the program does with a line: the first place where nothing ever was, by the level it has read.
     fn enter_as_program(index: &Index, key: &FlowKey, line: u32, level: u32) {
         let hash = table::hash(key.words(), &index.secret);
-        let free = Index::places(hash, level).find(|&place| index.load(place) == EMPTY);
+        let free = places(hash, level).find(|&place| index.load(place) == EMPTY);
         let place = free.expect("a place near");
         assert!(index.exchange(place, EMPTY, table::entry(hash, line)));
     }
