@@ -63,6 +63,7 @@ pub fn natgw_xdp_traced(ctx: XdpContext) -> u32 {
     let finished = receive(&ctx);
     trace::note(&finished);
     trace::end_xdp(ctx.ctx);
+    trace::tell();
     finished.action
 }
 
@@ -167,6 +168,7 @@ pub fn natgw_tc_traced(ctx: TcContext) -> i32 {
     let finished = finish(&ctx);
     trace::note(&finished);
     trace::end_skb(ctx.as_ptr().cast());
+    trace::tell();
     finished.action
 }
 

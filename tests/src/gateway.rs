@@ -191,12 +191,14 @@ impl Gateway {
         finish(&mut command, &format!("natgw {}", arguments.join(" ")))
     }
 
-    /// Starts a command of natgw's that goes on; what it prints goes into a file.
+    /// Starts a command of natgw's that goes on; what it prints goes into a file, what it complains of into natgw's log.
     pub fn spawn(&self, arguments: &[&str], into: &Path) -> Process {
         let mut command = self.host.command(&binary().to_string_lossy());
         command.arg("--socket").arg(self.socket()).args(arguments);
         let file = fs::File::create(into).expect("make the file for what is printed");
-        command.stdin(Stdio::null()).stdout(file).stderr(Stdio::null());
+        let log =
+            fs::OpenOptions::new().append(true).create(true).open(self.log_file()).expect("open natgw's log");
+        command.stdin(Stdio::null()).stdout(file).stderr(log);
         Process::start(&mut command, &format!("natgw {}", arguments.join(" ")))
     }
 
