@@ -34,7 +34,8 @@ impl<'stage> Trace<'stage> {
     }
 
     fn wait(&self, what: &str, settled: impl Fn(&[Value]) -> bool) -> Vec<Value> {
-        self.stage.gateway.wait_until(what, Duration::from_secs(10), |_| settled(&lines(&self.path)));
+        // An emulated machine takes its time to verify the tracing programs.
+        self.stage.gateway.wait_until(what, Duration::from_secs(60), |_| settled(&lines(&self.path)));
         lines(&self.path)
     }
 
@@ -258,7 +259,7 @@ fn a_daemon_killed_in_a_trace_goes_on() {
     drop(Trace::begin(&stage, "first", &[]));
     let path = stage.gateway.socket().with_extension("second");
     let trace = stage.gateway.spawn(&["trace", "--json"], &path);
-    stage.gateway.wait_until("it has begun", Duration::from_secs(10), |_| !lines(&path).is_empty());
+    stage.gateway.wait_until("it has begun", Duration::from_secs(60), |_| !lines(&path).is_empty());
     stage.gateway.kill();
     drop(trace);
     stage.cross_many(&(0..200).map(|_| stage.udp(CLIENT, SERVER)).collect::<Vec<_>>());
