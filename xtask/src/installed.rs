@@ -127,6 +127,7 @@ fn serve(machine: &Machine) -> Result {
     machine
         .run("printf '[timeouts]\\nicmp = \"90s\"\\n' >> /etc/natgw/natgw.toml; systemctl reload natgw")?;
     machine.expect("journalctl --no-pager --unit=natgw || true", "configuration reloaded")?;
+    machine.expect("journalctl --no-pager --unit=natgw --priority=warning || true", "ip_forward is 0")?;
     machine.run("natgw rule add snat --name guests --source 10.9.0.0/16 --to masquerade --save")?;
     machine.expect("cat /etc/natgw/natgw.toml", "guests")?;
     machine.run("natgw metrics | grep -q ^natgw_")?;
