@@ -8,7 +8,7 @@ use nat_common::abi::{SessionEvent, TooBigEvent};
 use nat_common::activity::Activity;
 use nat_common::delegate::{Grant, GrantKey};
 use nat_common::next_hop::NextHop;
-use nat_common::{Direction, FlowKey, FlowValue};
+use nat_common::{Direction, FlowKey, FlowValue, wire};
 
 use crate::datapath::{Datapath, Found, LoadError, ticks};
 use crate::gateway::{World, address};
@@ -37,9 +37,8 @@ pub struct Kernel {
     locals: HashSet<Ipv4Addr>,
     /// When each neighbour was last asked for.
     asked: HashMap<(u32, Ipv4Addr), Instant>,
-    bound: BoundPorts,
-    bound_read: Instant,
-    bound_every: Duration,
+    /// The gateway's own, of TCP and UDP: a flood of the one does not have the other's read.
+    sockets: [Sockets; 2],
     clock_read: Instant,
     jiffies: u64,
     /// What merged packets were too big for, as reported.
@@ -60,9 +59,7 @@ impl Kernel {
             host,
             locals: HashSet::default(),
             asked: HashMap::default(),
-            bound: BoundPorts::default(),
-            bound_read: now,
-            bound_every: SOCKETS_EVERY,
+            sockets: [wire::TCP, wire::UDP].map(Sockets::read),
             clock_read: now,
             jiffies,
             too_big: Vec::new(),
@@ -70,7 +67,6 @@ impl Kernel {
             // The slowest there is: nothing is too old before the rate is known.
             rate: RATES[3],
         };
-        kernel.read_sockets();
         kernel.read_addresses();
         Ok(kernel)
     }
@@ -102,17 +98,38 @@ impl Kernel {
 
     /// Ports that sockets of the gateway hold: protocol, address (0.0.0.0 for all), port.
     pub fn bound(&self) -> impl Iterator<Item = (u8, Ipv4Addr, u16)> {
-        self.bound.iter()
+        self.sockets.iter().flat_map(|Sockets { protocol, bound, .. }| {
+            bound.iter().map(|(own, port)| (*protocol, own, port))
+        })
+    }
+}
+
+/// What is known of the gateway's own sockets of a protocol.
+struct Sockets {
+    protocol: u8,
+    bound: BoundPorts,
+    read: Instant,
+    /// How old it may be.
+    every: Duration,
+}
+
+impl Sockets {
+    /// Those there are now.
+    fn read(protocol: u8) -> Self {
+        let mut sockets =
+            Self { protocol, bound: BoundPorts::default(), read: Instant::now(), every: SOCKETS_EVERY };
+        sockets.read_again();
+        sockets
     }
 
-    fn read_sockets(&mut self) {
+    fn read_again(&mut self) {
         let begun = Instant::now();
-        match bound_ports() {
+        match bound_ports(self.protocol) {
             Ok(bound) => self.bound = bound,
             Err(error) => tracing::warn!(%error, "the gateway's own sockets cannot be read"),
         }
-        self.bound_read = Instant::now();
-        self.bound_every = SOCKETS_EVERY.max((self.bound_read - begun) * SOCKETS_SHARE);
+        self.read = Instant::now();
+        self.every = SOCKETS_EVERY.max((self.read - begun) * SOCKETS_SHARE);
     }
 }
 
@@ -258,16 +275,20 @@ impl World for Kernel {
         self.locals.contains(&own)
     }
 
-    fn read_bound(&mut self) -> bool {
-        let outdated = self.bound_read.elapsed() >= self.bound_every;
+    fn read_bound(&mut self, protocol: u8) -> bool {
+        let Some(sockets) = self.sockets.iter_mut().find(|sockets| sockets.protocol == protocol) else {
+            return true;
+        };
+        let outdated = sockets.read.elapsed() >= sockets.every;
         if outdated {
-            self.read_sockets();
+            sockets.read_again();
         }
         outdated
     }
 
     fn is_bound(&self, protocol: u8, own: u32, port: u16) -> bool {
-        self.bound.contains(protocol, address(own), u16::from_be(port))
+        let mut sockets = self.sockets.iter().filter(|sockets| sockets.protocol == protocol);
+        sockets.any(|sockets| sockets.bound.contains(address(own), u16::from_be(port)))
     }
 }
 

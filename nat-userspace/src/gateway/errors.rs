@@ -71,7 +71,7 @@ impl Gateway {
             if let Some(outcome) = self.stateless_error(world, now, ingress, frame, parsed) {
                 return outcome;
             }
-            let is_current = world.read_bound();
+            let is_current = world.read_bound(quote.key.protocol);
             // A socket made since then may be meant. The stack knows, but a flood is not its to judge.
             let may_be_new = !is_current && world.is_local(address(quote.key.source));
             if is_own && (is_about_own(world, &quote.key) || (may_be_new && self.doubtful.take(now))) {

@@ -140,7 +140,7 @@ impl Gateway {
         if !may_be || !matches!(outcome, Outcome::Drop(Reason::DropUnsolicited | Reason::DropFiltered)) {
             return outcome;
         }
-        let is_current = world.read_bound();
+        let is_current = world.read_bound(key.protocol);
         let is_bound = world.is_bound(key.protocol, key.destination, key.destination_port);
         // A socket made since they were read may be meant. The stack knows, but a flood is not its to judge.
         if is_bound || (!is_current && self.doubtful.take(now)) { Outcome::ToStack } else { outcome }

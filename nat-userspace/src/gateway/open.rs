@@ -284,7 +284,7 @@ impl Gateway {
         };
         // What no interface has no socket can be bound to: then they need not be read.
         if candidates.iter().any(|own| world.is_local(address(*own))) {
-            world.read_bound();
+            world.read_bound(key.protocol);
         }
         let claim = Claim { key, inside, rule, position, realm: egress.realm() };
         let found = candidates

@@ -49,9 +49,9 @@ pub trait World {
     fn resolve(&mut self, ifindex: u32, address: Ipv4Addr);
     /// Whether an address is the gateway's own.
     fn is_local(&self, address: Ipv4Addr) -> bool;
-    /// Brings what is known of the gateway's sockets up to date, before a port is given out. `false` if it was
-    /// read a moment ago and is not worth reading again: sockets may have come since.
-    fn read_bound(&mut self) -> bool;
+    /// Brings what is known of the gateway's sockets of a protocol up to date, before a port is given out. `false` if it
+    /// was read a moment ago and is not worth reading again: sockets may have come since.
+    fn read_bound(&mut self, protocol: u8) -> bool;
     /// Whether a socket of the gateway is bound to a port (network byte order).
     fn is_bound(&self, protocol: u8, address: u32, port: u16) -> bool;
 

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use netlink_packet_core::{DecodeError, NetlinkDeserializable as _, NetlinkHeader};
 use netlink_packet_sock_diag::{
     SockDiagMessage,
-    constants::{AF_INET, AF_INET6, IPPROTO_TCP, IPPROTO_UDP},
+    constants::{AF_INET, AF_INET6},
     inet::{ExtensionFlags, InetRequest, InetResponse, SocketId, StateFlags, nlas::Nla},
 };
 use netlink_sys::protocols::NETLINK_SOCK_DIAG;
@@ -17,36 +17,35 @@ use super::{
     netlink::{Channel, Message},
 };
 
-/// The local ports of a namespace's TCP and UDP sockets.
+/// The local ports of a namespace's sockets of one protocol.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
-pub struct BoundPorts(HashSet<(u8, Ipv4Addr, u16)>);
+pub struct BoundPorts(HashSet<(Ipv4Addr, u16)>);
 
 impl BoundPorts {
     /// Whether a packet to this address and port could be for a socket of the gateway.
-    pub fn contains(&self, protocol: u8, addr: Ipv4Addr, port: u16) -> bool {
-        self.0.contains(&(protocol, Ipv4Addr::UNSPECIFIED, port)) || self.0.contains(&(protocol, addr, port))
+    pub fn contains(&self, addr: Ipv4Addr, port: u16) -> bool {
+        self.0.contains(&(Ipv4Addr::UNSPECIFIED, port)) || self.0.contains(&(addr, port))
     }
 
-    /// Every held port: protocol, local address (0.0.0.0 for all), port.
-    pub fn iter(&self) -> impl Iterator<Item = (u8, Ipv4Addr, u16)> {
+    /// Every held port with its local address, 0.0.0.0 for all.
+    pub fn iter(&self) -> impl Iterator<Item = (Ipv4Addr, u16)> {
         self.0.iter().copied()
     }
 }
 
-/// Lists the ports held in the calling thread's namespace, by sockets in any state.
-pub fn bound_ports() -> Result<BoundPorts, HostError> {
+/// Lists the ports held in the calling thread's namespace, by sockets of TCP (6) or UDP (17) in any state. The kernel looks
+/// through its table of all namespaces' TCP connections for it.
+pub fn bound_ports(protocol: u8) -> Result<BoundPorts, HostError> {
     let failed = |source| HostError::new("list the sockets of the gateway", source);
     let mut channel = Channel::open(NETLINK_SOCK_DIAG).map_err(failed)?;
     let mut ports = BoundPorts::default();
-    for protocol in [IPPROTO_TCP, IPPROTO_UDP] {
-        for family in [AF_INET, AF_INET6] {
-            channel
-                .dump(request(family, protocol), |message| {
-                    ports.0.extend(held(&message)?.map(|(addr, port)| (protocol, addr, port)));
-                    Ok(())
-                })
-                .map_err(failed)?;
-        }
+    for family in [AF_INET, AF_INET6] {
+        channel
+            .dump(request(family, protocol), |message| {
+                ports.0.extend(held(&message)?);
+                Ok(())
+            })
+            .map_err(failed)?;
     }
     Ok(ports)
 }

@@ -147,7 +147,7 @@ impl World for Outside {
         address == GATEWAY || address == self.public
     }
 
-    fn read_bound(&mut self) -> bool {
+    fn read_bound(&mut self, _protocol: u8) -> bool {
         true
     }
 

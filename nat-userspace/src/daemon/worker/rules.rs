@@ -3,6 +3,8 @@
 use std::net::SocketAddrV4;
 use std::time::Instant;
 
+use nat_common::wire;
+
 use super::super::interfaces::publish_addresses;
 use super::super::preflight;
 use super::Worker;
@@ -63,7 +65,9 @@ impl Worker {
             )
         })?;
         warnings.extend(self.config.warnings.iter().cloned());
-        self.kernel.read_bound();
+        for protocol in [wire::TCP, wire::UDP] {
+            self.kernel.read_bound(protocol);
+        }
         warnings.extend(self.hidden_services());
         self.find_far_servers();
         warnings.extend(self.far_servers.iter().cloned());
