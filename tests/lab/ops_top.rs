@@ -1,6 +1,6 @@
 //! Rates as they are: against what the taps sent.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nat_tests::{Packet, gateway};
 use serde_json::{Value, json};
@@ -19,9 +19,9 @@ fn looks(stage: &Stage, count: usize, mut work: impl FnMut()) -> Vec<Value> {
             .filter_map(|line| serde_json::from_str(line.strip_suffix('\n')?).ok())
             .collect()
     };
-    let deadline = std::time::Instant::now() + Duration::from_secs(20);
+    let deadline = Instant::now() + Duration::from_secs(20);
     while lines().len() < count {
-        assert!(std::time::Instant::now() < deadline, "{count} looks");
+        assert!(Instant::now() < deadline, "{count} looks");
         work();
     }
     lines()
@@ -99,4 +99,29 @@ fn top_counts_new_sessions() {
     assert!(new("192.168.1.11") < 1.0, "they were there");
     assert!(total(&looks, |look| number(&look["new"])) > 0.4 * opened);
     assert_eq!(row(&looks[3], "hosts", "192.168.1.11")["sessions"], 50);
+}
+
+/// `status` tells the rate of what is sent, and nothing a second later of what is not.
+#[test]
+fn status_tells_packets_a_second() {
+    let stage = Stage::standard();
+    stage.crosses(&stage.udp("192.168.1.10:40000", "198.51.100.1:9"));
+    let rate = || number(&stage.gateway.natgw(&["status", "--json"])["rates"]["translated"]);
+    let begun = Instant::now();
+    let mut sent = 0;
+    while begun.elapsed() < Duration::from_secs(4) {
+        stage.a.send(&stage.udp("192.168.1.10:40000", "198.51.100.1:9"));
+        // The daemon wakes for what is new.
+        stage.a.send(&stage.udp(&format!("192.168.1.11:{}", 20_000 + sent), "198.51.100.1:9"));
+        sent += 1;
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let seen = stage.s1.incoming(|seen| seen.udp().is_some()).len();
+    let wanted = f64::from(u32::try_from(seen).expect("few")) / 4.0;
+    let told = rate();
+    assert!(told > 0.3 * wanted && told < 2.0 * wanted, "{told} a second, not {wanted}");
+    stage.gateway.wait_until("nothing is sent", Duration::from_secs(10), |_| {
+        stage.stopped_quickly(&stage.udp("192.168.1.12:9", "198.51.100.2:9").ttl(1));
+        rate() < 0.1
+    });
 }

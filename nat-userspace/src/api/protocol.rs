@@ -7,7 +7,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use super::{SessionFilter, TopReport};
+use super::{PacketRates, SessionFilter, TopReport};
 use crate::eventlog::Record;
 use crate::trace::TraceLine;
 
@@ -263,7 +263,7 @@ pub struct Reloaded {
 }
 
 /// The daemon as a whole.
-#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub struct StatusReport {
     /// Of the daemon's package.
     pub version: String,
@@ -287,6 +287,8 @@ pub struct StatusReport {
     pub pools: Vec<PoolRow>,
     /// Packets by what became of them.
     pub packets: PacketTotals,
+    /// The same a second, over the last second or two; over longer where the daemon had nothing to do.
+    pub rates: PacketRates,
     /// Reasons that have dropped at least one packet.
     pub drops: Vec<DropRow>,
     /// What is wrong with the host or the configuration, one sentence each.

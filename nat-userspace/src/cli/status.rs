@@ -3,6 +3,7 @@
 use std::io::{self, Write};
 
 use super::table::{Column, Table, or_dash};
+use super::top::figure;
 use super::{Daemon, Failure, Format, output, pool};
 use crate::api::{Request, StatusReport};
 
@@ -15,7 +16,7 @@ pub(super) fn carry_out(format: Format, daemon: &Daemon) -> Result<(), Failure> 
 }
 
 fn write<W: Write>(mut out: W, report: &StatusReport) -> io::Result<W> {
-    let StatusReport { rules, packets, .. } = report;
+    let StatusReport { rules, packets, rates, .. } = report;
     writeln!(out, "natgw {}, process {}, up {}", report.version, report.pid, output::seconds(report.uptime))?;
     writeln!(
         out,
@@ -29,8 +30,14 @@ fn write<W: Write>(mut out: W, report: &StatusReport) -> io::Result<W> {
     )?;
     writeln!(
         out,
-        "packets:  {} translated, {} passed, {} punted, {} dropped\n",
+        "packets:  {} translated, {} passed, {} punted, {} dropped",
         packets.translated, packets.passed, packets.punted, packets.dropped
+    )?;
+    let [translated, passed, punted, dropped] =
+        [rates.translated, rates.passed, rates.punted, rates.dropped].map(figure);
+    writeln!(
+        out,
+        "a second: {translated} translated, {passed} passed, {punted} punted, {dropped} dropped\n"
     )?;
     let mut out = interfaces(out, report)?;
     if !report.pools.is_empty() {
@@ -88,7 +95,7 @@ fn drops<W: Write>(out: W, report: &StatusReport) -> io::Result<W> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::{DropRow, InterfaceStatus, PacketTotals, PoolRow, RuleCounts};
+    use crate::api::{DropRow, InterfaceStatus, PacketRates, PacketTotals, PoolRow, RuleCounts};
 
     #[test]
     fn for_people() {
@@ -119,6 +126,7 @@ mod tests {
                 quarantined: 0,
             }],
             packets: PacketTotals { translated: 1000, passed: 5, punted: 12, dropped: 1 },
+            rates: PacketRates { translated: 48_200.0, passed: 2.5, punted: 11.8, dropped: 0.0 },
             drops: vec![DropRow {
                 reason: "ttl-expired".to_owned(),
                 description: "the time to live ran out".to_owned(),
@@ -133,6 +141,7 @@ mod tests {
 sessions: 12 of 1048576, on 10 external ports; 3 packets wait
 rules:    1 snat, 0 static, 0 forward, 0 service
 packets:  1000 translated, 5 passed, 12 punted, 1 dropped
+a second: 48.2k translated, 2.5 passed, 12 punted, 0 dropped
 
 INTERFACE  SIDE     STATE  MODE    INDEX  QUEUES  ADDRESSES
 wan        outside  up     native      3       2  203.0.113.1

@@ -11,7 +11,8 @@ use ratatui::DefaultTerminal;
 use ratatui::crossterm::event::{self, Event, KeyEventKind};
 use serde::de::IgnoredAny;
 
-use self::screen::{Screen, Sort, View, figure};
+pub(super) use self::screen::figure;
+use self::screen::{Screen, Sort, View};
 use super::table::{Column, Table};
 use super::{Daemon, Failure, output};
 use crate::api::{ClientError, Request, TopReport, TopRow};

@@ -1,5 +1,7 @@
 //! What the daemon tells of itself, in the shapes of the control protocol.
 
+use std::time::Instant;
+
 use nat_common::Reason;
 
 use super::worker::Worker;
@@ -36,7 +38,7 @@ pub fn session_row(view: SessionView) -> SessionRow {
 
 /// `natgw status`.
 pub fn status(worker: &Worker) -> StatusReport {
-    let sum = |reasons: &[Reason]| reasons.iter().map(|&reason| worker.count(reason)).sum();
+    let packets = totals(worker);
     let drops: Vec<DropRow> = Reason::ALL
         .iter()
         .filter(|reason| reason.is_drop())
@@ -58,14 +60,27 @@ pub fn status(worker: &Worker) -> StatusReport {
         waiting: (worker.gateway.held() + worker.gateway.waiting_fragments()) as u64,
         mappings: worker.gateway.mapping_count() as u64,
         pools: pools(worker),
-        packets: PacketTotals {
-            translated: sum(&[Reason::Translated, Reason::TranslatedByStack, Reason::Relayed]),
-            passed: worker.count(Reason::Passed),
-            punted: worker.count(Reason::Punted),
-            dropped: drops.iter().map(|row| row.packets).sum(),
-        },
+        rates: worker.meter.rates(Instant::now(), packets),
+        packets,
         drops,
         warnings: worker.warnings(),
+    }
+}
+
+/// Packets by what became of them.
+pub fn totals(worker: &Worker) -> PacketTotals {
+    let sum = |reasons: &[Reason]| reasons.iter().map(|&reason| worker.count(reason)).sum();
+    let drops = Reason::ALL.iter().filter(|reason| reason.is_drop());
+    PacketTotals {
+        translated: sum(&[
+            Reason::Translated,
+            Reason::TranslatedStatic,
+            Reason::TranslatedByStack,
+            Reason::Relayed,
+        ]),
+        passed: worker.count(Reason::Passed),
+        punted: worker.count(Reason::Punted),
+        dropped: drops.map(|&reason| worker.count(reason)).sum(),
     }
 }
 
@@ -95,7 +110,7 @@ pub fn metrics(worker: &Worker) -> Snapshot {
             .collect(),
         rules: rule_counts(&worker.config),
         pools: pools(worker),
-        services: gateway.service_counts(std::time::Instant::now()),
+        services: gateway.service_counts(Instant::now()),
         interfaces: interfaces(worker),
         held: gateway.held() as u64,
         fragments: gateway.waiting_fragments() as u64,

@@ -90,7 +90,7 @@ impl Sum {
 
 /// So many in so many seconds.
 #[expect(clippy::cast_precision_loss, reason = "a rate of 2^53 would be wrong by one")]
-fn rate(count: u64, seconds: f64) -> f64 {
+pub fn rate(count: u64, seconds: f64) -> f64 {
     if seconds > 0.0 { count as f64 / seconds } else { 0.0 }
 }
 

@@ -274,7 +274,7 @@ pub(super) fn summary(report: &TopReport) -> Vec<String> {
 }
 
 /// Three digits or so: `0`, `0.3`, `12`, `1.2k`, `34.5M`.
-pub(super) fn figure(value: f64) -> String {
+pub(in crate::cli) fn figure(value: f64) -> String {
     const UNITS: [&str; 5] = ["", "k", "M", "G", "T"];
     let mut value = value;
     let mut unit = 0;

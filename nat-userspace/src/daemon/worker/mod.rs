@@ -4,6 +4,7 @@
 mod changes;
 mod frames;
 mod interfaces;
+mod meter;
 mod rules;
 mod told;
 
@@ -13,6 +14,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use xdp::Packet;
 
+use self::meter::Meter;
 use super::checks::Checks;
 use super::claims::Claims;
 use super::control::Mailbox;
@@ -21,6 +23,7 @@ use super::kernel::Kernel;
 use super::supervisor::Watchdog;
 use super::tracing_clients::Tracers;
 use super::{RunOptions, report};
+use crate::api::PacketTotals;
 use crate::config::Config;
 use crate::eventlog::{Hub, Writer};
 use crate::gateway::{Gateway, Outcome, World as _};
@@ -71,6 +74,8 @@ pub struct Worker {
     /// Inside networks as the fast path knows them.
     published: Vec<ipnet::Ipv4Net>,
     told: told::Told,
+    /// Packets a second.
+    pub meter: Meter,
 }
 
 impl Worker {
@@ -108,6 +113,7 @@ impl Worker {
             events_lost: 0,
             published: Vec::new(),
             told: told::Told::default(),
+            meter: Meter::new(now, PacketTotals::default()),
         }
     }
 
@@ -170,12 +176,16 @@ impl Worker {
     /// Serves until the mailbox says to end.
     pub fn serve(&mut self, mailbox: &Mailbox) -> anyhow::Result<()> {
         let mut watchdog = Watchdog::from_environment(Instant::now());
+        self.meter = Meter::new(Instant::now(), report::totals(self));
         loop {
             let now = Instant::now();
             watchdog.feed(now);
             self.kernel.refresh(now);
             self.confirm_neighbours(now);
             self.notice_lost_events(now);
+            if self.meter.is_due(now) {
+                self.meter.look(now, report::totals(self));
+            }
             let wait = self.gateway.tick(&mut self.kernel, now);
             self.gateway.end_unreachable(&mut self.kernel, now);
             self.gateway.notices().into_iter().for_each(report::notice);
