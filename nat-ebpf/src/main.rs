@@ -52,12 +52,14 @@ use nat_common::frame::Frame as _;
 
 /// Ingress of every interface.
 #[xdp]
+#[inline(always)]
 pub fn natgw_xdp(ctx: XdpContext) -> u32 {
     receive(&ctx).action
 }
 
 /// The same, in its place while somebody asks what it does.
 #[xdp]
+#[inline(always)]
 pub fn natgw_xdp_traced(ctx: XdpContext) -> u32 {
     trace::begin_xdp(ctx.ctx);
     let finished = receive(&ctx);
