@@ -421,9 +421,7 @@ fn a_trace_tells_of_vlans() {
             assert_eq!(arrives(&stage.wan, payload.as_bytes()).0, leased.tags([3, 2]), "{way:?}");
         }
         stage.gateway.wait_until("both are told of", Duration::from_secs(5), |_| lines().len() >= 3);
-        // Before 6.3 the kernel does not say so, and the stack sends.
-        let says = !stage.gateway.log().contains("does not say which interfaces take redirected frames");
-        let by = if way == Way::Redirect && says { "xdp" } else { "tc" };
+        let by = if way == Way::Redirect { stage.gateway.redirected_by() } else { "tc" };
         for (line, by) in lines()[1..].iter().zip(["daemon", by]) {
             assert_eq!(
                 (&line["by"], &line["interface"], &line["out"]),

@@ -111,7 +111,7 @@ fn ops_15_a_trace_tells_rule_endpoints_and_verdict_of_each_packet() {
     );
     let packets = trace.packets(4);
     let by: Vec<&str> = packets.iter().filter_map(|line| line["by"].as_str()).collect();
-    assert_eq!(by, ["daemon", "xdp", "xdp", "daemon"]);
+    assert_eq!(by, ["daemon", stage.gateway.redirected_by(), stage.gateway.redirected_by(), "daemon"]);
     assert!(packets[3]["why"].is_string() && packets[3]["advice"].is_string(), "{:?}", packets[3]);
 }
 

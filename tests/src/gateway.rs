@@ -236,6 +236,12 @@ impl Gateway {
         rows.iter().map(row).collect()
     }
 
+    /// Who sends what veth takes from XDP: before Linux 6.3 the kernel does not say that it does, and the stack sends.
+    pub fn redirected_by(&self) -> &'static str {
+        let says = !self.log().contains("does not say which interfaces take redirected frames");
+        if says { "xdp" } else { "tc" }
+    }
+
     /// Waits until `settled` holds; fails after `patience`.
     pub fn wait_until(&self, what: &str, patience: Duration, settled: impl Fn(&Self) -> bool) {
         let deadline = Instant::now() + patience;

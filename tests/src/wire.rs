@@ -5,7 +5,7 @@ use std::{
     ffi::CString,
     io, mem,
     os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
-    ptr,
+    ptr, thread,
     time::{Duration, Instant},
 };
 
@@ -90,11 +90,19 @@ impl Tap {
         }
     }
 
-    /// Sends bytes.
+    /// Sends bytes. Where the device's queue is full, once there is room: a frame is sent or the test fails.
     pub fn send_frame(&self, frame: &[u8]) {
-        // SAFETY: the pointer and the length are those of a live slice.
-        let sent = unsafe { libc::send(self.socket.as_raw_fd(), frame.as_ptr().cast(), frame.len(), 0) };
-        let sent = check(sent).unwrap_or_else(|error| panic!("send on {}: {error}", self.name));
+        let deadline = Instant::now() + PATIENCE;
+        let sent = loop {
+            // SAFETY: the pointer and the length are those of a live slice.
+            let sent = unsafe { libc::send(self.socket.as_raw_fd(), frame.as_ptr().cast(), frame.len(), 0) };
+            match check(sent) {
+                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) && Instant::now() < deadline => {
+                    thread::sleep(Duration::from_millis(1));
+                }
+                sent => break sent.unwrap_or_else(|error| panic!("send on {}: {error}", self.name)),
+            }
+        };
         assert_eq!(sent, frame.len(), "the whole frame goes out on {}", self.name);
     }
 
@@ -153,7 +161,7 @@ impl Tap {
                 self.name,
                 self.seen()
             );
-            std::thread::sleep(Duration::from_millis(5));
+            thread::sleep(Duration::from_millis(5));
         }
     }
 
