@@ -178,6 +178,10 @@ pub fn natgw_tc_traced(ctx: TcContext) -> i32 {
 fn finish(ctx: &TcContext) -> Finished<i32> {
     let entered = vlan::enter_skb(ctx.as_ptr().cast());
     let (ifindex, marked) = (entered as u32, entered & vlan::MARKED != 0);
+    if ifindex == 0 {
+        // In a VLAN that is no interface of ours.
+        return Finished::untold(TC_ACT_OK);
+    }
     let Some(interface) = maps::interface(ifindex) else { return Finished::untold(TC_ACT_OK) };
     Finished { interface: ifindex, ..serve_skb(ctx, interface, marked) }
 }

@@ -125,7 +125,7 @@ fn tags_of(frame: &PacketFrame) -> Option<Tags> {
 pub const MARKED: u64 = 1 << 32;
 
 /// As [`enter`], for an skb: the stack has taken the outer tag into the skb's fields already, and an inner one is no longer
-/// in the way afterwards. The interface, an skb's own if it has no tag, and [`MARKED`].
+/// in the way afterwards. The interface, an skb's own if it has no tag and zero if natgw does not serve its VLAN, and [`MARKED`].
 ///
 /// A function that the verifier walks for itself: what follows would be walked once for each way through it.
 #[unsafe(no_mangle)]
