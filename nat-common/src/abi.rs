@@ -3,7 +3,7 @@
 use crate::vlan::Tags;
 
 /// Grows when maps that are pinned, or the layout of one, change; pins of another version are not taken over.
-pub const VERSION: u32 = 8;
+pub const VERSION: u32 = 9;
 
 /// Name of the XDP program.
 pub const PROGRAM_XDP: &str = "natgw_xdp";
@@ -201,18 +201,27 @@ impl Settings {
     pub const ONE_TO_ONE: u32 = 8;
 }
 
-/// Pushed by the program when it opened a session, or a TCP session changes in a way that changes its timer.
+/// Pushed by the program when a TCP session changes in a way that changes its timer.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SessionEvent {
     /// Slot of the session in the flow table.
     pub session: u32,
-    /// What the program saw: bits of [`crate::tcp::Seen`] in this direction; none where it opened the session.
+    /// What the program saw: bits of [`crate::tcp::Seen`] in this direction.
     pub seen: u8,
     /// [`crate::Direction`] as a number.
     pub direction: u8,
-    /// Where it opened the session: the end of [`Settings::epoch`] that it went by.
-    pub epoch: u16,
+    /// Zero.
+    pub pad: u16,
+}
+
+/// Pushed by the program with the first session that it opens while the daemon sleeps: [`crate::delegate::Report`]s do
+/// not wake it. It says nothing else.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WakeEvent {
+    /// Zero.
+    pub pad: u32,
 }
 
 /// Bytes of a packet that [`TooBigEvent`] carries: Ethernet, the longest IPv4 header, and the eight bytes behind it that

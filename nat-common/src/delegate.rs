@@ -9,7 +9,7 @@
 #[cfg(target_has_atomic = "64")]
 use core::sync::atomic::Ordering::{AcqRel, Acquire};
 
-use crate::table::{self, Secret};
+use crate::table::{self, FIRST_LEVEL, LAST_LEVEL, Secret};
 
 /// Key of the table of grants.
 #[repr(C)]
@@ -111,22 +111,158 @@ pub const KNOWN_BITS: u32 = 8;
 /// See [`KNOWN_BITS`].
 pub const KNOWN: u32 = 1 << KNOWN_BITS;
 
-/// What a CPU's program works with. Slots lent to it: a ring, which it empties and the daemon fills.
+/// The first rule for what comes from inside with these addresses, as a CPU's program found it last. It would find the
+/// same as long as the generation and the epoch are: what is between says so, see [`KnownRule::HOLDS_FOR`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct KnownRule {
+    /// Source, network byte order.
+    pub source: u32,
+    /// Destination, network byte order.
+    pub destination: u32,
+    /// [`crate::abi::Settings::generation`] at that time.
+    pub generation: u32,
+    /// [`crate::abi::Settings::epoch`] at that time.
+    pub epoch: u32,
+    /// When that was, in ticks (see [`crate::activity::TICK_SHIFT`]).
+    pub tick: u32,
+    /// Position of the rule.
+    pub rule: u16,
+    /// IP protocol.
+    pub protocol: u16,
+}
+
+const _: () = assert!(size_of::<KnownRule>() == 24);
+
+impl KnownRule {
+    /// Ticks that it is believed for: what changes first and has the epoch changed only then is no older than that.
+    pub const HOLDS_FOR: u32 = 4;
+
+    /// The place of a pair of addresses among a CPU's rules.
+    #[inline(always)]
+    #[must_use]
+    pub const fn place(source: u32, destination: u32) -> u32 {
+        (source ^ destination.rotate_left(16)).wrapping_mul(0x9e37_79b1) >> (32 - RULES_BITS)
+    }
+}
+
+/// Pairs of addresses whose rule a CPU's program remembers, as a power of two.
+pub const RULES_BITS: u32 = 9;
+/// See [`RULES_BITS`].
+pub const RULES: u32 = 1 << RULES_BITS;
+
+/// What a CPU's program works with. Slots lent to it: a ring, which it empties and the daemon fills. What it opened: a
+/// ring, which it fills and the daemon empties.
 #[repr(C, align(64))]
 #[derive(Clone, Copy, Debug)]
 pub struct LentSlots {
     /// Slots that the program has taken so far.
     pub taken: u64,
+    /// Sessions that it has reported so far.
+    pub reported: u64,
     /// In which tick the CPU's program has refused packets for want of a port last, and how many of them.
     pub refused_in: u64,
     /// See [`LentSlots::refused_in`].
     pub refused: u64,
     /// Fills the line.
-    pub pad: [u64; 5],
+    pub pad: [u64; 4],
+    /// Reports that the daemon has read so far.
+    pub read: u64,
+    /// Fills the line, which is the daemon's to write.
+    pub pad_of_daemon: [u64; 7],
     /// Slots plus one, at the place of their number of order modulo [`LENT`]; 0 where there is none.
     pub slots: [u64; LENT as usize],
+    /// [`Report`]s, at the place of their number of order modulo [`LENT`].
+    pub reports: [u64; LENT as usize],
     /// Ways, each at its destination's place.
     pub ways: [KnownWay; KNOWN as usize],
+    /// Rules, each at its addresses' place.
+    pub rules: [KnownRule; RULES as usize],
+}
+
+/// A session that a CPU's program has opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Report {
+    /// Its slot.
+    pub session: u32,
+    /// The end of [`crate::abi::Settings::epoch`] that the program went by.
+    pub epoch: u16,
+    /// The level of the index, a power of two, whose entries it has written.
+    pub level: u32,
+    /// For each direction (by [`crate::Direction`]) whether its entry is where a search for it begins, and nothing was
+    /// there before.
+    pub at_home: [bool; 2],
+}
+
+impl Report {
+    /// As it lies in memory: bits 0 to 31 the slot, 32 to 47 the epoch, 48 to 61 the level in units of the first one, then
+    /// a bit for each direction.
+    #[inline(always)]
+    #[must_use]
+    pub const fn packed(self) -> u64 {
+        let homes = self.at_home[0] as u64 | (self.at_home[1] as u64) << 1;
+        let level = (self.level / FIRST_LEVEL) as u64;
+        self.session as u64 | (self.epoch as u64) << 32 | level << 48 | homes << 62
+    }
+
+    /// The same read.
+    #[must_use]
+    #[expect(clippy::cast_possible_truncation, reason = "parts of a word")]
+    pub const fn unpacked(word: u64) -> Self {
+        Self {
+            session: word as u32,
+            epoch: (word >> 32) as u16,
+            level: (word >> 48 & 0x3fff) as u32 * FIRST_LEVEL,
+            at_home: [word >> 62 & 1 != 0, word >> 63 & 1 != 0],
+        }
+    }
+}
+
+const _: () = assert!(LAST_LEVEL / FIRST_LEVEL < 1 << 14);
+
+/// The ring of what a CPU's program has reported, as it and the daemon see it.
+pub trait Reports {
+    /// Its places, a power of two.
+    const PLACES: u32;
+    /// Reports so far; and all that was written before the last of them.
+    fn reported(&self) -> u64;
+    /// The program's: says so, after all that was written before.
+    fn set_reported(&self, reported: u64);
+    /// Reports that were read so far; their places may be written.
+    fn read(&self) -> u64;
+    /// The daemon's: says so, after they were read.
+    fn set_read(&self, read: u64);
+    /// What is at a place.
+    fn report(&self, place: u32) -> u64;
+    /// The program's: writes it.
+    fn set_report(&self, place: u32, report: u64);
+}
+
+/// The program's: whether one more report finds a place.
+#[inline(always)]
+pub fn has_room<R: Reports>(ring: &R) -> bool {
+    ring.reported().wrapping_sub(ring.read()) < u64::from(R::PLACES)
+}
+
+/// The program's: reports, where there is [room](has_room).
+#[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "a place")]
+pub fn report<R: Reports>(ring: &R, report: u64) {
+    let reported = ring.reported();
+    ring.set_report(reported as u32 & (R::PLACES - 1), report);
+    ring.set_reported(reported.wrapping_add(1));
+}
+
+/// The daemon's: reads what was reported since the last time.
+#[expect(clippy::cast_possible_truncation, reason = "a place")]
+pub fn read_reports<R: Reports>(ring: &R, mut each: impl FnMut(u64)) {
+    let (reported, read) = (ring.reported(), ring.read());
+    for number in read..reported {
+        each(ring.report(number as u32 & (R::PLACES - 1)));
+    }
+    if reported != read {
+        ring.set_read(reported);
+    }
 }
 
 /// Packets that a CPU's program leaves to the daemon in a tick though there is no port for them: it tells their senders,
@@ -137,7 +273,7 @@ pub const REFUSALS_TOLD: u64 = 16;
 pub const CPUS: u32 = 256;
 
 /// Words in which inside endpoints are claimed, 32 cells each.
-pub const CELL_WORDS: u32 = 1 << 17;
+pub const CELL_WORDS: u32 = 1 << 18;
 
 /// The cell of an inside endpoint: two bits, [`TAKEN`] and [`PENDING`]. An endpoint whose cell is 0 has no mapping, so
 /// that the program may make one.
@@ -162,6 +298,8 @@ pub trait Word {
     fn set(&self, bits: u64) -> u64;
     /// Keeps these bits only.
     fn keep(&self, bits: u64);
+    /// Stores another value if it holds the expected one. Whether it did.
+    fn exchange(&self, expected: u64, value: u64) -> bool;
 }
 
 #[cfg(target_has_atomic = "64")]
@@ -176,6 +314,10 @@ impl Word for core::sync::atomic::AtomicU64 {
 
     fn keep(&self, bits: u64) {
         self.fetch_and(bits, AcqRel);
+    }
+
+    fn exchange(&self, expected: u64, value: u64) -> bool {
+        self.compare_exchange(expected, value, AcqRel, Acquire).is_ok()
     }
 }
 
@@ -294,9 +436,20 @@ impl Cell {
         }
     }
 
-    /// The daemon's: the mapping that the program has made is known, and counted, or has come to nothing.
+    /// The daemon's: the mapping that the program has made has come to nothing.
     pub fn settle(self, word: &impl Word) {
         self.give_up(word);
+    }
+
+    /// The daemon's: the mapping that the program has made is known, and counted: [`Cell::count`] and [`Cell::settle`].
+    pub fn adopt(self, word: &impl Word, more: &mut u32) {
+        let before = word.load();
+        let after = before ^ (PENDING | TAKEN) << self.shift;
+        if self.bits(before) == PENDING && word.exchange(before, after) {
+            return;
+        }
+        self.count(word, more);
+        self.settle(word);
     }
 
     /// The daemon's: whether the program is making a mapping, and has not told.

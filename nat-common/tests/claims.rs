@@ -7,7 +7,9 @@ use loom::sync::{
     atomic::{AtomicBool, AtomicU64, Ordering::AcqRel, Ordering::Acquire, Ordering::Release},
 };
 use loom::thread;
-use nat_common::delegate::{Cell, Loan, PENDING, Ring, TAKEN, Word, take_port, take_slot};
+use nat_common::delegate::{
+    Cell, Loan, PENDING, Reports, Ring, TAKEN, Word, has_room, read_reports, report, take_port, take_slot,
+};
 
 /// A word whose every access loom orders.
 struct Explored(AtomicU64);
@@ -23,6 +25,10 @@ impl Word for Explored {
 
     fn keep(&self, bits: u64) {
         self.0.fetch_and(bits, AcqRel);
+    }
+
+    fn exchange(&self, expected: u64, value: u64) -> bool {
+        self.0.compare_exchange(expected, value, AcqRel, Acquire).is_ok()
     }
 }
 
@@ -70,11 +76,11 @@ fn daemon(word: &Explored, made: &AtomicU64, told: &AtomicBool) -> bool {
     if makes {
         made.fetch_add(1, AcqRel);
     }
-    if makes || is_told {
+    if makes {
         CELL.count(word, &mut more);
     }
     if is_told {
-        CELL.settle(word);
+        CELL.adopt(word, &mut more);
     }
     CELL.uncount(word, &mut more);
     makes || is_told
@@ -211,5 +217,73 @@ fn a_slot_is_lent_once_and_none_is_lost() {
         loan.revoke(&*ring, |slot| found.push(slot));
         found.sort_unstable();
         assert!(found.iter().copied().eq(0..next), "each once: {found:?} of {next}");
+    });
+}
+
+/// Reports in a ring of two places, whose every access loom orders: of what is loaded and stored alone it would not try
+/// every order.
+struct ExploredReports {
+    places: [AtomicU64; 2],
+    reported: AtomicU64,
+    read: AtomicU64,
+}
+
+impl Reports for ExploredReports {
+    const PLACES: u32 = 2;
+
+    fn reported(&self) -> u64 {
+        self.reported.fetch_or(0, AcqRel)
+    }
+
+    fn set_reported(&self, reported: u64) {
+        self.reported.swap(reported, AcqRel);
+    }
+
+    fn read(&self) -> u64 {
+        self.read.fetch_or(0, AcqRel)
+    }
+
+    fn set_read(&self, read: u64) {
+        self.read.swap(read, AcqRel);
+    }
+
+    fn report(&self, place: u32) -> u64 {
+        self.places[place as usize].load(Relaxed)
+    }
+
+    fn set_report(&self, place: u32, report: u64) {
+        self.places[place as usize].store(report, Relaxed);
+    }
+}
+
+/// The program reports as long as there is room while the daemon reads.
+#[test]
+fn every_report_is_read_once_and_in_order() {
+    in_every_order("a program and the reader of its reports", || {
+        let ring = Arc::new(ExploredReports {
+            places: [AtomicU64::new(0), AtomicU64::new(0)],
+            reported: AtomicU64::new(0),
+            read: AtomicU64::new(0),
+        });
+        let program = {
+            let ring = Arc::clone(&ring);
+            thread::spawn(move || {
+                let mut told = 0;
+                for _ in 0..4 {
+                    if has_room(&*ring) {
+                        told += 1;
+                        report(&*ring, told);
+                    }
+                }
+                told
+            })
+        };
+        let mut read = Vec::new();
+        for _ in 0..2 {
+            read_reports(&*ring, |report| read.push(report));
+        }
+        let told = program.join().unwrap();
+        read_reports(&*ring, |report| read.push(report));
+        assert!(told >= 2 && read.iter().copied().eq(1..=told), "{read:?} of {told}");
     });
 }

@@ -42,8 +42,10 @@ pub unsafe fn swap(word: *mut u64, value: u64) -> u64 {
 /// Stores another value if the word holds the expected one. Whether it did.
 #[inline(always)]
 pub unsafe fn exchange(word: *mut u64, expected: u64, value: u64) -> bool {
+    // By what it held, not by the flag that comes with it: inlined into a program, bpf-linker could not read that.
     // SAFETY: the caller's.
-    unsafe { core::intrinsics::atomic_cxchg::<u64, { AcqRel }, { Relaxed }>(word, expected, value) }.1
+    unsafe { core::intrinsics::atomic_cxchg::<u64, { AcqRel }, { Relaxed }>(word, expected, value) }.0
+        == expected
 }
 
 /// A word of a map, for what [`nat_common::delegate`] does with it.
@@ -77,5 +79,11 @@ impl Word for Shared {
     fn keep(&self, bits: u64) {
         // SAFETY: as above.
         unsafe { keep(self.0, bits) };
+    }
+
+    #[inline(always)]
+    fn exchange(&self, expected: u64, value: u64) -> bool {
+        // SAFETY: as above.
+        unsafe { exchange(self.0, expected, value) }
     }
 }

@@ -127,7 +127,7 @@ pub fn note(transport: &PacketFrame, parsed: &Parsed, flow: &Flow) {
         let seen = tcp::note(own.into(), other.into(), parsed.tcp_flags, sequence, acknowledgement);
         if seen != 0 {
             let session = session_of(flow.number).unwrap_or(0);
-            let event = SessionEvent { session, seen, direction: (flow.number & 1) as u8, epoch: 0 };
+            let event = SessionEvent { session, seen, direction: (flow.number & 1) as u8, pad: 0 };
             if maps::EVENTS.output(&event, 0).is_err() {
                 count(Reason::EventLost);
             }

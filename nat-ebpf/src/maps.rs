@@ -118,8 +118,8 @@ static FORWARDS: LpmTrie<ForwardKey, u32> = LpmTrie::with_max_entries(FORWARD_PR
 #[map]
 pub static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(REASONS, 0);
 
-/// What the program opened, and TCP sessions whose timer changed. Full: nothing is opened here; the loss of the others
-/// is counted, and the daemon looks at all.
+/// TCP sessions whose timer changed, and that the daemon is to wake. Full: the loss of the former is counted, and the
+/// daemon looks at all.
 #[map]
 pub static EVENTS: RingBuf = RingBuf::with_byte_size(1 << 20, 0);
 
@@ -127,7 +127,8 @@ pub static EVENTS: RingBuf = RingBuf::with_byte_size(1 << 20, 0);
 #[map]
 static GRANTED: HashMap<GrantKey, Grant> = HashMap::with_max_entries(GRANTS, NO_PREALLOC);
 
-/// CPU → slots lent to it. Filled by the daemon, emptied by the program, both as memory. Empty: first packets go up.
+/// CPU → slots lent to it, and what it opened in them. Either writes what the other reads, both as memory. No slot, or no
+/// place for a report: first packets go up.
 #[map]
 static SLOTS: Array<LentSlots> = Array::with_max_entries(CPUS, MMAPABLE);
 
@@ -136,7 +137,11 @@ static SLOTS: Array<LentSlots> = Array::with_max_entries(CPUS, MMAPABLE);
 #[map]
 static PORTS: Array<TakenPorts> = Array::with_max_entries(PORT_TABLES, MMAPABLE);
 
-/// Cells of inside endpoints, eight in a word: which have a mapping. Written by both, as memory, by atomic operations.
+/// One entry: 1 while the daemon sleeps and no report has woken it. Written by both, as memory, by atomic operations.
+#[map]
+pub static SLEEP: Array<u64> = Array::with_max_entries(1, MMAPABLE);
+
+/// Cells of inside endpoints, 32 in a word: which have a mapping. Written by both, as memory, by atomic operations.
 #[map]
 static CELLS: Array<u64> = Array::with_max_entries(CELL_WORDS, MMAPABLE);
 

@@ -24,6 +24,9 @@ use crate::{
     verdict::Verdict,
 };
 
+/// No rule has this position.
+pub const NO_RULE: u32 = u32::MAX;
+
 const DHCP_SERVER: u16 = 67;
 const DHCP_CLIENT: u16 = 68;
 
@@ -91,6 +94,32 @@ fn by_configuration(
     if !outside && parsed.kind == Kind::Ported {
         open::expect(parsed);
     }
+    let mut rule = if outside { NO_RULE } else { open::known_rule(settings, parsed) };
+    if rule == NO_RULE {
+        match in_order(ctx, interface, frame, transport, parsed, settings) {
+            Verdict::Rule(found) => rule = found,
+            verdict => return verdict,
+        }
+        open::remember_rule(settings, parsed, rule);
+    }
+    match open::open(ctx, interface, settings, parsed, rule) {
+        EMPTY => Verdict::Punt,
+        open::REFUSED => Verdict::Drop(Reason::DropPortsExhausted),
+        line => Verdict::Opened(line),
+    }
+}
+
+/// The same for a packet of which nothing is known: whose it is, or the rule that it is translated by.
+#[inline(always)]
+fn in_order(
+    ctx: &XdpContext,
+    interface: &Interface,
+    frame: &PacketFrame,
+    transport: &PacketFrame,
+    parsed: &Parsed,
+    settings: &Settings,
+) -> Verdict {
+    let outside = interface.flags & Interface::OUTSIDE != 0;
     if outside && is_forged(settings, parsed.key.source) {
         return Verdict::Drop(Reason::DropSpoofed);
     }
@@ -197,12 +226,7 @@ fn by_rules(
         if rules.first_is_in(&settings.exempt) {
             return Verdict::Pass;
         }
-        let opened = if outside { EMPTY } else { open::open(ctx, interface, settings, parsed, &rules) };
-        return match opened {
-            EMPTY => Verdict::Punt,
-            open::REFUSED => Verdict::Drop(Reason::DropPortsExhausted),
-            line => Verdict::Opened(line),
-        };
+        return if outside { Verdict::Punt } else { Verdict::Rule(rules.lowest()) };
     }
     if outside {
         // Would the answer be translated? Then this is an uninvited packet to a hidden host. Is

@@ -5,17 +5,15 @@ use core::ffi::c_void;
 
 use aya_ebpf::{
     helpers::generated::{bpf_get_prandom_u32, bpf_get_smp_processor_id, bpf_jiffies64, bpf_loop},
-    maps::ring_buf::RingBufEntry,
     programs::XdpContext,
 };
 use nat_common::{
     Direction, FlowKey, FlowValue, Parsed, Realm,
-    abi::{Interface, SessionEvent, Settings},
+    abi::{Interface, Settings, WakeEvent},
     activity::TICK_SHIFT,
-    classify::RuleSet,
     delegate::{
-        self, Cell, Grant, KNOWN, KNOWN_FOR, KnownWay, LENT, LentSlots, REFUSALS_TOLD, Ring, TakenPorts,
-        Word as _,
+        self, Cell, Grant, KNOWN, KNOWN_FOR, KnownRule, KnownWay, LENT, LentSlots, REFUSALS_TOLD, RULES,
+        Report, Reports, Ring, TakenPorts, Word as _,
     },
     flow::Rewrite,
     parse::Kind,
@@ -27,6 +25,7 @@ use crate::{
     atomic::{self, Shared},
     fib::{self, Answer, Question},
     maps,
+    miss::NO_RULE,
     sockets::{self, Taker},
 };
 
@@ -68,16 +67,60 @@ fn touch_place(words: [u64; 2]) {
     }
 }
 
-/// Opens a session for a packet whose rules these are. The number of its line, or [`EMPTY`]: then the packet is the
+/// The rule that a packet is translated by, if its CPU has found that a moment ago; else [`NO_RULE`].
+#[inline(always)]
+pub fn known_rule(settings: &Settings, parsed: &Parsed) -> u32 {
+    let Some(known) = place_of_rule(&parsed.key) else { return NO_RULE };
+    // SAFETY: one of the rules of a map's value, which nothing but this CPU looks at; the helper has no preconditions.
+    let (known, tick) = unsafe { (&*known, bpf_jiffies64() >> TICK_SHIFT) };
+    let key = &parsed.key;
+    if known.source == key.source
+        && known.destination == key.destination
+        && known.generation == settings.generation
+        && known.epoch == settings.epoch
+        && known.protocol == u16::from(key.protocol)
+        && (tick as u32).wrapping_sub(known.tick) < KnownRule::HOLDS_FOR
+    {
+        return u32::from(known.rule);
+    }
+    NO_RULE
+}
+
+/// Remembers it.
+#[inline(always)]
+pub fn remember_rule(settings: &Settings, parsed: &Parsed, rule: u32) {
+    let FlowKey { source, destination, protocol, .. } = parsed.key;
+    if !matches!(protocol, wire::TCP | wire::UDP) {
+        return;
+    }
+    let Some(known) = place_of_rule(&parsed.key) else { return };
+    let Settings { generation, epoch, .. } = *settings;
+    let (rule, protocol) = (rule as u16, u16::from(protocol));
+    // SAFETY: as above.
+    unsafe {
+        let tick = (bpf_jiffies64() >> TICK_SHIFT) as u32;
+        *known = KnownRule { source, destination, generation, epoch, tick, rule, protocol };
+    }
+}
+
+/// Where a CPU remembers the rule of a packet's addresses.
+#[inline(always)]
+fn place_of_rule(key: &FlowKey) -> Option<*mut KnownRule> {
+    // SAFETY: the helper has no preconditions.
+    let lent = maps::lent(unsafe { bpf_get_smp_processor_id() })?;
+    let place = KnownRule::place(key.source, key.destination);
+    // The compiler knows the bound and would leave it out, the verifier would not know.
+    // SAFETY: a live variable; and one of the rules of a live value.
+    unsafe {
+        let place = (&raw const place).read_volatile() & (RULES - 1);
+        Some((&raw mut (*lent).rules).cast::<KnownRule>().add(place as usize))
+    }
+}
+
+/// Opens a session for a packet that this rule translates. The number of its line, or [`EMPTY`]: then the packet is the
 /// daemon's, and nothing is claimed; or [`REFUSED`].
 #[inline(always)]
-pub fn open(
-    ctx: &XdpContext,
-    interface: &Interface,
-    settings: &Settings,
-    parsed: &Parsed,
-    rules: &RuleSet,
-) -> u32 {
+pub fn open(ctx: &XdpContext, interface: &Interface, settings: &Settings, parsed: &Parsed, rule: u32) -> u32 {
     let key = &parsed.key;
     let opens = match key.protocol {
         wire::TCP => tcp::opens(parsed.tcp_flags),
@@ -87,7 +130,6 @@ pub fn open(
     if !opens || parsed.kind as u8 != Kind::Ported as u8 || parsed.ttl <= 1 {
         return EMPTY;
     }
-    let rule = rules.lowest();
     let Some(grant) = maps::grant(key.source, rule) else { return EMPTY };
     if grant.epoch != settings.epoch || grant.ingress != interface.ifindex {
         return EMPTY;
@@ -112,10 +154,10 @@ pub fn open(
     if grant.flags & Grant::ABSENT == 0 && sockets::taker(ctx, &opening.reply) != Taker::Nobody {
         return EMPTY;
     }
-    let Some(report) = maps::EVENTS.reserve::<SessionEvent>(0) else { return EMPTY };
-    let number = claim(&opening, ports, lent);
-    finish(report, number, settings.epoch);
-    number
+    if !delegate::has_room(&Lent(lent)) {
+        return EMPTY;
+    }
+    claim(&opening, ports, lent)
 }
 
 /// Whether a packet ends here because there is no port for it, and enough have told the daemon so: a flood of them must
@@ -145,15 +187,15 @@ fn is_refused(parsed: &Parsed, ports: *mut TakenPorts, lent: *mut LentSlots) -> 
     }
 }
 
-/// Reports what was opened, if anything was.
+/// Reports a session, and wakes the daemon if it sleeps: whoever finds it asleep does, and nobody after that.
 #[inline(always)]
-fn finish(mut report: RingBufEntry<SessionEvent>, number: u32, epoch: u32) {
-    match table::session_of(number) {
-        Some(session) if number != EMPTY => {
-            report.write(SessionEvent { session, seen: 0, direction: 0, epoch: epoch as u16 });
-            report.submit(0);
-        }
-        _ => report.discard(0),
+fn report(report: Report, lent: *mut LentSlots) {
+    delegate::report(&Lent(lent), report.packed());
+    let Some(sleep) = maps::SLEEP.get_ptr_mut(0) else { return };
+    // SAFETY: an aligned word of a map, which everybody writes by atomic operations.
+    if unsafe { atomic::load(sleep) != 0 && atomic::swap(sleep, 0) != 0 } {
+        // Full: then the daemon has other reasons to be awake.
+        let _ = maps::EVENTS.output(&WakeEvent { pad: 0 }, 0);
     }
 }
 
@@ -247,7 +289,7 @@ fn claim(opening: &Opening<'_>, ports: *mut TakenPorts, lent: *mut LentSlots) ->
     let mut number = EMPTY;
     if take_port(ports, opening.port) {
         if let Some(session) = delegate::take_slot(&Lent(lent)) {
-            number = write(session, opening, &secret);
+            number = write(session, opening, &secret, lent);
         }
         if number == EMPTY {
             give_port_back(ports, opening.port);
@@ -341,10 +383,49 @@ impl Ring for Lent {
     }
 }
 
-/// Writes the session's lines, and enters them into the index, the reply first. Where one of them finds no place at
-/// once the daemon finds it one: until then its packets go up.
+impl Reports for Lent {
+    const PLACES: u32 = LENT;
+
+    #[inline(always)]
+    fn reported(&self) -> u64 {
+        // SAFETY: a live word of a map, which nothing but this CPU writes.
+        unsafe { (*self.0).reported }
+    }
+
+    #[inline(always)]
+    fn set_reported(&self, reported: u64) {
+        // SAFETY: as above. A swap, after which all that was written before it is to be seen, and before what is read
+        // next.
+        let _ = unsafe { atomic::swap(&raw mut (*self.0).reported, reported) };
+    }
+
+    #[inline(always)]
+    fn read(&self) -> u64 {
+        // SAFETY: a live word of a map, which the daemon writes as a whole.
+        unsafe { atomic::load(&raw const (*self.0).read) }
+    }
+
+    /// The daemon's.
+    #[inline(always)]
+    fn set_read(&self, _read: u64) {}
+
+    #[inline(always)]
+    fn report(&self, place: u32) -> u64 {
+        // SAFETY: one of the ring's places.
+        unsafe { (&raw const (*self.0).reports).cast::<u64>().add(place as usize).read() }
+    }
+
+    #[inline(always)]
+    fn set_report(&self, place: u32, report: u64) {
+        // SAFETY: as above, which the daemon does not read before it is counted.
+        unsafe { (&raw mut (*self.0).reports).cast::<u64>().add(place as usize).write(report) };
+    }
+}
+
+/// Writes the session's lines, enters them into the index, the reply first, and reports them. Where one of them finds no
+/// place at once the daemon finds it one: until then its packets go up.
 #[inline(always)]
-fn write(session: u32, opening: &Opening<'_>, secret: &Secret) -> u32 {
+fn write(session: u32, opening: &Opening<'_>, secret: &Secret, lent: *mut LentSlots) -> u32 {
     let Opening { key, rewrite, reply, rule, grant, .. } = opening;
     let numbers = Direction::BOTH.map(|direction| table::line_of(session, direction));
     let Some(lines) = maps::lines(numbers[0]) else { return EMPTY };
@@ -363,8 +444,10 @@ fn write(session: u32, opening: &Opening<'_>, secret: &Secret) -> u32 {
         fill(lines, key, values[0], SNAT);
         fill(lines.add(1), reply, values[1], *rule as u16);
     }
-    enter(reply.words(), numbers[1], secret);
-    enter(key.words(), numbers[0], secret);
+    let level = maps::level();
+    let reply_at_home = enter(reply.words(), numbers[1], secret, level);
+    let at_home = [enter(key.words(), numbers[0], secret, level), reply_at_home];
+    report(Report { session, epoch: grant.epoch as u16, level, at_home }, lent);
     numbers[0]
 }
 
@@ -397,14 +480,25 @@ struct Place {
     entry: u32,
 }
 
-/// Enters a line into the index, at the first place where none ever was.
+/// Enters a line into a level of the index, at the first place where none ever was. Whether that is where searches for it
+/// begin: so it is more often than not.
 #[inline(always)]
-fn enter(words: [u64; 2], number: u32, secret: &Secret) {
+fn enter(words: [u64; 2], number: u32, secret: &Secret, level: u32) -> bool {
     let hash = table::hash(words, secret);
-    let mut place = Place { hash, level: maps::level(), step: 0, entry: table::entry(hash, number) };
+    let mut place = Place { hash, level, step: 0, entry: table::entry(hash, number) };
+    let Some((pair, shift)) = maps::place(table::place(hash, level, 0)) else { return false };
+    // SAFETY: an aligned word of a map, whose halves everybody writes as a whole.
+    let before = unsafe { atomic::load(pair) };
+    if (before >> shift) as u32 == EMPTY
+        // SAFETY: as above. Where its neighbour has changed meanwhile the place is tried again below.
+        && unsafe { atomic::exchange(pair, before, before | u64::from(place.entry) << shift) }
+    {
+        return true;
+    }
     let context = (&raw mut place).cast::<c_void>();
     // SAFETY: the context lives as long as the loop, whose body takes it for what it is.
     unsafe { bpf_loop(SEARCHED, try_place as *mut c_void, context, 0) };
+    false
 }
 
 /// The body of the loop: 1 ends it.

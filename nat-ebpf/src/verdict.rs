@@ -10,6 +10,8 @@ pub enum Verdict {
     Injected,
     /// To the daemon, untouched.
     Punt,
+    /// By the rule at this position, which translates.
+    Rule(u32),
     /// As the flow with this line, which was just made.
     Opened(u32),
     /// Translated and handed to the way out: what the redirect helper returned, what it was counted under, and the

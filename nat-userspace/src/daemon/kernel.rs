@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use nat_common::abi::{SessionEvent, TooBigEvent};
 use nat_common::activity::Activity;
-use nat_common::delegate::{Grant, GrantKey};
+use nat_common::delegate::{Grant, GrantKey, Report};
 use nat_common::next_hop::NextHop;
 use nat_common::{Direction, FlowKey, FlowValue, wire};
 
@@ -166,10 +166,10 @@ impl World for Kernel {
         self.datapath.flows.released()
     }
 
-    fn reports(&mut self) -> Vec<SessionEvent> {
+    fn session_events(&mut self) -> Vec<SessionEvent> {
         let mut reports = Vec::new();
         while let Some(event) = self.datapath.events.next() {
-            // Their sizes tell them apart.
+            // Their sizes tell them apart; one says no more than that there are sessions opened.
             reports.extend(bytemuck::try_pod_read_unaligned::<SessionEvent>(&event));
             self.too_big.extend(bytemuck::try_pod_read_unaligned::<TooBigEvent>(&event));
         }
@@ -180,8 +180,12 @@ impl World for Kernel {
         self.datapath.flows.session(session)
     }
 
-    fn adopt(&mut self, opened: &[(SessionEvent, Found)]) -> Vec<bool> {
-        self.datapath.flows.adopt(opened.iter().map(|(_, found)| found))
+    fn opened(&mut self) -> Vec<Report> {
+        self.datapath.delegation.lender.reports()
+    }
+
+    fn adopt(&mut self, report: &Report, found: &Found) -> bool {
+        self.datapath.flows.adopt(report, found)
     }
 
     fn grant(&mut self, key: &GrantKey, grant: &Grant) {

@@ -53,6 +53,10 @@ impl Claims {
         let (cell, word) = self.cell(endpoint);
         let mut more = 0;
         cell.count(word, &mut more);
+        self.crowd(cell, more);
+    }
+
+    fn crowd(&self, cell: Cell, more: u32) {
         if more > 0 {
             *self.crowded.borrow_mut().entry(cell).or_default() += more;
         }
@@ -70,6 +74,14 @@ impl Claims {
                 }
             }
         }
+    }
+
+    /// An endpoint has a mapping more, which the program has made.
+    pub fn adopt(&self, endpoint: Endpoint) {
+        let (cell, word) = self.cell(endpoint);
+        let mut more = 0;
+        cell.adopt(word, &mut more);
+        self.crowd(cell, more);
     }
 
     /// Keeps the program from making a mapping of an endpoint, as long as the answer lives. It may have begun before:
@@ -136,6 +148,13 @@ impl SharedPorts {
     /// Its number, for grants.
     pub fn number(&self) -> u16 {
         self.number
+    }
+
+    /// Tells which ports are free, a bit each, before any grant names the table.
+    pub fn begin(&self, free: &[u64; 1024]) {
+        for (word, free) in (0..).zip(free) {
+            self.word(word).store(!free, Ordering::Release);
+        }
     }
 
     /// Takes a port (host byte order). `false` if it is taken: by the program, where the daemon thinks it free.
@@ -208,9 +227,7 @@ mod tests {
         assert!(!claim_as_program(&claims, ENDPOINT));
         let held = claims.hold(ENDPOINT);
         assert!(claims.is_pending(ENDPOINT), "the daemon sees that it has to wait");
-        // As it adopts: counted as the claim ends.
-        claims.count(ENDPOINT);
-        claims.settle(ENDPOINT);
+        claims.adopt(ENDPOINT);
         assert!(!claims.is_pending(ENDPOINT));
         drop(held);
         assert!(!claim_as_program(&claims, ENDPOINT));

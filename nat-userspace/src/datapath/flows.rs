@@ -6,13 +6,21 @@ use std::time::{Duration, Instant};
 
 use aya::maps::{MapData, MapError};
 use nat_common::activity::Activity;
+use nat_common::delegate::Report;
 use nat_common::table::{self, FlowLine, PLACES, SEGMENT, SESSIONS, Secret, SessionLines};
 use nat_common::{Direction, FlowKey, FlowValue};
 
 use super::Mapped;
 use super::grace::{Answer, Grace, Maps, Part};
-use super::index::Index;
+use super::index::{Entered, Index};
 use super::object::LoadError;
+
+/// How quickly a segment is used up in a flood.
+const MOMENT: Duration = Duration::from_millis(500);
+
+/// Segments of lines that are asked for together in a flood: each has its maker wait for a grace period, which is as
+/// long as a flood takes to fill one or two.
+const AHEAD: u32 = 4;
 
 /// How long no more segments are asked for after one could not be made.
 const SHORTAGE: Duration = Duration::from_secs(1);
@@ -24,8 +32,16 @@ pub struct FlowTable {
     grace: Grace,
     /// Segments asked for, those that are there included, of index and lines.
     asked: [u32; 2],
+    /// Segments that have come before others of smaller numbers.
+    early: Vec<(Part, u32, MapData)>,
+    /// The least segment that could not be made, while others are still being made.
+    missed: [Option<u32>; 2],
+    /// Segments that are being made.
+    pending: [u32; 2],
     /// Segments of lines there may be.
     most: u32,
+    /// How many there were when more were asked for last, and when that was.
+    grown: (u32, Instant),
     /// There was no memory for a segment: before then none is asked for.
     again: Option<Instant>,
     /// Sessions that found no place since the last [`FlowTable::flush`].
@@ -45,10 +61,10 @@ pub struct Found {
 }
 
 impl FlowTable {
-    /// The table in these maps, for at most `sessions` sessions. The thread that waits has handles of its own.
+    /// The table in these maps, for at most `sessions` sessions. The threads that wait have handles of their own.
     pub(super) fn new(
         maps: &mut Maps,
-        for_grace: Maps,
+        for_grace: Vec<Maps>,
         level: Mapped<u64>,
         sessions: u32,
         secret: Secret,
@@ -59,8 +75,12 @@ impl FlowTable {
             Grace::new(for_grace, first).map_err(|source| LoadError::Memory { name: "LINES", source })?;
         Ok(Self {
             asked: [number(places.len()), number(segments.len())],
+            early: Vec::new(),
+            missed: [None; 2],
+            pending: [0; 2],
             index: Index::new(places, level, secret),
             most: capacity(sessions).div_ceil(SEGMENT) + 1,
+            grown: (0, Instant::now()),
             segments,
             grace,
             again: None,
@@ -73,6 +93,7 @@ impl FlowTable {
     /// can ask for it. What its packets did stays as it is. A host that reaches itself has one key for both.
     pub fn open(&mut self, session: u32, entries: &[(FlowKey, FlowValue); 2], origin: u32) {
         self.make_ready(session);
+        self.tend_index();
         let lines = Direction::BOTH.map(|direction| table::line_of(session, direction));
         let [(original, _), (reply, _)] = entries;
         let written = self.write(session, entries, origin);
@@ -110,22 +131,26 @@ impl FlowTable {
         })
     }
 
-    /// Sees to it that a session's lines are there, for the program to write. `false` if they cannot be had.
+    /// Sees to it that a session's lines are there, for the program to write. `false` if they are not there yet: they have
+    /// been asked for.
     pub fn prepare(&mut self, session: u32) -> bool {
-        self.make_ready(session);
+        self.ask_for(session);
         self.line(session, Direction::Original).is_some()
     }
 
-    /// Counts the entries of sessions that the program has opened, and enters what it found no place for. `false` for
-    /// each for which there is none, or a key of which is another session's: then it is to be closed.
-    pub fn adopt<'a>(&mut self, opened: impl Iterator<Item = &'a Found> + Clone) -> Vec<bool> {
-        let entries = opened.flat_map(|found| {
-            let lines = Direction::BOTH.map(|direction| table::line_of(found.session, direction));
-            std::iter::zip(found.entries.map(|(key, _)| key), lines)
-        });
+    /// Counts the entries of a session that the program has opened, and enters what it found no place for. `false` if
+    /// there is none, or one of its keys is another session's: then it is to be closed.
+    pub fn adopt(&mut self, report: &Report, found: &Found) -> bool {
+        self.tend_index();
         let segments = &self.segments;
-        let adopted = self.index.adopt(entries, |line| key_of(segments, line));
-        adopted.chunks(2).map(|both| both.iter().all(|is_adopted| *is_adopted)).collect()
+        let entered = Direction::BOTH.into_iter().zip(&found.entries).map(|(direction, (key, _))| Entered {
+            key: *key,
+            line: table::line_of(found.session, direction),
+            at_home_in: report.at_home[direction as usize].then_some(report.level),
+        });
+        let adopted = self.index.adopt(entered, |line| key_of(segments, line));
+        // Both in any case.
+        adopted.fold(true, |all, is_adopted| all & is_adopted)
     }
 
     /// The session whose line a key has, and the direction of its packets.
@@ -230,24 +255,44 @@ impl FlowTable {
         Some(unsafe { lines.cast::<FlowLine>().add(direction as usize) }.as_ptr())
     }
 
-    /// Sees to it that a session's lines are there, and asks for more before they are needed: one whom the kernel
-    /// makes wait is better the other thread than this one.
+    /// Sees to it that a session's lines are there, if they can be had.
     fn make_ready(&mut self, session: u32) {
-        let (segment, at) = table::segment_of(table::line_of(session, Direction::Original));
-        let there = number(self.segments.len());
-        if segment < there && (segment + 1 < there || at < SEGMENT / 4) {
-            return;
-        }
-        if self.is_short() {
-            return;
-        }
-        let wanted = (there + (there / 4).max(1)).min(self.most);
-        self.ask(Part::Lines, wanted);
-        self.listen();
+        let segment = self.ask_for(session);
         while segment >= number(self.segments.len()) && segment < self.asked[Part::Lines as usize] {
-            std::thread::yield_now();
+            self.grace.wait_for_answer();
             self.listen();
         }
+    }
+
+    /// Asks for lines beyond a session's before they are needed: one whom the kernel makes wait is better the other
+    /// thread than this one. Its segment.
+    fn ask_for(&mut self, session: u32) -> u32 {
+        let (segment, at) = table::segment_of(table::line_of(session, Direction::Original));
+        let there = number(self.segments.len());
+        if (segment < there && (segment + 1 < there || at < SEGMENT / 4)) || self.is_short() {
+            return segment;
+        }
+        let wanted = there + if self.is_flooded(there) { AHEAD } else { (there / 4).max(1) };
+        self.ask(Part::Lines, wanted.min(self.most));
+        self.listen();
+        segment
+    }
+
+    /// Lets the index have the segments that it needs as soon as they are there.
+    fn tend_index(&mut self) {
+        if self.index.wants() > number(self.index.segments()) {
+            self.listen();
+        }
+    }
+
+    /// Whether the last segment before these was used up in a moment: then the next ones will be, too.
+    fn is_flooded(&mut self, segments: u32) -> bool {
+        let (known, since) = self.grown;
+        if known == segments {
+            return false;
+        }
+        self.grown = (segments, Instant::now());
+        since.elapsed() < MOMENT
     }
 
     /// Whether there was no memory for a segment just now.
@@ -260,6 +305,7 @@ impl FlowTable {
         let asked = &mut self.asked[part as usize];
         while *asked < wanted {
             self.grace.make(part, *asked);
+            self.pending[part as usize] += 1;
             *asked += 1;
         }
     }
@@ -273,32 +319,50 @@ impl FlowTable {
             match answer {
                 Answer::Passed(sessions) => self.released.extend(sessions),
                 Answer::Made(part, at, made) => {
-                    if let Err(error) =
-                        made.map_err(io::Error::other).and_then(|map| self.add(part, at, &map))
-                    {
+                    self.pending[part as usize] -= 1;
+                    let added = made.map_err(io::Error::other).and_then(|map| {
+                        self.early.push((part, at, map));
+                        self.add_in_order(part)
+                    });
+                    if let Err(error) = added {
                         tracing::warn!(%error, ?part, segment = at, "no memory for more sessions");
-                        // Whoever waits for it waits no longer. A shortage may pass.
-                        let asked = &mut self.asked[part as usize];
-                        *asked = at.min(*asked);
+                        let missed = &mut self.missed[part as usize];
+                        *missed = Some(missed.map_or(at, |least| least.min(at)));
                         self.again = Some(Instant::now() + SHORTAGE);
                     }
+                    self.give_up_missed(part);
                 }
             }
         }
     }
 
-    fn add(&mut self, part: Part, at: u32, map: &MapData) -> io::Result<()> {
-        // After one that could not be made the next would be out of place.
-        match part {
-            Part::Index if at == number(self.index.segments()) => {
-                self.index.add(Mapped::new(map.fd(), PLACES)?);
+    /// Takes those segments that are the next in turn.
+    fn add_in_order(&mut self, part: Part) -> io::Result<()> {
+        loop {
+            let next = number(match part {
+                Part::Index => self.index.segments(),
+                Part::Lines => self.segments.len(),
+            });
+            let Some(found) = self.early.iter().position(|(own, at, _)| (*own, *at) == (part, next)) else {
+                return Ok(());
+            };
+            let (_, _, map) = self.early.swap_remove(found);
+            match part {
+                Part::Index => self.index.add(Mapped::new(map.fd(), PLACES)?),
+                Part::Lines => self.segments.push(Mapped::new(map.fd(), SEGMENT)?),
             }
-            Part::Lines if at == number(self.segments.len()) => {
-                self.segments.push(Mapped::new(map.fd(), SEGMENT)?);
-            }
-            _ => {}
         }
-        Ok(())
+    }
+
+    /// After one that could not be made the next would be out of place: once none of them is being made any more, who
+    /// waits for them waits no longer, and they are asked for anew. A shortage may pass.
+    fn give_up_missed(&mut self, part: Part) {
+        if self.pending[part as usize] == 0
+            && let Some(missed) = self.missed[part as usize].take()
+        {
+            self.asked[part as usize] = missed;
+            self.early.retain(|(own, _, _)| *own != part);
+        }
     }
 }
 

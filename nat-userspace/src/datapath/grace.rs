@@ -11,6 +11,9 @@ use nat_common::table::{BUCKET, Bucket, PLACES, SEGMENT, SessionLines};
 use super::object::MMAPABLE;
 use crate::privileges;
 
+/// Threads that make segments. All that a flood asks for at a time is made within two grace periods by so many.
+pub(super) const MAKERS: usize = 8;
+
 /// A map of segments.
 pub(super) type Segments = ArrayOfMaps<MapData, MapData>;
 
@@ -29,7 +32,7 @@ pub(super) struct Maps {
     pub(super) lines: Segments,
 }
 
-/// What the thread is asked.
+/// What a thread is asked.
 enum Request {
     /// To say when no program can hold the lines of these sessions any more.
     Pass(Vec<u32>),
@@ -37,7 +40,7 @@ enum Request {
     Make(Part, u32),
 }
 
-/// What the thread answers.
+/// What the threads answer.
 pub(super) enum Answer {
     /// These sessions' lines are nobody's.
     Passed(Vec<u32>),
@@ -45,9 +48,9 @@ pub(super) enum Answer {
     Made(Part, u32, Result<MapData, MapError>),
 }
 
-/// The thread that waits.
+/// The threads that wait: several, because each segment has its maker wait, and many can wait for the same grace period.
 pub(super) struct Grace {
-    requests: Sender<Request>,
+    requests: Vec<Sender<Request>>,
     answers: Receiver<Answer>,
     /// Sessions that the thread has not been told of, while it waits for others.
     closed: Vec<u32>,
@@ -57,26 +60,34 @@ pub(super) struct Grace {
 }
 
 impl Grace {
-    /// A thread with its own handles of the maps of segments, and of the first segment of lines: asking for that by
-    /// its number would want a capability that is dropped soon.
-    pub(super) fn new(mut maps: Maps, first: MapData) -> std::io::Result<Self> {
-        let (requests, inbox) = channel();
+    /// A thread for each of these handles of the maps of segments. The first has that of the first segment of lines as
+    /// well: asking for it by its number would want a capability that is dropped soon.
+    pub(super) fn new(handles: Vec<Maps>, first: MapData) -> std::io::Result<Self> {
         let (outbox, answers) = channel();
-        thread::Builder::new().name("grace".to_owned()).spawn(move || {
-            privileges::drop_others();
-            for request in inbox {
-                let answer = match request {
-                    Request::Pass(sessions) => {
-                        wait_for_programs(&mut maps.lines, &first);
-                        Answer::Passed(sessions)
+        let mut requests = Vec::new();
+        let mut first = Some(first);
+        for mut maps in handles {
+            let (requested, inbox) = channel();
+            requests.push(requested);
+            let (outbox, first) = (outbox.clone(), first.take());
+            thread::Builder::new().name("grace".to_owned()).spawn(move || {
+                privileges::drop_others();
+                for request in inbox {
+                    let answer = match request {
+                        Request::Pass(sessions) => {
+                            if let Some(first) = &first {
+                                wait_for_programs(&mut maps.lines, first);
+                            }
+                            Answer::Passed(sessions)
+                        }
+                        Request::Make(part, number) => Answer::Made(part, number, maps.make(part, number)),
+                    };
+                    if outbox.send(answer).is_err() {
+                        return;
                     }
-                    Request::Make(part, number) => Answer::Made(part, number, maps.make(part, number)),
-                };
-                if outbox.send(answer).is_err() {
-                    return;
                 }
-            }
-        })?;
+            })?;
+        }
         Ok(Self { requests, answers, closed: Vec::new(), waiting: false, early: VecDeque::new() })
     }
 
@@ -88,22 +99,35 @@ impl Grace {
     /// Asks for a segment.
     pub(super) fn make(&self, part: Part, number: u32) {
         // The thread ends with this end of the channel, not before.
-        let _ = self.requests.send(Request::Make(part, number));
+        let maker = &self.requests[(number as usize + part as usize) % self.requests.len()];
+        let _ = maker.send(Request::Make(part, number));
     }
 
     /// Waits for programs that run now.
     pub(super) fn wait(&mut self) {
-        if self.requests.send(Request::Pass(Vec::new())).is_ok() {
+        if self.pass(Vec::new()) {
             // Nothing else was asked yet, or it was before.
             let passed = |answer: &Answer| matches!(answer, Answer::Passed(sessions) if sessions.is_empty());
             self.early.extend(self.answers.iter().take_while(|answer| !passed(answer)));
         }
     }
 
+    fn pass(&self, sessions: Vec<u32>) -> bool {
+        self.requests[0].send(Request::Pass(sessions)).is_ok()
+    }
+
+    /// Waits until there is an [answer](Grace::answer), or a moment where none is to come.
+    pub(super) fn wait_for_answer(&mut self) {
+        if self.early.is_empty() {
+            self.early.extend(self.answers.recv_timeout(std::time::Duration::from_millis(20)));
+        }
+    }
+
     /// The next answer, if there is one.
     pub(super) fn answer(&mut self) -> Option<Answer> {
         if !self.waiting && !self.closed.is_empty() {
-            self.waiting = self.requests.send(Request::Pass(std::mem::take(&mut self.closed))).is_ok();
+            let closed = std::mem::take(&mut self.closed);
+            self.waiting = self.pass(closed);
         }
         let answer = self.early.pop_front().or_else(|| self.answers.try_recv().ok())?;
         if matches!(answer, Answer::Passed(_)) {

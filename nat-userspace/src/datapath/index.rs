@@ -1,16 +1,20 @@
 //! The index of the flow table: which line a key has. The program searches it meanwhile, and enters lines of its own
 //! where nothing ever was; each of them is then adopted here.
 //!
-//! When a level is two fifths full the next one, twice as large or more, is filled beside it, a few places with each
+//! When a level is two fifths full the next one, twice as large or more, is filled beside it, a few lines with each
 //! entry that comes, and then put in force with one write. Searches that began in the old level end there.
+//!
+//! Lines are carried over in the order of their numbers, which is that of their memory: a line's key has to be read for
+//! its place in the next level, and read in the order of places each would be waited for.
 
 use nat_common::FlowKey;
 use nat_common::table::{self, EMPTY, LAST_LEVEL, LINE_MASK, PLACES, REMOVED, SEARCHED, Secret};
 
 use super::Mapped;
 
-/// Places carried over to the next level with each entry that is made: twice this is free by then.
-const CARRIED: u32 = 16;
+/// Lines carried over to the next level with each entry that is made: with a level two fifths full the next one is in
+/// force when it is less than half full, also where all but a few lines of a stretch are free.
+const CARRIED: usize = 16;
 
 /// Fifths of a level's places that are taken when the next one is filled.
 const CROWDED: u64 = 2;
@@ -19,9 +23,12 @@ const CROWDED: u64 = 2;
 /// a small level while the kernel makes them. Above it what is left is enough, and they are large.
 const AMPLE: u32 = 1 << 20;
 
-/// Below this a level grows to four times its size at once, which carries a third of the entries. Not above it: the first
-/// segment has room for so much and once again, and a level that has to wait for another segment must not be full by then.
-const LARGE: u32 = 1 << 16;
+/// Below this a level grows to four times its size at once, which carries a third of the entries. Not above it, where
+/// places are what a session's memory is.
+const LARGE: u32 = 1 << 20;
+
+/// Below this the first segment has room for the next level.
+const SMALL: u32 = PLACES / 8;
 
 /// Memory that the program reads meanwhile: a map's, or a model's.
 pub(super) trait Memory<T> {
@@ -69,10 +76,12 @@ pub(super) struct Index<S = Mapped<u32>, W = Mapped<u64>> {
     /// The level in force, and how many entries were moved, where the program reads them: see [`table::in_force`].
     in_force: W,
     level: u32,
-    /// Places of the present level that are carried over to the next; `None` while it does not grow.
+    /// Lines below this are in the next level as well, if they are in at all; `None` while it does not grow.
     carried: Option<u32>,
-    /// Entries of the level in force.
-    taken: u32,
+    /// Lines that are in the level in force.
+    there: Lines,
+    /// An earlier daemon may have begun to fill levels beyond the one in force.
+    is_inherited: bool,
     secret: Secret,
 }
 
@@ -80,16 +89,20 @@ impl<S: Places, W: Memory<u64>> Index<S, W> {
     /// The index in these segments.
     pub(super) fn new(segments: Vec<S>, in_force: W, secret: Secret) -> Self {
         let level = table::level_of(in_force.load(0));
-        let mut index = Self { segments, in_force, level: 0, carried: None, taken: 0, secret };
-        index.put_in_force(if level == 0 { table::FIRST_LEVEL } else { level });
-        index.taken = u32::try_from(index.lines().count()).unwrap_or(u32::MAX);
+        let there = Lines::default();
+        let is_inherited = level != 0;
+        let mut index = Self { segments, in_force, level: 0, carried: None, there, is_inherited, secret };
+        index.put_in_force(if is_inherited { level } else { table::FIRST_LEVEL });
+        index.there = index.lines().collect();
         index
     }
 
     /// Segments that it will need next.
     pub(super) fn wants(&self) -> u32 {
         let fifths = if self.level < AMPLE { 1 } else { CROWDED };
-        if self.has_taken(fifths) { (self.next() * 2).div_ceil(PLACES) } else { 0 }
+        // While it is small the segments of the level after the next: a flood fills that, too, before they could come.
+        let last = if self.level < SMALL { after(self.next()) } else { self.next() };
+        if self.has_taken(fifths) { (last * 2).div_ceil(PLACES) } else { 0 }
     }
 
     /// Takes the next segment.
@@ -106,69 +119,59 @@ impl<S: Places, W: Memory<u64>> Index<S, W> {
     /// line that is in.
     pub(super) fn insert(&mut self, key: &FlowKey, line: u32, key_of: impl Fn(u32) -> FlowKey) -> bool {
         let hash = table::hash(key.words(), &self.secret);
-        let Some(place) = self.enter(hash, line, self.level) else { return false };
-        self.taken += 1;
-        if self.is_carried(place) {
-            // Where the next level has no place, nor has the present one soon: it stays as it is.
-            self.enter(hash, line, self.next());
+        if self.enter(hash, line).is_none() {
+            return false;
+        }
+        self.count(key, line, key_of);
+        true
+    }
+
+    /// Takes note of a line that has just come into the level in force.
+    fn count(&mut self, key: &FlowKey, line: u32, key_of: impl Fn(u32) -> FlowKey) {
+        self.there.add(line);
+        if self.is_carried(line) {
+            let hash = table::hash(key.words(), &self.secret);
+            if self.find(hash, line, self.next()).is_none() {
+                self.carry(hash, line);
+            }
         }
         self.grow(key_of);
-        true
     }
 
     /// Takes note of lines that the program has entered: counts them, and enters those that are missing. The program
     /// may have found no place, or one that became unreachable while it looked, because a run was closed up before it
-    /// or another level put in force. `false` for each for which there is no place near, or whose key has another line.
+    /// or another level put in force. What it has entered at a key's first place, where none was, in the level that is
+    /// in force still, is found there and is the only one. `false` for each for which there is no place near, or whose
+    /// key has another line.
     pub(super) fn adopt(
         &mut self,
-        entered: impl Iterator<Item = (FlowKey, u32)>,
+        entered: impl Iterator<Item = Entered>,
         key_of: impl Fn(u32) -> FlowKey + Copy,
-    ) -> Vec<bool> {
-        // All places are looked at before the first is needed: memory answers many questions in the time of one.
-        let looked_at: Vec<_> = entered
-            .map(|(key, line)| {
-                let hash = table::hash(key.words(), &self.secret);
-                (key, line, hash, self.load(table::place(hash, self.level, 0)))
-            })
-            .collect();
-        looked_at
-            .into_iter()
-            .map(|(key, line, hash, first)| {
-                let is_at_home = first == table::entry(hash, line)
-                    && self.load(table::place(hash, self.level, 0)) == first;
-                self.adopt_one(&key, line, hash, is_at_home, key_of)
-            })
-            .collect()
-    }
-
-    fn adopt_one(
-        &mut self,
-        key: &FlowKey,
-        line: u32,
-        hash: u64,
-        is_at_home: bool,
-        key_of: impl Fn(u32) -> FlowKey + Copy,
-    ) -> bool {
-        let found = if is_at_home {
-            Some((table::place(hash, self.level, 0), line))
-        } else {
-            self.first(hash, key, key_of)
-        };
-        let Some((place, found)) = found else {
-            self.sweep(hash, line, key_of);
-            return self.insert(key, line, key_of);
-        };
-        if found != line {
-            // It can be taken out as if it were in.
-            self.taken += u32::from(self.find(hash, line, self.level).is_some());
-            return false;
-        }
-        self.taken += 1;
-        if self.is_carried(place) && self.find(hash, line, self.next()).is_none() {
-            self.enter(hash, line, self.next());
-        }
-        self.grow(key_of);
-        true
+    ) -> impl Iterator<Item = bool> {
+        entered.map(move |Entered { key, line, at_home_in }| {
+            if at_home_in == Some(self.level) {
+                self.count(&key, line, key_of);
+                return true;
+            }
+            let hash = table::hash(key.words(), &self.secret);
+            match self.first(hash, &key, key_of) {
+                Some(found) if found == line => {
+                    self.count(&key, line, key_of);
+                    true
+                }
+                Some(_) => {
+                    // It can be taken out as if it were in.
+                    if self.find(hash, line, self.level).is_some() {
+                        self.there.add(line);
+                    }
+                    false
+                }
+                None => {
+                    self.sweep(hash, line, key_of);
+                    self.insert(&key, line, key_of)
+                }
+            }
+        })
     }
 
     /// Asks memory for the place where the search for a key begins.
@@ -178,17 +181,17 @@ impl<S: Places, W: Memory<u64>> Index<S, W> {
 
     /// The line of a key.
     pub(super) fn search(&self, key: &FlowKey, key_of: impl Fn(u32) -> FlowKey) -> Option<u32> {
-        self.first(table::hash(key.words(), &self.secret), key, key_of).map(|(_, line)| line)
+        self.first(table::hash(key.words(), &self.secret), key, key_of)
     }
 
-    /// The first line of a key, and its place.
-    fn first(&self, hash: u64, key: &FlowKey, key_of: impl Fn(u32) -> FlowKey) -> Option<(u32, u32)> {
-        let mut places = places(hash, self.level)
-            .map(|place| (place, self.load(place)))
-            .take_while(|(_, entry)| *entry != EMPTY)
-            .filter(|(_, entry)| *entry > REMOVED && entry & !LINE_MASK == table::tag(hash))
-            .map(|(place, entry)| (place, entry & LINE_MASK));
-        places.find(|&(_, line)| key_of(line) == *key)
+    /// The first line of a key.
+    fn first(&self, hash: u64, key: &FlowKey, key_of: impl Fn(u32) -> FlowKey) -> Option<u32> {
+        let mut lines = places(hash, self.level)
+            .map(|place| self.load(place))
+            .take_while(|entry| *entry != EMPTY)
+            .filter(|entry| *entry > REMOVED && entry & !LINE_MASK == table::tag(hash))
+            .map(|entry| entry & LINE_MASK);
+        lines.find(|&line| key_of(line) == *key)
     }
 
     /// Takes a line out of where no search for it comes.
@@ -206,11 +209,11 @@ impl<S: Places, W: Memory<u64>> Index<S, W> {
     pub(super) fn remove(&mut self, key: &FlowKey, line: u32, key_of: impl Fn(u32) -> FlowKey) {
         let hash = table::hash(key.words(), &self.secret);
         let Some(place) = self.find(hash, line, self.level) else { return };
-        self.taken -= 1;
+        self.there.remove(line);
         self.store(place, REMOVED);
         if self.carried.is_none() {
             self.close_up(place, self.level, key_of);
-        } else if self.is_carried(place)
+        } else if self.is_carried(line)
             && let Some(place) = self.find(hash, line, self.next())
         {
             self.store(place, REMOVED);
@@ -244,11 +247,11 @@ impl<S: Places, W: Memory<u64>> Index<S, W> {
                 if entry == EMPTY || (entry > REMOVED && keep(line) && is_found()) {
                     break;
                 }
-                self.taken -= u32::from(entry > REMOVED);
                 self.store(place, REMOVED);
                 self.close_up(place, self.level, &key_of);
             }
         }
+        self.there = self.lines().collect();
     }
 
     /// Whether the next level is to be filled.
@@ -258,51 +261,54 @@ impl<S: Places, W: Memory<u64>> Index<S, W> {
 
     /// Whether more than so many fifths of the places are taken, and there can be another level.
     fn has_taken(&self, fifths: u64) -> bool {
-        self.level < LAST_LEVEL && u64::from(self.taken) * 5 > u64::from(self.level) * fifths
+        self.level < LAST_LEVEL && u64::from(self.there.count) * 5 > u64::from(self.level) * fifths
     }
 
     /// The level that comes after the one in force.
     fn next(&self) -> u32 {
-        if self.level < LARGE { self.level * 4 } else { self.level * 2 }
+        after(self.level)
     }
 
-    fn is_carried(&self, place: u32) -> bool {
-        self.carried.is_some_and(|carried| place < self.level + carried)
+    fn is_carried(&self, line: u32) -> bool {
+        self.carried.is_some_and(|carried| line < carried)
     }
 
-    /// Begins to grow, or carries some places on.
+    /// Begins to grow, or carries some lines on.
     fn grow(&mut self, key_of: impl Fn(u32) -> FlowKey) {
         let Some(carried) = self.carried else {
             if self.is_crowded()
                 && (self.segments.len() as u64) * u64::from(PLACES) >= u64::from(self.next()) * 2
             {
-                // What an earlier daemon had begun to fill.
-                (self.next()..self.next() * 2).for_each(|place| self.store(place, EMPTY));
+                if self.is_inherited {
+                    (self.next()..self.next() * 2).for_each(|place| self.store(place, EMPTY));
+                }
                 self.carried = Some(0);
             }
             return;
         };
-        let end = (carried + CARRIED).min(self.level);
-        // All keys are read before the first is used: memory answers many questions in the time of one.
-        let entries: [u32; CARRIED as usize] = std::array::from_fn(|step| {
-            let place = self.level + carried + u32::try_from(step).unwrap_or(0);
-            if place < self.level + end { self.load(place) } else { EMPTY }
+        let mut hashes = [(0, 0); CARRIED];
+        let (few, end) = self.there.next(carried, |number, line| {
+            hashes[number] = (table::hash(key_of(line).words(), &self.secret), line);
         });
-        let hash_of = |entry: u32| match entry {
-            EMPTY | REMOVED => 0,
-            entry => table::hash(key_of(entry & LINE_MASK).words(), &self.secret),
-        };
-        let hashes = entries.map(hash_of);
-        // So are the places that they go to.
-        for hash in hashes {
-            let _ = self.load(table::place(hash, self.next(), 0));
+        // All places are asked for before the first is needed, and with little between: memory answers many questions in
+        // the time of one.
+        for (hash, _) in &hashes[..few] {
+            let _ = self.load(table::place(*hash, self.next(), 0));
         }
-        for (entry, hash) in entries.into_iter().zip(hashes).filter(|(entry, _)| *entry > REMOVED) {
-            self.enter(hash, entry & LINE_MASK, self.next());
+        for (hash, line) in &hashes[..few] {
+            // Where the next level has no place, nor has the present one soon: that line stays behind.
+            self.carry(*hash, *line);
         }
         self.carried = Some(end);
-        if end == self.level {
+        if end >= self.there.end() {
             self.put_in_force(self.next());
+        }
+    }
+
+    /// Enters a line into the next level, which nobody else looks at yet.
+    fn carry(&self, hash: u64, line: u32) {
+        if let Some(place) = places(hash, self.next()).find(|&place| self.load(place) <= REMOVED) {
+            self.store(place, table::entry(hash, line));
         }
     }
 
@@ -317,10 +323,10 @@ impl<S: Places, W: Memory<u64>> Index<S, W> {
         table::moves_of(self.in_force.load(0))
     }
 
-    fn enter(&self, hash: u64, line: u32, level: u32) -> Option<u32> {
+    fn enter(&self, hash: u64, line: u32) -> Option<u32> {
         let entry = table::entry(hash, line);
         // Meanwhile the program may take a place that is empty, never one that was removed.
-        places(hash, level).find(|&place| {
+        places(hash, self.level).find(|&place| {
             let there = self.load(place);
             there <= REMOVED && self.exchange(place, there, entry)
         })
@@ -376,6 +382,84 @@ impl<S: Places, W: Memory<u64>> Index<S, W> {
         if let Some(segment) = self.segments.get(segment as usize) {
             segment.store(at, entry);
         }
+    }
+}
+
+/// The level that comes after another.
+fn after(level: u32) -> u32 {
+    if level < LARGE { level * 4 } else { level * 2 }
+}
+
+/// A line that the program has entered.
+#[derive(Clone, Copy)]
+pub(super) struct Entered {
+    /// Its key.
+    pub(super) key: FlowKey,
+    /// Its number.
+    pub(super) line: u32,
+    /// The level in which it is where the search for it begins, and where nothing was before; `None` if it may be anywhere.
+    pub(super) at_home_in: Option<u32>,
+}
+
+/// A set of lines, a bit each, and how many they are.
+#[derive(Default)]
+struct Lines {
+    words: Vec<u64>,
+    count: u32,
+}
+
+impl Lines {
+    /// No line has this number or a higher one.
+    fn end(&self) -> u32 {
+        u32::try_from(self.words.len() * 64).unwrap_or(u32::MAX)
+    }
+
+    fn add(&mut self, line: u32) {
+        let word = line as usize / 64;
+        if word >= self.words.len() {
+            self.words.resize(word + 1, 0);
+        }
+        self.count += u32::from(self.words[word] >> (line % 64) & 1 == 0);
+        self.words[word] |= 1 << (line % 64);
+    }
+
+    fn remove(&mut self, line: u32) {
+        if let Some(word) = self.words.get_mut(line as usize / 64) {
+            self.count -= u32::try_from(*word >> (line % 64) & 1).unwrap_or(0);
+            *word &= !(1 << (line % 64));
+        }
+    }
+
+    /// Tells the next lines of the set from `line` on, [`CARRIED`] at most and not looking far where there are few. How
+    /// many they were, and where to go on.
+    fn next(&self, line: u32, mut tell: impl FnMut(usize, u32)) -> (usize, u32) {
+        /// Words looked at: a table that was full once may have few lines left, and those far apart.
+        const WORDS: usize = 16;
+        let mut told = 0;
+        let (first, mut shift) = (line as usize / 64, line % 64);
+        let last = (first + WORDS).min(self.words.len());
+        for word in first..last {
+            let mut bits = self.words[word] >> shift << shift;
+            while bits != 0 {
+                let next = u32::try_from(word * 64).unwrap_or(0) + bits.trailing_zeros();
+                if told == CARRIED {
+                    return (told, next);
+                }
+                tell(told, next);
+                told += 1;
+                bits &= bits - 1;
+            }
+            shift = 0;
+        }
+        (told, u32::try_from(last * 64).unwrap_or(u32::MAX))
+    }
+}
+
+impl FromIterator<u32> for Lines {
+    fn from_iter<I: IntoIterator<Item = u32>>(lines: I) -> Self {
+        let mut all = Self::default();
+        lines.into_iter().for_each(|line| all.add(line));
+        all
     }
 }
 

@@ -12,7 +12,7 @@ use nat_common::FlowKey;
 use nat_common::search::{self, Search};
 use nat_common::table::{self, EMPTY, Secret};
 
-use super::{Index, Memory, Places};
+use super::{Entered, Index, Memory, Places};
 
 const SECRET: Secret = Secret([1, 2, 3, 4]);
 /// As small a level as there can be with room for those who meet, and for an end of their run.
@@ -108,13 +108,15 @@ impl Program {
         search.number
     }
 
-    /// Enters a line at the first place where none ever was, as the program does.
-    fn enters(&self, line: u32) {
+    /// Enters a line at the first place where none ever was, as the program does. The level, if that was the first it
+    /// looked at.
+    fn enters(&self, line: u32) -> Option<u32> {
         let hash = table::hash(self.keys.of(line).words(), &SECRET);
         let level = table::level_of(search::Index::in_force(self));
-        let _ = (0..LEVEL).any(|step| {
+        let step = (0..LEVEL).find(|&step| {
             self.memory.exchange(table::place(hash, level, step), EMPTY, table::entry(hash, line)).is_ok()
         });
+        (step == Some(0)).then_some(level)
     }
 }
 
@@ -208,6 +210,25 @@ fn what_is_entered_while_the_index_grows_is_found_once_it_is_adopted() {
     });
 }
 
+/// What it enters where the search begins is known to be found.
+#[test]
+fn what_is_entered_at_home_is_found_whatever_is_closed_up() {
+    entered_meanwhile(&[0, 0, 2], &[2, 3], |index, keys| {
+        index.remove(&keys.of(2), 2, |line| keys.of(line));
+    });
+}
+
+/// The same while the next level is filled and put in force.
+#[test]
+fn what_is_entered_at_home_is_found_though_the_index_grows() {
+    entered_meanwhile(&[0, 0, 7, 3, 5, 6], &[2, 3, 5], |index, keys| {
+        for line in [6, 7] {
+            assert!(index.insert(&keys.of(line), line, |line| keys.of(line)));
+        }
+        assert_eq!(index.level, LEVEL * 4);
+    });
+}
+
 /// The program enters line 4 while the daemon does something to an index with other lines.
 fn entered_meanwhile(
     homes: &'static [u32],
@@ -220,8 +241,9 @@ fn entered_meanwhile(
         let own = Program { memory: program.memory.clone(), keys: keys.clone() };
         let entered = thread::spawn(move || own.enters(4));
         change(&mut index, &keys);
-        entered.join().unwrap();
-        assert_eq!(index.adopt([(keys.of(4), 4)].into_iter(), |line| keys.of(line)), [true]);
+        let at_home_in = entered.join().unwrap();
+        let told = Entered { key: keys.of(4), line: 4, at_home_in };
+        assert!(index.adopt([told].into_iter(), |line| keys.of(line)).all(|is_adopted| is_adopted));
         assert_eq!((program.finds(3), program.finds(4)), (3, 4));
         index.remove(&keys.of(4), 4, |line| keys.of(line));
         assert_eq!((program.finds(3), program.finds(4)), (3, EMPTY));

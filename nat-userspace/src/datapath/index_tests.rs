@@ -51,12 +51,12 @@ fn it_grows_while_entries_come_and_go() {
     let (lost, twice) = (index.level + 5, index.level * 2 - 7);
     index.store(lost, table::entry(0, 4));
     index.store(twice, REMOVED);
-    index.taken = u32::try_from(index.lines().count()).expect("few");
     there = index.lines().filter(|line| index.has(&key(*line), *line)).collect();
     index.retain(|line| line % 2 == 0, key);
     assert_eq!(index.level, level);
     there.retain(|line| line % 2 == 0);
     check(&index, &there, &[]);
+    assert_eq!(index.there.count as usize, there.len());
 }
 
 /// A segment takes the kernel a while, in which a flood goes on: tens of thousands of sessions are opened in the tens of
@@ -112,6 +112,16 @@ fn enter_as_program(index: &Index, key: &FlowKey, line: u32, level: u32) {
     assert!(index.exchange(place, EMPTY, table::entry(hash, line)));
 }
 
+/// What the daemon does with lines that the program has entered anywhere.
+fn adopt(
+    index: &mut Index,
+    lines: impl IntoIterator<Item = u32>,
+    key_of: impl Fn(u32) -> FlowKey + Copy,
+) -> Vec<bool> {
+    let entered = lines.into_iter().map(|line| Entered { key: key_of(line), line, at_home_in: None });
+    index.adopt(entered, key_of).collect()
+}
+
 /// A run is closed up between the program's look at its beginning and its entry at the end: no search would come
 /// there.
 #[test]
@@ -130,12 +140,12 @@ fn what_the_program_enters_behind_a_gap_is_found_once_adopted() {
     index.remove(&alike(2), 2, alike);
     index.store(third, table::entry(table::hash(alike(6).words(), &index.secret), 6));
     assert!(!index.has(&alike(6), 6), "behind a place where nothing is");
-    assert_eq!(index.adopt([(alike(6), 6)].into_iter(), alike), [true]);
+    assert_eq!(adopt(&mut index, [6], alike), [true]);
     assert!(index.has(&alike(6), 6) && index.has(&alike(4), 4));
     let mut lines: Vec<u32> = index.lines().collect();
     lines.sort_unstable();
     assert_eq!(lines, [4, 6], "once each");
-    assert_eq!(index.taken, 2);
+    assert_eq!(index.there.count, 2);
 }
 
 /// One key has one line: what the program has entered for a key that has one is taken out again without a trace.
@@ -145,9 +155,9 @@ fn a_line_whose_key_has_another_is_not_adopted() {
     let twins = |line: u32| key(line & !1);
     assert!(index.insert(&twins(2), 2, twins));
     enter_as_program(&index, &twins(3), 3, index.level);
-    assert_eq!(index.adopt([(twins(3), 3)].into_iter(), twins), [false]);
+    assert_eq!(adopt(&mut index, [3], twins), [false]);
     index.remove(&twins(3), 3, twins);
-    assert_eq!((index.search(&twins(3), twins), index.taken), (Some(2), 1));
+    assert_eq!((index.search(&twins(3), twins), index.there.count), (Some(2), 1));
     assert!(index.lines().eq([2]));
 }
 
@@ -169,17 +179,17 @@ fn what_the_program_enters_while_the_index_grows_is_found_once_adopted() {
         there.insert(line);
         line += 1;
         if reported.len() > 500 {
-            let adopted = index.adopt(reported.drain(..).map(|line| (key(line), line)), key);
+            let adopted = adopt(&mut index, reported.drain(..), key);
             assert!(adopted.into_iter().all(|is_adopted| is_adopted));
         }
         while u64::from(index.wants()) > index.segments() as u64 {
             index.add(memory(PLACES));
         }
     }
-    let adopted = index.adopt(reported.into_iter().map(|line| (key(line), line)), key);
+    let adopted = adopt(&mut index, reported, key);
     assert!(adopted.into_iter().all(|is_adopted| is_adopted));
     check(&index, &there, &[]);
-    assert_eq!(index.taken as usize, there.len());
+    assert_eq!(index.there.count as usize, there.len());
 }
 
 /// Entries are moved while the program searches: it finds them all the same, as it looks again where it has found

@@ -23,7 +23,7 @@ use nat_common::vlan::TAG;
 use super::claims::Claims;
 use super::delegation::Delegation;
 use super::flows::FlowTable;
-use super::grace::{Maps, Segments};
+use super::grace::{MAKERS, Maps, Segments};
 use super::lender::Lender;
 use super::mapped::Mapped;
 use super::migrate::Earlier;
@@ -36,7 +36,7 @@ pub(super) const MMAPABLE: u32 = 1 << 10;
 pub(super) static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/natgw-ebpf"));
 
 /// Maps that outlive the daemon: all that a program and it share.
-pub(super) const PINNED: [&str; 23] = [
+pub(super) const PINNED: [&str; 24] = [
     "INDEX",
     "LEVEL",
     "LINES",
@@ -55,6 +55,7 @@ pub(super) const PINNED: [&str; 23] = [
     "INJECTED",
     "GRANTED",
     "SLOTS",
+    "SLEEP",
     "PORTS",
     "CELLS",
     "VLANS",
@@ -153,7 +154,7 @@ pub struct Datapath {
     pub settings: Array<MapData, Settings>,
     /// What the fast path counted.
     pub counters: PerCpuArray<MapData, u64>,
-    /// What the program opened, and TCP sessions whose timer changed.
+    /// TCP sessions whose timer changed, and that there are sessions which the program has opened.
     pub events: RingBuf<MapData>,
     clock: Mapped<u64>,
 }
@@ -208,14 +209,17 @@ fn memory<T: Copy>(ebpf: &Ebpf, name: &'static str, entries: u32) -> Result<Mapp
     Mapped::new(map.fd(), entries).map_err(|source| LoadError::Memory { name, source })
 }
 
-/// A map of segments, and a second handle of it.
-fn segments(ebpf: &mut Ebpf, name: &'static str) -> Result<(Segments, Segments), LoadError> {
+/// A map of segments, and other handles of it for those who make them.
+fn segments(ebpf: &mut Ebpf, name: &'static str) -> Result<(Segments, Vec<Segments>), LoadError> {
     let Map::ArrayOfMaps(map) = take(ebpf, name)? else { return Err(LoadError::MissingMap(name)) };
-    let handle = map.fd().as_fd().try_clone_to_owned();
-    let handle = handle.map_err(|source| LoadError::Memory { name, source })?;
     let typed = |map| Map::ArrayOfMaps(map).try_into().map_err(|source| LoadError::Map { name, source });
-    let handle = MapData::from_fd(handle).map_err(|source| LoadError::Map { name, source })?;
-    Ok((typed(map)?, typed(handle)?))
+    let handle = |_| {
+        let handle = map.fd().as_fd().try_clone_to_owned();
+        let handle = handle.map_err(|source| LoadError::Memory { name, source })?;
+        typed(MapData::from_fd(handle).map_err(|source| LoadError::Map { name, source })?)
+    };
+    let handles = (0..MAKERS).map(handle).collect::<Result<_, _>>()?;
+    Ok((typed(map)?, handles))
 }
 
 impl Datapath {
@@ -253,7 +257,9 @@ impl Datapath {
         let (index, for_grace_index) = segments(&mut ebpf, "INDEX")?;
         let (lines, for_grace_lines) = segments(&mut ebpf, "LINES")?;
         let mut maps = Maps { index, lines };
-        let for_grace = Maps { index: for_grace_index, lines: for_grace_lines };
+        let for_grace = std::iter::zip(for_grace_index, for_grace_lines)
+            .map(|(index, lines)| Maps { index, lines })
+            .collect();
         let level = memory(&ebpf, "LEVEL", 1)?;
         let mut settings: Array<MapData, Settings> = typed(&mut ebpf, "SETTINGS")?;
         remember(&mut settings, secret)?;
@@ -267,7 +273,7 @@ impl Datapath {
             (programs.join().unwrap_or_else(|panic| resume_unwind(panic)), flows)
         });
         let (programs, mut flows) = (programs?, flows?);
-        let lender = Lender::new(memory(&ebpf, "SLOTS", cpus)?, cpus, delegated);
+        let lender = Lender::new(memory(&ebpf, "SLOTS", cpus)?, memory(&ebpf, "SLEEP", 1)?, cpus, delegated);
         if taken_over {
             // An earlier daemon's program had taken slots, and is still writing sessions.
             flows.wait_for_programs();

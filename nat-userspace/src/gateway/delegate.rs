@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use nat_common::abi::SessionEvent;
-use nat_common::delegate::{Grant, GrantKey};
+use nat_common::delegate::{Grant, GrantKey, Report};
 use nat_common::{FlowKey, Realm, wire};
 
 use super::mappings::{Mapping, MappingKey};
@@ -32,6 +32,8 @@ pub(super) struct Delegation {
     granted: HashMap<GrantKey, Grant>,
     /// Not before there are as few sessions: the table was full.
     paused_until: Option<u32>,
+    /// What is told of sessions whose own report has not come yet: a packet finds a session before that is written.
+    early: Vec<SessionEvent>,
 }
 
 impl Delegation {
@@ -45,8 +47,13 @@ impl Gateway {
     /// Lets the program open sessions, which claims from these.
     pub fn delegate(&mut self, claims: Rc<Claims>) {
         self.mappings.share(Rc::clone(&claims));
-        self.delegation =
-            Some(Delegation { claims, epoch: 0, granted: HashMap::default(), paused_until: None });
+        self.delegation = Some(Delegation {
+            claims,
+            epoch: 0,
+            granted: HashMap::default(),
+            paused_until: None,
+            early: Vec::new(),
+        });
     }
 
     /// Grants a host what a session of its was just opened with, if all its like may be opened that way.
@@ -143,19 +150,23 @@ impl Gateway {
 
     /// Takes note of what the program has reported. Whether it has.
     pub fn read_reports(&mut self, world: &mut dyn World, now: Instant) -> bool {
-        let reports = world.reports();
-        for alike in reports.chunk_by(|one, next| (one.seen == 0) == (next.seen == 0)) {
-            if alike[0].seen == 0 {
-                for opened in alike.chunks(TOGETHER) {
-                    self.adopt_all(world, now, opened);
-                }
-            } else {
-                for event in alike {
-                    self.session_event(world, now, event);
-                }
+        // Before the reports, which those of the same sessions should precede.
+        let events = world.session_events();
+        let opened = world.opened();
+        for together in opened.chunks(TOGETHER) {
+            self.adopt_all(world, now, together);
+        }
+        let early = self.delegation.as_mut().map(|own| std::mem::take(&mut own.early)).unwrap_or_default();
+        for event in early.iter().chain(&events) {
+            if self.sessions.get(event.session).is_some() {
+                self.session_event(world, now, event);
+            } else if let Some(delegation) = &mut self.delegation
+                && self.sessions.is_lent(event.session)
+            {
+                delegation.early.push(*event);
             }
         }
-        !reports.is_empty()
+        !opened.is_empty()
     }
 
     /// Keeps the program from making a mapping of a packet's inside endpoint as long as the answer lives, and waits
@@ -183,18 +194,29 @@ impl Gateway {
     }
 
     /// Takes sessions that the program has opened into the tables.
-    fn adopt_all(&mut self, world: &mut dyn World, now: Instant, events: &[SessionEvent]) {
+    fn adopt_all(&mut self, world: &mut dyn World, now: Instant, reports: &[Report]) {
         // One that an earlier daemon had left unread was found in the table.
         let is_new = |slot| self.sessions.get(slot).is_none() && self.sessions.is_lent(slot);
-        let found: Vec<(SessionEvent, Found)> = events
-            .iter()
-            .filter(|event| is_new(event.session))
-            .filter_map(|event| Some((*event, world.session(event.session)?)))
-            .collect();
-        let entered = world.adopt(&found);
-        let asked: Vec<_> = found.iter().map(|(_, found)| self.mapping_of(found)).collect();
-        for (((event, found), is_entered), mapping) in found.iter().zip(entered).zip(asked) {
-            self.adopt(world, now, *event, found, mapping.filter(|_| is_entered));
+        let found: [Option<Found>; TOGETHER] = std::array::from_fn(|number| {
+            let report = reports.get(number).filter(|report| is_new(report.session))?;
+            let found = world.session(report.session)?;
+            for ((key, _), at_home) in found.entries.iter().zip(report.at_home) {
+                if !at_home {
+                    world.expect(key);
+                }
+            }
+            Some(found)
+        });
+        let asked: [_; TOGETHER] = std::array::from_fn(|number| {
+            let mapping = self.mapping_of(found[number].as_ref()?)?;
+            self.mappings.expect(&mapping);
+            Some(mapping)
+        });
+        for ((report, found), mapping) in reports.iter().zip(&found).zip(asked) {
+            if let Some(found) = found {
+                let is_entered = world.adopt(report, found);
+                self.adopt(world, now, *report, found, mapping.filter(|_| is_entered));
+            }
         }
     }
 
@@ -203,11 +225,11 @@ impl Gateway {
         &mut self,
         world: &mut dyn World,
         now: Instant,
-        event: SessionEvent,
+        report: Report,
         found: &Found,
         mapping: Option<Mapping>,
     ) {
-        let slot = event.session;
+        let slot = report.session;
         let [(original, value), (reply, back)] = found.entries;
         let rewrite = value.rewrite();
         let (owner, port) = ((original.protocol, rewrite.source), u16::from_be(rewrite.source_port));
@@ -241,7 +263,7 @@ impl Gateway {
         self.sessions.adopt(slot, session);
         *self.opened.entry(origin).or_default() += 1;
         self.record_session(now, slot);
-        let is_of_now = |own: &Delegation| own.epoch & 0xffff == u32::from(event.epoch);
+        let is_of_now = |own: &Delegation| own.epoch & 0xffff == u32::from(report.epoch);
         if !self.delegation.as_ref().is_some_and(is_of_now) {
             self.judge_anew(world, now, slot);
         }

@@ -124,7 +124,7 @@ impl Gateway {
             .map(|(slot, _)| slot)
             .collect();
         for session in slots {
-            self.session_event(world, now, &SessionEvent { session, seen: 0, direction: 0, epoch: 0 });
+            self.session_event(world, now, &SessionEvent { session, seen: 0, direction: 0, pad: 0 });
         }
     }
 

@@ -176,10 +176,17 @@ impl MappingTable {
     /// Puts in a mapping that the program has made.
     pub fn adopt(&mut self, mapping: Mapping) -> u32 {
         if let Some(claims) = &self.claims {
-            claims.count(mapping.endpoint());
-            claims.settle(mapping.endpoint());
+            claims.adopt(mapping.endpoint());
         }
         self.put(mapping)
+    }
+
+    /// Asks memory for what putting a mapping in will need.
+    pub fn expect(&self, mapping: &Mapping) {
+        if let Some(claims) = &self.claims {
+            let _ = claims.is_pending(mapping.endpoint());
+        }
+        let _ = self.by_external.get(mapping.external());
     }
 
     fn put(&mut self, mapping: Mapping) -> u32 {

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use super::random::Random;
 
+use crate::config::PortRange;
 use crate::datapath::SharedPorts;
 
 /// A range of ports, or a set within one.
@@ -65,6 +66,9 @@ pub struct PortTable {
 /// Words of a bit for each port.
 const WORDS: usize = 1024;
 
+/// The even ports of a word, and the odd ones.
+const OF_PARITY: [u64; 2] = [0x5555_5555_5555_5555, 0xaaaa_aaaa_aaaa_aaaa];
+
 /// The class of a port.
 const fn class(port: u16) -> usize {
     (port & 1) as usize + if port < WELL_KNOWN { 0 } else { 2 }
@@ -86,10 +90,26 @@ impl PortTable {
             is_full: false,
             shared: None,
         };
-        for port in ports.iter() {
-            table.make_free(port);
+        match ports.set {
+            None => table.make_range_free(ports.range),
+            Some(_) => ports.iter().for_each(|port| table.make_free(port)),
         }
         table
+    }
+
+    /// All ports of a range that none has used yet: a word at a time, because the first packet of the address waits.
+    fn make_range_free(&mut self, PortRange { first, last }: PortRange) {
+        self.states[usize::from(first)..=usize::from(last)].fill(State::Free);
+        for word in usize::from(first) / 64..=usize::from(last) / 64 {
+            let bits = (word * 64..word * 64 + 64).zip(0..64);
+            let inside = bits.filter(|(port, _)| (usize::from(first)..=usize::from(last)).contains(port));
+            let inside: u64 = inside.map(|(_, bit)| 1_u64 << bit).sum();
+            self.free[word] |= inside;
+            for (parity, ports) in OF_PARITY.iter().enumerate() {
+                let class = class(u16::try_from(word * 64 + parity).unwrap_or(0));
+                self.free_count[class] += (inside & ports).count_ones();
+            }
+        }
     }
 
     /// Widens the table by ports of another rule that uses the same address. Returns whether it
@@ -109,9 +129,7 @@ impl PortTable {
 
     /// From now on the program may take ports, too.
     pub fn share_with_program(&mut self, shared: SharedPorts) {
-        for port in (0..=u16::MAX).filter(|&port| self.is_free(port)) {
-            shared.give_back(port);
-        }
+        shared.begin(&self.free);
         for &port in self.holders.keys() {
             shared.rest(port, true);
         }
@@ -208,8 +226,6 @@ impl PortTable {
     ) -> Option<u16> {
         /// Random ports that are tried before the next free one from a random one on is taken.
         const TRIES: u32 = 16;
-        /// The even ports of a word, and the odd ones.
-        const OF_PARITY: [u64; 2] = [0x5555_5555_5555_5555, 0xaaaa_aaaa_aaaa_aaaa];
         if self.free_count[class] == 0 {
             return None;
         }
@@ -384,7 +400,6 @@ const fn place(port: u16) -> (usize, u64) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::PortRange;
 
     const RANGE: Ports = Ports { range: PortRange { first: 1024, last: 65_535 }, set: None };
 

@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use nat_common::abi::SessionEvent;
-use nat_common::delegate::{Grant, GrantKey};
+use nat_common::delegate::{Grant, GrantKey, Report};
 use nat_common::{Direction, FlowKey, FlowValue, activity::Activity, next_hop::NextHop};
 
 use crate::datapath::Found;
@@ -58,19 +58,23 @@ pub trait World {
     /// Asks memory for what [`World::find`] will look at first.
     fn expect(&self, _key: &FlowKey) {}
 
-    /// What the program has reported since the last time. This and all that follows: nothing, where the program opens no
-    /// sessions by itself.
-    fn reports(&mut self) -> Vec<SessionEvent> {
+    /// TCP sessions of which the program has reported something since the last time.
+    fn session_events(&mut self) -> Vec<SessionEvent> {
+        Vec::new()
+    }
+    /// Sessions that the program has opened since the last time. This and all that follows: nothing, where the program
+    /// opens no sessions by itself.
+    fn opened(&mut self) -> Vec<Report> {
         Vec::new()
     }
     /// A session as the program has written it.
     fn session(&self, _session: u32) -> Option<Found> {
         None
     }
-    /// Takes note of the entries of sessions that the program has opened, and enters what it could not. `false` for each
-    /// for which there is no place, or a key of which is another's: then it is to be closed.
-    fn adopt(&mut self, opened: &[(SessionEvent, Found)]) -> Vec<bool> {
-        vec![false; opened.len()]
+    /// Takes note of the entries of a session that the program has opened, and enters what it could not. `false` if
+    /// there is no place, or a key is another's: then it is to be closed.
+    fn adopt(&mut self, _report: &Report, _found: &Found) -> bool {
+        false
     }
     /// Grants a host what its sessions may be opened with.
     fn grant(&mut self, _key: &GrantKey, _grant: &Grant) {}

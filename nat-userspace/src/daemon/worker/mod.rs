@@ -161,7 +161,8 @@ impl Worker {
     fn take_over(&mut self, now: Instant) {
         // What the program told that daemon is in the table as well. Read later, it would be taken for a report about
         // whatever its slots are lent for by then.
-        self.kernel.reports();
+        self.kernel.opened();
+        self.kernel.session_events();
         let (found, hops) = self.kernel.datapath.flows.sessions();
         let restored = self.gateway.restore(&mut self.kernel, now, &found, hops);
         self.kernel.datapath.flows.retain(&restored);
@@ -213,7 +214,12 @@ impl Worker {
             PollFd::from_borrowed_fd(monitors, PollFlags::IN),
         ];
         let pause = REPORTS_EVERY.saturating_sub(self.reports_read.elapsed());
-        let wait = if pause.is_zero() { wait } else { wait.min(pause) };
+        let lender = &self.kernel.datapath.delegation.lender;
+        let wait = if pause.is_zero() {
+            if lender.fall_asleep() { Duration::ZERO } else { wait }
+        } else {
+            wait.min(pause)
+        };
         if pause.is_zero() {
             fds.push(PollFd::from_borrowed_fd(self.kernel.datapath.events_fd(), PollFlags::IN));
         }
@@ -222,7 +228,9 @@ impl Worker {
             fds.push(PollFd::from_borrowed_fd(traced.fd(), PollFlags::IN));
         }
         let timeout = Timespec::try_from(wait).ok();
-        match poll(&mut fds, timeout.as_ref()) {
+        let woken = poll(&mut fds, timeout.as_ref());
+        lender.wake_up();
+        match woken {
             Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
             Err(error) => Err(anyhow::anyhow!("wait for frames: {error}")),
         }
