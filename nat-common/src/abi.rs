@@ -215,7 +215,7 @@ pub struct SessionEvent {
     pub pad: u16,
 }
 
-/// Pushed by the program with the first session that it opens while the daemon sleeps: [`crate::delegate::Report`]s do
+/// Pushed by the program with the first session that it opens while the daemon sleeps: [`crate::report::Report`]s do
 /// not wake it. It says nothing else.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -9,7 +9,7 @@
 #[cfg(target_has_atomic = "64")]
 use core::sync::atomic::Ordering::{AcqRel, Acquire};
 
-use crate::table::{self, FIRST_LEVEL, LAST_LEVEL, Secret};
+use crate::table::{self, Secret};
 
 /// Key of the table of grants.
 #[repr(C)]
@@ -111,9 +111,10 @@ pub const KNOWN_BITS: u32 = 8;
 /// See [`KNOWN_BITS`].
 pub const KNOWN: u32 = 1 << KNOWN_BITS;
 
-/// The first rule for what comes from inside with these addresses, as a CPU's program found it last. It would find the
-/// same as long as the generation and the epoch are: what is between says so, see [`KnownRule::HOLDS_FOR`].
-#[repr(C)]
+/// The first rule for what comes from inside with these addresses, and its grant, as a CPU's program found them last. It
+/// would find the same as long as generation and epoch are: what changes before the epoch does is believed for
+/// [`KnownRule::HOLDS_FOR`] at most.
+#[repr(C, align(64))]
 #[derive(Clone, Copy, Debug)]
 pub struct KnownRule {
     /// Source, network byte order.
@@ -122,20 +123,22 @@ pub struct KnownRule {
     pub destination: u32,
     /// [`crate::abi::Settings::generation`] at that time.
     pub generation: u32,
-    /// [`crate::abi::Settings::epoch`] at that time.
-    pub epoch: u32,
     /// When that was, in ticks (see [`crate::activity::TICK_SHIFT`]).
     pub tick: u32,
     /// Position of the rule.
     pub rule: u16,
     /// IP protocol.
     pub protocol: u16,
+    /// What the host was granted under it. It holds as long as its epoch is the one in force.
+    pub grant: Grant,
+    /// Fills the line.
+    pub pad: [u32; 2],
 }
 
-const _: () = assert!(size_of::<KnownRule>() == 24);
+const _: () = assert!(size_of::<KnownRule>() == 64);
 
 impl KnownRule {
-    /// Ticks that it is believed for: what changes first and has the epoch changed only then is no older than that.
+    /// Ticks that it is believed for.
     pub const HOLDS_FOR: u32 = 4;
 
     /// The place of a pair of addresses among a CPU's rules.
@@ -172,97 +175,12 @@ pub struct LentSlots {
     pub pad_of_daemon: [u64; 7],
     /// Slots plus one, at the place of their number of order modulo [`LENT`]; 0 where there is none.
     pub slots: [u64; LENT as usize],
-    /// [`Report`]s, at the place of their number of order modulo [`LENT`].
-    pub reports: [u64; LENT as usize],
+    /// [`crate::report::Report`]s, at the place of their number of order modulo [`LENT`].
+    pub reports: [[u64; 2]; LENT as usize],
     /// Ways, each at its destination's place.
     pub ways: [KnownWay; KNOWN as usize],
     /// Rules, each at its addresses' place.
     pub rules: [KnownRule; RULES as usize],
-}
-
-/// A session that a CPU's program has opened.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Report {
-    /// Its slot.
-    pub session: u32,
-    /// The end of [`crate::abi::Settings::epoch`] that the program went by.
-    pub epoch: u16,
-    /// The level of the index, a power of two, whose entries it has written.
-    pub level: u32,
-    /// For each direction (by [`crate::Direction`]) whether its entry is where a search for it begins, and nothing was
-    /// there before.
-    pub at_home: [bool; 2],
-}
-
-impl Report {
-    /// As it lies in memory: bits 0 to 31 the slot, 32 to 47 the epoch, 48 to 61 the level in units of the first one, then
-    /// a bit for each direction.
-    #[inline(always)]
-    #[must_use]
-    pub const fn packed(self) -> u64 {
-        let homes = self.at_home[0] as u64 | (self.at_home[1] as u64) << 1;
-        let level = (self.level / FIRST_LEVEL) as u64;
-        self.session as u64 | (self.epoch as u64) << 32 | level << 48 | homes << 62
-    }
-
-    /// The same read.
-    #[must_use]
-    #[expect(clippy::cast_possible_truncation, reason = "parts of a word")]
-    pub const fn unpacked(word: u64) -> Self {
-        Self {
-            session: word as u32,
-            epoch: (word >> 32) as u16,
-            level: (word >> 48 & 0x3fff) as u32 * FIRST_LEVEL,
-            at_home: [word >> 62 & 1 != 0, word >> 63 & 1 != 0],
-        }
-    }
-}
-
-const _: () = assert!(LAST_LEVEL / FIRST_LEVEL < 1 << 14);
-
-/// The ring of what a CPU's program has reported, as it and the daemon see it.
-pub trait Reports {
-    /// Its places, a power of two.
-    const PLACES: u32;
-    /// Reports so far; and all that was written before the last of them.
-    fn reported(&self) -> u64;
-    /// The program's: says so, after all that was written before.
-    fn set_reported(&self, reported: u64);
-    /// Reports that were read so far; their places may be written.
-    fn read(&self) -> u64;
-    /// The daemon's: says so, after they were read.
-    fn set_read(&self, read: u64);
-    /// What is at a place.
-    fn report(&self, place: u32) -> u64;
-    /// The program's: writes it.
-    fn set_report(&self, place: u32, report: u64);
-}
-
-/// The program's: whether one more report finds a place.
-#[inline(always)]
-pub fn has_room<R: Reports>(ring: &R) -> bool {
-    ring.reported().wrapping_sub(ring.read()) < u64::from(R::PLACES)
-}
-
-/// The program's: reports, where there is [room](has_room).
-#[inline(always)]
-#[expect(clippy::cast_possible_truncation, reason = "a place")]
-pub fn report<R: Reports>(ring: &R, report: u64) {
-    let reported = ring.reported();
-    ring.set_report(reported as u32 & (R::PLACES - 1), report);
-    ring.set_reported(reported.wrapping_add(1));
-}
-
-/// The daemon's: reads what was reported since the last time.
-#[expect(clippy::cast_possible_truncation, reason = "a place")]
-pub fn read_reports<R: Reports>(ring: &R, mut each: impl FnMut(u64)) {
-    let (reported, read) = (ring.reported(), ring.read());
-    for number in read..reported {
-        each(ring.report(number as u32 & (R::PLACES - 1)));
-    }
-    if reported != read {
-        ring.set_read(reported);
-    }
 }
 
 /// Packets that a CPU's program leaves to the daemon in a tick though there is no port for them: it tells their senders,
@@ -273,7 +191,7 @@ pub const REFUSALS_TOLD: u64 = 16;
 pub const CPUS: u32 = 256;
 
 /// Words in which inside endpoints are claimed, 32 cells each.
-pub const CELL_WORDS: u32 = 1 << 18;
+pub const CELL_WORDS: u32 = 1 << 19;
 
 /// The cell of an inside endpoint: two bits, [`TAKEN`] and [`PENDING`]. An endpoint whose cell is 0 has no mapping, so
 /// that the program may make one.

@@ -18,6 +18,7 @@ pub mod frame;
 pub mod next_hop;
 pub mod parse;
 pub mod reason;
+pub mod report;
 pub mod search;
 pub mod table;
 pub mod tcp;

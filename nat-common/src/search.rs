@@ -18,7 +18,7 @@ pub struct Search {
     words: [u64; 2],
     hash: u64,
     /// The word that says which level is in force, when it began.
-    in_force: u64,
+    pub in_force: u64,
     level: u32,
     /// Places looked at.
     step: u32,

@@ -150,6 +150,13 @@ pub const fn entry(hash: u64, line: u32) -> u32 {
     tag(hash) | line
 }
 
+/// Whether an entry can be that of a key with this hash, as far as can be seen without the line.
+#[inline(always)]
+#[must_use]
+pub const fn may_be_alike(entry: u32, hash: u64) -> bool {
+    entry & !LINE_MASK == tag(hash)
+}
+
 /// The part of an entry that is of the hash.
 #[inline(always)]
 #[must_use]

@@ -7,9 +7,8 @@ use loom::sync::{
     atomic::{AtomicBool, AtomicU64, Ordering::AcqRel, Ordering::Acquire, Ordering::Release},
 };
 use loom::thread;
-use nat_common::delegate::{
-    Cell, Loan, PENDING, Reports, Ring, TAKEN, Word, has_room, read_reports, report, take_port, take_slot,
-};
+use nat_common::delegate::{Cell, Loan, PENDING, Ring, TAKEN, Word, take_port, take_slot};
+use nat_common::report::{Reports, has_room, read_reports, report};
 
 /// A word whose every access loom orders.
 struct Explored(AtomicU64);
@@ -223,7 +222,7 @@ fn a_slot_is_lent_once_and_none_is_lost() {
 /// Reports in a ring of two places, whose every access loom orders: of what is loaded and stored alone it would not try
 /// every order.
 struct ExploredReports {
-    places: [AtomicU64; 2],
+    places: [[AtomicU64; 2]; 2],
     reported: AtomicU64,
     read: AtomicU64,
 }
@@ -247,12 +246,14 @@ impl Reports for ExploredReports {
         self.read.swap(read, AcqRel);
     }
 
-    fn report(&self, place: u32) -> u64 {
-        self.places[place as usize].load(Relaxed)
+    fn report(&self, place: u32) -> [u64; 2] {
+        [0, 1].map(|half| self.places[place as usize][half].load(Relaxed))
     }
 
-    fn set_report(&self, place: u32, report: u64) {
-        self.places[place as usize].store(report, Relaxed);
+    fn set_report(&self, place: u32, report: [u64; 2]) {
+        for (half, word) in self.places[place as usize].iter().zip(report) {
+            half.store(word, Relaxed);
+        }
     }
 }
 
@@ -261,7 +262,7 @@ impl Reports for ExploredReports {
 fn every_report_is_read_once_and_in_order() {
     in_every_order("a program and the reader of its reports", || {
         let ring = Arc::new(ExploredReports {
-            places: [AtomicU64::new(0), AtomicU64::new(0)],
+            places: [[0, 0], [0, 0]].map(|halves| halves.map(AtomicU64::new)),
             reported: AtomicU64::new(0),
             read: AtomicU64::new(0),
         });
@@ -272,7 +273,7 @@ fn every_report_is_read_once_and_in_order() {
                 for _ in 0..4 {
                     if has_room(&*ring) {
                         told += 1;
-                        report(&*ring, told);
+                        report(&*ring, [told, told]);
                     }
                 }
                 told
@@ -284,6 +285,9 @@ fn every_report_is_read_once_and_in_order() {
         }
         let told = program.join().unwrap();
         read_reports(&*ring, |report| read.push(report));
-        assert!(told >= 2 && read.iter().copied().eq(1..=told), "{read:?} of {told}");
+        assert!(
+            told >= 2 && read.iter().copied().eq((1..=told).map(|number| [number; 2])),
+            "{read:?} of {told}"
+        );
     });
 }

@@ -18,9 +18,12 @@
 
 mod atomic;
 mod count;
+mod enter;
 mod fib;
 mod flow;
 mod frame;
+mod known;
+mod lent;
 mod maps;
 mod miss;
 mod open;

@@ -73,7 +73,7 @@ static VLANS: HashMap<VlanKey, u32> = HashMap::with_max_entries(INTERFACES, NO_P
 #[map]
 static TAGS: PerCpuArray<Tags> = PerCpuArray::with_max_entries(1, 0);
 
-/// One entry a CPU, see [`by_memory`].
+/// One entry a CPU, see [`keep`].
 #[map]
 static PARSED: PerCpuArray<[u64; 3]> = PerCpuArray::with_max_entries(1, 0);
 
@@ -242,10 +242,14 @@ pub fn search(words: [u64; 2]) -> u32 {
     if search.number != EMPTY {
         return search.number;
     }
+    // No round, which is no call, where all has been seen: calls keep what a new flow's packet needs next from being read
+    // meanwhile. Without a branch, behind which the verifier would walk everything once more.
+    let is_over = u32::from(ended) & u32::from(in_force() == search.in_force);
+    let rounds = Search::AT_MOST & is_over.wrapping_sub(1);
     search.ended = u32::from(ended);
     let context = (&raw mut search).cast::<c_void>();
     // SAFETY: the context lives as long as the loop, whose body takes it for what it is.
-    unsafe { bpf_loop(Search::AT_MOST, look_further as *mut c_void, context, 0) };
+    unsafe { bpf_loop(rounds, look_further as *mut c_void, context, 0) };
     search.number
 }
 
@@ -270,7 +274,7 @@ pub fn level() -> u32 {
 
 /// The same, and how many entries have been moved so far: see [`table::in_force`].
 #[inline(always)]
-fn in_force() -> u64 {
+pub fn in_force() -> u64 {
     // SAFETY: an aligned word of a map, which the daemon writes as a whole. Volatile: it may be another a moment later.
     LEVEL.get_ptr(0).map_or(0, |word| unsafe { word.read_volatile() })
 }
@@ -331,17 +335,26 @@ pub fn vlan(device: u32, tags: Tags) -> Option<u32> {
     unsafe { VLANS.get(&VlanKey { tags: tags.vlan(), device, pad: 0 }) }.copied()
 }
 
-/// The same words, of which the verifier knows nothing any more.
+/// Keeps some words about the packet in hand. Whether it could.
 #[inline(always)]
-pub fn by_memory([first, second, third]: [u64; 3]) -> Option<[u64; 3]> {
-    let place = PARSED.get_ptr_mut(0)?.cast::<u64>();
+pub fn keep(words: [u64; 3]) -> bool {
+    let Some(place) = PARSED.get_ptr_mut(0) else { return false };
+    let place = place.cast::<u64>();
     // SAFETY: three words that are this CPU's own; volatile, lest the compiler sees through it.
     unsafe {
-        place.write_volatile(first);
-        place.add(1).write_volatile(second);
-        place.add(2).write_volatile(third);
-        Some([place.read_volatile(), place.add(1).read_volatile(), place.add(2).read_volatile()])
+        place.write_volatile(words[0]);
+        place.add(1).write_volatile(words[1]);
+        place.add(2).write_volatile(words[2]);
     }
+    true
+}
+
+/// The same words, of which the verifier knows nothing any more.
+#[inline(always)]
+pub fn kept() -> Option<[u64; 3]> {
+    let place = PARSED.get_ptr(0)?.cast::<u64>();
+    // SAFETY: as above.
+    Some(unsafe { [place.read_volatile(), place.add(1).read_volatile(), place.add(2).read_volatile()] })
 }
 
 /// Remembers the tags of the frame in hand.

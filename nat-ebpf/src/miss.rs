@@ -18,33 +18,58 @@ use nat_common::{
 use crate::{
     flow,
     frame::PacketFrame,
-    maps, open,
+    known, maps, open,
     sockets::{self, Taker},
     stateless,
     verdict::Verdict,
 };
 
-/// No rule has this position.
-pub const NO_RULE: u32 = u32::MAX;
-
 const DHCP_SERVER: u16 = 67;
 const DHCP_CLIENT: u16 = 68;
 
 /// Judges a packet that no flow covers.
-///
-/// What was parsed goes by way of memory, of which the verifier knows nothing: it walks what follows once, and not for
-/// each way that led here.
 #[inline(always)]
 pub fn judge(ctx: &XdpContext, interface: &Interface, parsed: &Parsed) -> Verdict {
+    if !maps::keep(packed(parsed)) {
+        return Verdict::Punt;
+    }
+    match by_configuration(ctx, interface) {
+        Verdict::Known => open(ctx, interface),
+        verdict => verdict,
+    }
+}
+
+/// Opens a session for a packet whose rule is known, if it can be opened here, and sends the packet as its first.
+#[inline(always)]
+fn open(ctx: &XdpContext, interface: &Interface) -> Verdict {
+    let (Some(parsed), Some(settings)) = (kept(), maps::settings()) else { return Verdict::Punt };
+    let line = match open::open(ctx, interface, settings, &parsed) {
+        EMPTY => return Verdict::Punt,
+        open::REFUSED => return Verdict::Drop(Reason::DropPortsExhausted),
+        line => line,
+    };
+    let Some(flow) = maps::flow_of(line) else { return Verdict::Punt };
+    let frame = PacketFrame::of_xdp(ctx);
+    flow::forward(ctx, interface, &frame, &frame.skip(parsed.transport), &parsed, &flow)
+}
+
+/// What was parsed, in words.
+#[inline(always)]
+fn packed(parsed: &Parsed) -> [u64; 3] {
     let [addresses, rest] = parsed.key.words();
     let lengths = parsed.transport as u64
         | u64::from(parsed.total_length) << 8
         | u64::from(parsed.ttl) << 24
         | u64::from(parsed.tcp_flags) << 32
         | (parsed.kind as u64) << 40;
-    let Some([addresses, rest, lengths]) = maps::by_memory([addresses, rest, lengths]) else {
-        return Verdict::Punt;
-    };
+    [addresses, rest, lengths]
+}
+
+/// What was parsed, by way of memory, of which the verifier knows nothing: it walks what follows once, and not for each
+/// way that led here.
+#[inline(always)]
+fn kept() -> Option<Parsed> {
+    let [addresses, rest, lengths] = maps::kept()?;
     let kind = match (lengths >> 40) as u8 {
         kind if kind == Kind::Ported as u8 => Kind::Ported,
         kind if kind == Kind::Portless as u8 => Kind::Portless,
@@ -52,7 +77,7 @@ pub fn judge(ctx: &XdpContext, interface: &Interface, parsed: &Parsed) -> Verdic
         kind if kind == Kind::FirstFragment as u8 => Kind::FirstFragment,
         _ => Kind::LaterFragment,
     };
-    let parsed = Parsed {
+    Some(Parsed {
         network: ETHERNET,
         // An IPv4 header ends before.
         transport: (lengths & 0x7f) as usize,
@@ -62,27 +87,13 @@ pub fn judge(ctx: &XdpContext, interface: &Interface, parsed: &Parsed) -> Verdic
         kind,
         tcp_flags: (lengths >> 32) as u8,
         key: FlowKey::of_words([addresses, rest]),
-    };
-    let frame = PacketFrame::of_xdp(ctx);
-    let transport = frame.skip(parsed.transport);
-    match by_configuration(ctx, interface, &frame, &transport, &parsed) {
-        Verdict::Opened(line) => match maps::flow_of(line) {
-            Some(flow) => flow::forward(ctx, interface, &frame, &transport, &parsed, &flow),
-            None => Verdict::Punt,
-        },
-        verdict => verdict,
-    }
+    })
 }
 
 /// In the order of the configuration: one-to-one, the gateway's own addresses, then rules.
 #[inline(always)]
-fn by_configuration(
-    ctx: &XdpContext,
-    interface: &Interface,
-    frame: &PacketFrame,
-    transport: &PacketFrame,
-    parsed: &Parsed,
-) -> Verdict {
+fn by_configuration(ctx: &XdpContext, interface: &Interface) -> Verdict {
+    let Some(parsed) = kept() else { return Verdict::Punt };
     if is_group(parsed.key.destination) {
         return Verdict::Pass;
     }
@@ -91,21 +102,19 @@ fn by_configuration(
     }
     let Some(settings) = maps::settings() else { return Verdict::Pass };
     let outside = interface.flags & Interface::OUTSIDE != 0;
-    if !outside && parsed.kind == Kind::Ported {
-        open::expect(parsed);
-    }
-    let mut rule = if outside { NO_RULE } else { open::known_rule(settings, parsed) };
-    if rule == NO_RULE {
-        match in_order(ctx, interface, frame, transport, parsed, settings) {
-            Verdict::Rule(found) => rule = found,
-            verdict => return verdict,
+    if !outside {
+        if parsed.kind == Kind::Ported {
+            known::expect(&parsed);
         }
-        open::remember_rule(settings, parsed, rule);
+        if known::is_known(settings, &parsed) {
+            return Verdict::Known;
+        }
     }
-    match open::open(ctx, interface, settings, parsed, rule) {
-        EMPTY => Verdict::Punt,
-        open::REFUSED => Verdict::Drop(Reason::DropPortsExhausted),
-        line => Verdict::Opened(line),
+    let frame = PacketFrame::of_xdp(ctx);
+    match in_order(ctx, interface, &frame, &frame.skip(parsed.transport), &parsed, settings) {
+        Verdict::Rule(rule) if known::remember(settings, &parsed, rule) => Verdict::Known,
+        Verdict::Rule(_) => Verdict::Punt,
+        verdict => verdict,
     }
 }
 

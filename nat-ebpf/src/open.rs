@@ -1,31 +1,31 @@
 //! A plain first packet from inside, of a host that the daemon knows: its session is opened here. See
 //! [`nat_common::delegate`].
 
-use core::ffi::c_void;
-
 use aya_ebpf::{
-    helpers::generated::{bpf_get_prandom_u32, bpf_get_smp_processor_id, bpf_jiffies64, bpf_loop},
+    helpers::generated::{bpf_get_prandom_u32, bpf_get_smp_processor_id, bpf_jiffies64},
     programs::XdpContext,
 };
 use nat_common::{
     Direction, FlowKey, FlowValue, Parsed, Realm,
-    abi::{Interface, Settings, WakeEvent},
+    abi::{Interface, Settings},
     activity::TICK_SHIFT,
     delegate::{
-        self, Cell, Grant, KNOWN, KNOWN_FOR, KnownRule, KnownWay, LENT, LentSlots, REFUSALS_TOLD, RULES,
-        Report, Reports, Ring, TakenPorts, Word as _,
+        self, Cell, Grant, KNOWN, KNOWN_FOR, KnownWay, LentSlots, REFUSALS_TOLD, TakenPorts, Word as _,
     },
     flow::Rewrite,
     parse::Kind,
-    table::{self, EMPTY, FlowLine, REMOVED, SEARCHED, Secret},
+    report::{self, Report},
+    table::{self, EMPTY, FlowLine, REMOVED, Secret},
     tcp, wire,
 };
 
 use crate::{
-    atomic::{self, Shared},
+    atomic::Shared,
+    enter::enter,
     fib::{self, Answer, Question},
+    known::{place_of_rule, touch_place},
+    lent::Lent,
     maps,
-    miss::NO_RULE,
     sockets::{self, Taker},
 };
 
@@ -41,86 +41,10 @@ pub const REFUSED: u32 = REMOVED;
 /// Kind of origin and position of an snat rule, as the daemon writes them.
 const SNAT: u16 = 1;
 
-/// Asks memory for the cell of a packet's inside endpoint, long before it is needed: it comes while rules are looked up.
+/// Opens a session for a packet whose rule and grant are remembered. The number of its line, or [`EMPTY`]: then the
+/// packet is the daemon's, and nothing is claimed; or [`REFUSED`].
 #[inline(always)]
-pub fn expect(parsed: &Parsed) {
-    let key = &parsed.key;
-    let cell = Cell::of(key.protocol, key.source, key.source_port, &maps::secret());
-    if let Some(word) = maps::cell(cell.word) {
-        touch(word);
-    }
-}
-
-/// Reads a word of which nothing is wanted but that it is near by when it is needed.
-#[inline(always)]
-fn touch(word: *mut u64) {
-    // SAFETY: a live word of a map; volatile, so that it is read at all.
-    let _ = unsafe { word.read_volatile() };
-}
-
-/// Asks memory for the place where a search for a key begins.
-#[inline(always)]
-fn touch_place(words: [u64; 2]) {
-    let hash = table::hash(words, &maps::secret());
-    if let Some((word, _)) = maps::place(table::place(hash, maps::level(), 0)) {
-        touch(word);
-    }
-}
-
-/// The rule that a packet is translated by, if its CPU has found that a moment ago; else [`NO_RULE`].
-#[inline(always)]
-pub fn known_rule(settings: &Settings, parsed: &Parsed) -> u32 {
-    let Some(known) = place_of_rule(&parsed.key) else { return NO_RULE };
-    // SAFETY: one of the rules of a map's value, which nothing but this CPU looks at; the helper has no preconditions.
-    let (known, tick) = unsafe { (&*known, bpf_jiffies64() >> TICK_SHIFT) };
-    let key = &parsed.key;
-    if known.source == key.source
-        && known.destination == key.destination
-        && known.generation == settings.generation
-        && known.epoch == settings.epoch
-        && known.protocol == u16::from(key.protocol)
-        && (tick as u32).wrapping_sub(known.tick) < KnownRule::HOLDS_FOR
-    {
-        return u32::from(known.rule);
-    }
-    NO_RULE
-}
-
-/// Remembers it.
-#[inline(always)]
-pub fn remember_rule(settings: &Settings, parsed: &Parsed, rule: u32) {
-    let FlowKey { source, destination, protocol, .. } = parsed.key;
-    if !matches!(protocol, wire::TCP | wire::UDP) {
-        return;
-    }
-    let Some(known) = place_of_rule(&parsed.key) else { return };
-    let Settings { generation, epoch, .. } = *settings;
-    let (rule, protocol) = (rule as u16, u16::from(protocol));
-    // SAFETY: as above.
-    unsafe {
-        let tick = (bpf_jiffies64() >> TICK_SHIFT) as u32;
-        *known = KnownRule { source, destination, generation, epoch, tick, rule, protocol };
-    }
-}
-
-/// Where a CPU remembers the rule of a packet's addresses.
-#[inline(always)]
-fn place_of_rule(key: &FlowKey) -> Option<*mut KnownRule> {
-    // SAFETY: the helper has no preconditions.
-    let lent = maps::lent(unsafe { bpf_get_smp_processor_id() })?;
-    let place = KnownRule::place(key.source, key.destination);
-    // The compiler knows the bound and would leave it out, the verifier would not know.
-    // SAFETY: a live variable; and one of the rules of a live value.
-    unsafe {
-        let place = (&raw const place).read_volatile() & (RULES - 1);
-        Some((&raw mut (*lent).rules).cast::<KnownRule>().add(place as usize))
-    }
-}
-
-/// Opens a session for a packet that this rule translates. The number of its line, or [`EMPTY`]: then the packet is the
-/// daemon's, and nothing is claimed; or [`REFUSED`].
-#[inline(always)]
-pub fn open(ctx: &XdpContext, interface: &Interface, settings: &Settings, parsed: &Parsed, rule: u32) -> u32 {
+pub fn open(ctx: &XdpContext, interface: &Interface, settings: &Settings, parsed: &Parsed) -> u32 {
     let key = &parsed.key;
     let opens = match key.protocol {
         wire::TCP => tcp::opens(parsed.tcp_flags),
@@ -130,7 +54,9 @@ pub fn open(ctx: &XdpContext, interface: &Interface, settings: &Settings, parsed
     if !opens || parsed.kind as u8 != Kind::Ported as u8 || parsed.ttl <= 1 {
         return EMPTY;
     }
-    let Some(grant) = maps::grant(key.source, rule) else { return EMPTY };
+    let Some(known) = place_of_rule(key) else { return EMPTY };
+    // SAFETY: one of the rules of a map's value, which nothing but this CPU looks at, and nothing writes meanwhile.
+    let (grant, rule) = unsafe { (&(*known).grant, u32::from((*known).rule)) };
     if grant.epoch != settings.epoch || grant.ingress != interface.ifindex {
         return EMPTY;
     }
@@ -149,12 +75,14 @@ pub fn open(ctx: &XdpContext, interface: &Interface, settings: &Settings, parsed
         return EMPTY;
     }
     let opening = Opening::new(parsed, rule, grant, port);
-    // Its place is asked of memory while the gateway's sockets are.
-    touch_place(opening.reply.words());
+    if opening.rewrite.source_port != parsed.key.source_port {
+        // Another place than was asked for already.
+        touch_place(opening.reply.words());
+    }
     if grant.flags & Grant::ABSENT == 0 && sockets::taker(ctx, &opening.reply) != Taker::Nobody {
         return EMPTY;
     }
-    if !delegate::has_room(&Lent(lent)) {
+    if !report::has_room(&Lent(lent)) {
         return EMPTY;
     }
     claim(&opening, ports, lent)
@@ -184,18 +112,6 @@ fn is_refused(parsed: &Parsed, ports: *mut TakenPorts, lent: *mut LentSlots) -> 
         (*lent).refused_in = tick;
         (*lent).refused = before + 1;
         before >= REFUSALS_TOLD
-    }
-}
-
-/// Reports a session, and wakes the daemon if it sleeps: whoever finds it asleep does, and nobody after that.
-#[inline(always)]
-fn report(report: Report, lent: *mut LentSlots) {
-    delegate::report(&Lent(lent), report.packed());
-    let Some(sleep) = maps::SLEEP.get_ptr_mut(0) else { return };
-    // SAFETY: an aligned word of a map, which everybody writes by atomic operations.
-    if unsafe { atomic::load(sleep) != 0 && atomic::swap(sleep, 0) != 0 } {
-        // Full: then the daemon has other reasons to be awake.
-        let _ = maps::EVENTS.output(&WakeEvent { pad: 0 }, 0);
     }
 }
 
@@ -358,70 +274,6 @@ fn give_port_back(ports: *mut TakenPorts, port: u32) {
     word.keep(!bit);
 }
 
-/// What this CPU has been lent.
-struct Lent(*mut LentSlots);
-
-impl Ring for Lent {
-    const PLACES: u32 = LENT;
-
-    #[inline(always)]
-    fn swap(&self, place: u32, value: u64) -> u64 {
-        // SAFETY: one of the ring's places, an aligned word of a map, which everybody writes by atomic operations.
-        unsafe { atomic::swap((&raw mut (*self.0).slots).cast::<u64>().add(place as usize), value) }
-    }
-
-    #[inline(always)]
-    fn taken(&self) -> u64 {
-        // SAFETY: a live word of a map, which nothing but this CPU writes.
-        unsafe { (*self.0).taken }
-    }
-
-    #[inline(always)]
-    fn set_taken(&self, taken: u64) {
-        // SAFETY: as above.
-        unsafe { (*self.0).taken = taken }
-    }
-}
-
-impl Reports for Lent {
-    const PLACES: u32 = LENT;
-
-    #[inline(always)]
-    fn reported(&self) -> u64 {
-        // SAFETY: a live word of a map, which nothing but this CPU writes.
-        unsafe { (*self.0).reported }
-    }
-
-    #[inline(always)]
-    fn set_reported(&self, reported: u64) {
-        // SAFETY: as above. A swap, after which all that was written before it is to be seen, and before what is read
-        // next.
-        let _ = unsafe { atomic::swap(&raw mut (*self.0).reported, reported) };
-    }
-
-    #[inline(always)]
-    fn read(&self) -> u64 {
-        // SAFETY: a live word of a map, which the daemon writes as a whole.
-        unsafe { atomic::load(&raw const (*self.0).read) }
-    }
-
-    /// The daemon's.
-    #[inline(always)]
-    fn set_read(&self, _read: u64) {}
-
-    #[inline(always)]
-    fn report(&self, place: u32) -> u64 {
-        // SAFETY: one of the ring's places.
-        unsafe { (&raw const (*self.0).reports).cast::<u64>().add(place as usize).read() }
-    }
-
-    #[inline(always)]
-    fn set_report(&self, place: u32, report: u64) {
-        // SAFETY: as above, which the daemon does not read before it is counted.
-        unsafe { (&raw mut (*self.0).reports).cast::<u64>().add(place as usize).write(report) };
-    }
-}
-
 /// Writes the session's lines, enters them into the index, the reply first, and reports them. Where one of them finds no
 /// place at once the daemon finds it one: until then its packets go up.
 #[inline(always)]
@@ -444,10 +296,10 @@ fn write(session: u32, opening: &Opening<'_>, secret: &Secret, lent: *mut LentSl
         fill(lines, key, values[0], SNAT);
         fill(lines.add(1), reply, values[1], *rule as u16);
     }
-    let level = maps::level();
-    let reply_at_home = enter(reply.words(), numbers[1], secret, level);
-    let at_home = [enter(key.words(), numbers[0], secret, level), reply_at_home];
-    report(Report { session, epoch: grant.epoch as u16, level, at_home }, lent);
+    let in_force = maps::in_force();
+    let back = enter(reply.words(), numbers[1], secret, in_force);
+    let entered = [enter(key.words(), numbers[0], secret, in_force), back];
+    crate::lent::report(Report { session, epoch: grant.epoch as u16, entered, in_force }, lent);
     numbers[0]
 }
 
@@ -470,51 +322,4 @@ unsafe fn fill(line: *mut FlowLine, key: &FlowKey, value: FlowValue, origin: u16
         (&raw mut (*line).last_seen).write_volatile(0);
         (&raw mut (*line).acknowledged).write_volatile(0);
     }
-}
-
-/// A place being looked for; the loop's context.
-struct Place {
-    hash: u64,
-    level: u32,
-    step: u32,
-    entry: u32,
-}
-
-/// Enters a line into a level of the index, at the first place where none ever was. Whether that is where searches for it
-/// begin: so it is more often than not.
-#[inline(always)]
-fn enter(words: [u64; 2], number: u32, secret: &Secret, level: u32) -> bool {
-    let hash = table::hash(words, secret);
-    let mut place = Place { hash, level, step: 0, entry: table::entry(hash, number) };
-    let Some((pair, shift)) = maps::place(table::place(hash, level, 0)) else { return false };
-    // SAFETY: an aligned word of a map, whose halves everybody writes as a whole.
-    let before = unsafe { atomic::load(pair) };
-    if (before >> shift) as u32 == EMPTY
-        // SAFETY: as above. Where its neighbour has changed meanwhile the place is tried again below.
-        && unsafe { atomic::exchange(pair, before, before | u64::from(place.entry) << shift) }
-    {
-        return true;
-    }
-    let context = (&raw mut place).cast::<c_void>();
-    // SAFETY: the context lives as long as the loop, whose body takes it for what it is.
-    unsafe { bpf_loop(SEARCHED, try_place as *mut c_void, context, 0) };
-    false
-}
-
-/// The body of the loop: 1 ends it.
-extern "C" fn try_place(_round: u32, context: *mut c_void) -> i64 {
-    // SAFETY: `enter` gives its context and nothing else calls this.
-    let place = unsafe { &mut *context.cast::<Place>() };
-    let Some((pair, shift)) = maps::place(table::place(place.hash, place.level, place.step)) else {
-        return 1;
-    };
-    // SAFETY: an aligned word of a map, whose halves everybody writes as a whole.
-    let before = unsafe { atomic::load(pair) };
-    // Not where one was removed: the daemon moves others there.
-    if (before >> shift) as u32 != EMPTY {
-        place.step += 1;
-        return 0;
-    }
-    // SAFETY: as above. Where its neighbour has changed meanwhile the place is tried again.
-    i64::from(unsafe { atomic::exchange(pair, before, before | u64::from(place.entry) << shift) })
 }

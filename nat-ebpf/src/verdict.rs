@@ -12,8 +12,8 @@ pub enum Verdict {
     Punt,
     /// By the rule at this position, which translates.
     Rule(u32),
-    /// As the flow with this line, which was just made.
-    Opened(u32),
+    /// Likewise: its rule, and what its host is granted, are remembered.
+    Known,
     /// Translated and handed to the way out: what the redirect helper returned, what it was counted under, and the
     /// interface that it leaves by.
     Sent(u32, Reason, u32),

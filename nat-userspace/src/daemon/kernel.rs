@@ -6,8 +6,9 @@ use std::time::{Duration, Instant};
 
 use nat_common::abi::{SessionEvent, TooBigEvent};
 use nat_common::activity::Activity;
-use nat_common::delegate::{Grant, GrantKey, Report};
+use nat_common::delegate::{Grant, GrantKey};
 use nat_common::next_hop::NextHop;
+use nat_common::report::Report;
 use nat_common::{Direction, FlowKey, FlowValue, wire};
 
 use crate::datapath::{Datapath, Found, LoadError, ticks};

@@ -6,13 +6,13 @@ use std::time::{Duration, Instant};
 
 use aya::maps::{MapData, MapError};
 use nat_common::activity::Activity;
-use nat_common::delegate::Report;
+use nat_common::report::Report;
 use nat_common::table::{self, FlowLine, PLACES, SEGMENT, SESSIONS, Secret, SessionLines};
 use nat_common::{Direction, FlowKey, FlowValue};
 
 use super::Mapped;
 use super::grace::{Answer, Grace, Maps, Part};
-use super::index::{Entered, Index};
+use super::index::Index;
 use super::object::LoadError;
 
 /// How quickly a segment is used up in a flood.
@@ -20,7 +20,7 @@ const MOMENT: Duration = Duration::from_millis(500);
 
 /// Segments of lines that are asked for together in a flood: each has its maker wait for a grace period, which is as
 /// long as a flood takes to fill one or two.
-const AHEAD: u32 = 4;
+const AHEAD: u32 = 3;
 
 /// How long no more segments are asked for after one could not be made.
 const SHORTAGE: Duration = Duration::from_secs(1);
@@ -143,14 +143,13 @@ impl FlowTable {
     pub fn adopt(&mut self, report: &Report, found: &Found) -> bool {
         self.tend_index();
         let segments = &self.segments;
-        let entered = Direction::BOTH.into_iter().zip(&found.entries).map(|(direction, (key, _))| Entered {
-            key: *key,
-            line: table::line_of(found.session, direction),
-            at_home_in: report.at_home[direction as usize].then_some(report.level),
+        let adopted = Direction::BOTH.map(|direction| {
+            let (key, _) = &found.entries[direction as usize];
+            let entered = (report.entered[direction as usize], report.in_force);
+            let line = table::line_of(found.session, direction);
+            self.index.adopt(key, line, entered, |line| key_of(segments, line))
         });
-        let adopted = self.index.adopt(entered, |line| key_of(segments, line));
-        // Both in any case.
-        adopted.fold(true, |all, is_adopted| all & is_adopted)
+        adopted == [true; 2]
     }
 
     /// The session whose line a key has, and the direction of its packets.

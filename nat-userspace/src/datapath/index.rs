@@ -8,6 +8,7 @@
 //! its place in the next level, and read in the order of places each would be waited for.
 
 use nat_common::FlowKey;
+use nat_common::report::Entered;
 use nat_common::table::{self, EMPTY, LAST_LEVEL, LINE_MASK, PLACES, REMOVED, SEARCHED, Secret};
 
 use super::Mapped;
@@ -138,40 +139,48 @@ impl<S: Places, W: Memory<u64>> Index<S, W> {
         self.grow(key_of);
     }
 
-    /// Takes note of lines that the program has entered: counts them, and enters those that are missing. The program
-    /// may have found no place, or one that became unreachable while it looked, because a run was closed up before it
-    /// or another level put in force. What it has entered at a key's first place, where none was, in the level that is
-    /// in force still, is found there and is the only one. `false` for each for which there is no place near, or whose
-    /// key has another line.
+    /// Takes note of a line that the program has entered: counts it, and enters it if it is missing. The program may have
+    /// found no place, or one that became unreachable while it looked, because a run was closed up before it or another
+    /// level put in force. What it says of the entry, and of what was in force before, tells whether that can be.
+    /// `false` if there is no place near, or the key has another line.
     pub(super) fn adopt(
         &mut self,
-        entered: impl Iterator<Item = Entered>,
+        key: &FlowKey,
+        line: u32,
+        (entered, in_force): (Entered, u64),
         key_of: impl Fn(u32) -> FlowKey + Copy,
-    ) -> impl Iterator<Item = bool> {
-        entered.map(move |Entered { key, line, at_home_in }| {
-            if at_home_in == Some(self.level) {
-                self.count(&key, line, key_of);
-                return true;
+    ) -> bool {
+        let is_found = match entered {
+            Entered::AtHome => table::level_of(in_force) == self.level,
+            // Nothing was taken out since.
+            Entered::Behind => in_force == self.in_force.load(0),
+            Entered::Unsure => false,
+        };
+        if is_found {
+            self.count(key, line, key_of);
+            return true;
+        }
+        let hash = table::hash(key.words(), &self.secret);
+        match self.first(hash, key, key_of) {
+            Some(found) if found == line => {
+                self.count(key, line, key_of);
+                true
             }
-            let hash = table::hash(key.words(), &self.secret);
-            match self.first(hash, &key, key_of) {
-                Some(found) if found == line => {
-                    self.count(&key, line, key_of);
-                    true
+            Some(_) => {
+                // It can be taken out as if it were in.
+                if self.find(hash, line, self.level).is_some() {
+                    self.there.add(line);
                 }
-                Some(_) => {
-                    // It can be taken out as if it were in.
-                    if self.find(hash, line, self.level).is_some() {
-                        self.there.add(line);
-                    }
-                    false
-                }
-                None => {
+                false
+            }
+            None => {
+                // Of another level that was carried on before nothing is here.
+                if table::level_of(in_force) == self.level {
                     self.sweep(hash, line, key_of);
-                    self.insert(&key, line, key_of)
                 }
+                self.insert(key, line, key_of)
             }
-        })
+        }
     }
 
     /// Asks memory for the place where the search for a key begins.
@@ -340,7 +349,9 @@ impl<S: Places, W: Memory<u64>> Index<S, W> {
 
     /// Moves what comes after a place that was removed up to it, where its search may find it, so that no search has
     /// to go past places where nothing is. A search of the program that is just there may miss what moves: before that
-    /// is gone from where it was, it is counted, so that who finds nothing knows to look again.
+    /// is gone from where it was, it is counted, so that who finds nothing knows to look again. The end is counted as
+    /// well: who has entered something behind what was removed, and cannot know whether that was seen here, finds that
+    /// the count has changed.
     fn close_up(&self, removed: u32, level: u32, key_of: impl Fn(u32) -> FlowKey) {
         let after = |place: u32| level | (place.wrapping_add(1) & (level - 1));
         let steps = |from: u32, to: u32| to.wrapping_sub(from) & (level - 1);
@@ -355,7 +366,7 @@ impl<S: Places, W: Memory<u64>> Index<S, W> {
                     table::place(table::hash(key_of(entry & LINE_MASK).words(), &self.secret), level, 0);
                 if steps(home, place) >= steps(hole, place) {
                     self.store(hole, entry);
-                    self.in_force.store(0, table::in_force(self.level, self.moves().wrapping_add(1)));
+                    self.count_move();
                     self.store(place, REMOVED);
                     hole = place;
                 }
@@ -363,6 +374,12 @@ impl<S: Places, W: Memory<u64>> Index<S, W> {
             place = after(place);
         }
         self.store(hole, EMPTY);
+        self.count_move();
+    }
+
+    /// Counts that something moves, or that a place becomes one where nothing is.
+    fn count_move(&self) {
+        self.in_force.store(0, table::in_force(self.level, self.moves().wrapping_add(1)));
     }
 
     fn load(&self, place: u32) -> u32 {
@@ -388,17 +405,6 @@ impl<S: Places, W: Memory<u64>> Index<S, W> {
 /// The level that comes after another.
 fn after(level: u32) -> u32 {
     if level < LARGE { level * 4 } else { level * 2 }
-}
-
-/// A line that the program has entered.
-#[derive(Clone, Copy)]
-pub(super) struct Entered {
-    /// Its key.
-    pub(super) key: FlowKey,
-    /// Its number.
-    pub(super) line: u32,
-    /// The level in which it is where the search for it begins, and where nothing was before; `None` if it may be anywhere.
-    pub(super) at_home_in: Option<u32>,
 }
 
 /// A set of lines, a bit each, and how many they are.

@@ -108,15 +108,22 @@ impl Program {
         search.number
     }
 
-    /// Enters a line at the first place where none ever was, as the program does. The level, if that was the first it
-    /// looked at.
-    fn enters(&self, line: u32) -> Option<u32> {
+    /// Enters a line at the first place where none ever was, as the program does, and says what it reports.
+    fn enters(&self, line: u32) -> (Entered, u64) {
         let hash = table::hash(self.keys.of(line).words(), &SECRET);
-        let level = table::level_of(search::Index::in_force(self));
-        let step = (0..LEVEL).find(|&step| {
-            self.memory.exchange(table::place(hash, level, step), EMPTY, table::entry(hash, line)).is_ok()
-        });
-        (step == Some(0)).then_some(level)
+        let in_force = search::Index::in_force(self);
+        let level = table::level_of(in_force);
+        let mut entered = Entered::AtHome;
+        for step in 0..LEVEL {
+            let place = table::place(hash, level, step);
+            match self.memory.exchange(place, EMPTY, table::entry(hash, line)) {
+                Ok(()) => return (entered, in_force),
+                Err(other) if table::may_be_alike(other, hash) => entered = Entered::Unsure,
+                Err(_) if entered == Entered::AtHome => entered = Entered::Behind,
+                Err(_) => {}
+            }
+        }
+        (Entered::Unsure, in_force)
     }
 }
 
@@ -241,9 +248,8 @@ fn entered_meanwhile(
         let own = Program { memory: program.memory.clone(), keys: keys.clone() };
         let entered = thread::spawn(move || own.enters(4));
         change(&mut index, &keys);
-        let at_home_in = entered.join().unwrap();
-        let told = Entered { key: keys.of(4), line: 4, at_home_in };
-        assert!(index.adopt([told].into_iter(), |line| keys.of(line)).all(|is_adopted| is_adopted));
+        let reported = entered.join().unwrap();
+        assert!(index.adopt(&keys.of(4), 4, reported, |line| keys.of(line)));
         assert_eq!((program.finds(3), program.finds(4)), (3, 4));
         index.remove(&keys.of(4), 4, |line| keys.of(line));
         assert_eq!((program.finds(3), program.finds(4)), (3, EMPTY));

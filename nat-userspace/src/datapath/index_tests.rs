@@ -118,8 +118,8 @@ fn adopt(
     lines: impl IntoIterator<Item = u32>,
     key_of: impl Fn(u32) -> FlowKey + Copy,
 ) -> Vec<bool> {
-    let entered = lines.into_iter().map(|line| Entered { key: key_of(line), line, at_home_in: None });
-    index.adopt(entered, key_of).collect()
+    let unsure = (Entered::Unsure, index.in_force.load(0));
+    lines.into_iter().map(|line| index.adopt(&key_of(line), line, unsure, key_of)).collect()
 }
 
 /// A run is closed up between the program's look at its beginning and its entry at the end: no search would come

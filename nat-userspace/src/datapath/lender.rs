@@ -5,12 +5,13 @@ use std::mem::offset_of;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 
-use nat_common::delegate::{CPUS, LENT, LentSlots, Loan, Report, Reports, Ring, read_reports};
+use nat_common::delegate::{CPUS, LENT, LentSlots, Loan, Ring};
+use nat_common::report::{Report, Reports, read_reports};
 
 use super::Mapped;
 
 /// Slots that all CPUs together are lent at first, and the least and the most that one of them is. Each time it has used
-/// them all before more were there, it is lent twice as many.
+/// three quarters of them before more were there, it is lent twice as many.
 const FIRST: u32 = 4096;
 /// See [`FIRST`].
 const FIRST_OF_ONE: std::ops::RangeInclusive<u32> = 128..=1024;
@@ -50,7 +51,7 @@ impl Lender {
             let Some(ring) = self.rings.at(number).map(Lent) else { return };
             let is_new = cpu.loan.is_new();
             let left = cpu.loan.left(&ring);
-            if left == 0 && !is_new {
+            if left * 4 < u64::from(cpu.wanted) && !is_new {
                 cpu.wanted = (cpu.wanted * 2).min(self.most);
             }
             if left * 2 > u64::from(cpu.wanted) {
@@ -112,9 +113,16 @@ impl Lent {
         unsafe { AtomicU64::from_ptr(self.0.cast::<u8>().add(at).cast().as_ptr()) }
     }
 
-    /// A place of one of its rings, which begins at an offset.
-    fn place(&self, ring: usize, place: u32) -> &AtomicU64 {
-        self.word(ring + place as usize % LENT as usize * size_of::<u64>())
+    /// A place of the ring of slots.
+    fn slot(&self, place: u32) -> &AtomicU64 {
+        let number = place as usize % LENT as usize;
+        self.word(offset_of!(LentSlots, slots) + number * size_of::<u64>())
+    }
+
+    /// One word of a report.
+    fn half(&self, place: u32, half: usize) -> &AtomicU64 {
+        let number = place as usize % LENT as usize * 2 + half;
+        self.word(offset_of!(LentSlots, reports) + number * size_of::<u64>())
     }
 }
 
@@ -122,7 +130,7 @@ impl Ring for Lent {
     const PLACES: u32 = LENT;
 
     fn swap(&self, place: u32, value: u64) -> u64 {
-        self.place(offset_of!(LentSlots, slots), place).swap(value, Ordering::AcqRel)
+        self.slot(place).swap(value, Ordering::AcqRel)
     }
 
     fn taken(&self) -> u64 {
@@ -153,18 +161,21 @@ impl Reports for Lent {
         self.word(offset_of!(LentSlots, read)).store(read, Ordering::Release);
     }
 
-    fn report(&self, place: u32) -> u64 {
-        self.place(offset_of!(LentSlots, reports), place).load(Ordering::Relaxed)
+    fn report(&self, place: u32) -> [u64; 2] {
+        [0, 1].map(|half| self.half(place, half).load(Ordering::Relaxed))
     }
 
-    fn set_report(&self, place: u32, report: u64) {
-        self.place(offset_of!(LentSlots, reports), place).store(report, Ordering::Relaxed);
+    fn set_report(&self, place: u32, report: [u64; 2]) {
+        for (half, word) in (0..).zip(report) {
+            self.half(place, half).store(word, Ordering::Relaxed);
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use nat_common::delegate::{has_room, report, take_slot};
+    use nat_common::delegate::take_slot;
+    use nat_common::report::{Entered, has_room, report};
 
     use super::super::mapped::memory;
     use super::*;
@@ -200,7 +211,8 @@ mod tests {
     fn reports_are_read_once_and_wake_who_sleeps() {
         let lender = Lender::new(memory(CPUS), memory(1), 2, 1000);
         let ring = |cpu| Lent(lender.rings.at(cpu).expect("a CPU"));
-        let of = |session| Report { session, epoch: 7, level: 1 << 14, at_home: [true, false] };
+        let entered = [Entered::AtHome, Entered::Behind];
+        let of = |session| Report { session, epoch: 7, entered, in_force: 1 << 50 | 1 << 14 };
         for round in 0..3 {
             assert!(!lender.fall_asleep());
             let mut told = Vec::new();

@@ -6,7 +6,8 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use nat_common::abi::SessionEvent;
-use nat_common::delegate::{Grant, GrantKey, Report};
+use nat_common::delegate::{Grant, GrantKey};
+use nat_common::report::{Entered, Report};
 use nat_common::{FlowKey, Realm, wire};
 
 use super::mappings::{Mapping, MappingKey};
@@ -111,7 +112,7 @@ impl Gateway {
     }
 
     /// Rules, interfaces, addresses or routes are others: nothing that was granted holds any more.
-    pub(super) fn end_grants(&mut self, world: &mut dyn World) {
+    pub fn end_grants(&mut self, world: &mut dyn World) {
         if let Some(delegation) = &mut self.delegation {
             delegation.epoch = delegation.epoch.wrapping_add(1);
             delegation.granted.clear();
@@ -200,8 +201,8 @@ impl Gateway {
         let found: [Option<Found>; TOGETHER] = std::array::from_fn(|number| {
             let report = reports.get(number).filter(|report| is_new(report.session))?;
             let found = world.session(report.session)?;
-            for ((key, _), at_home) in found.entries.iter().zip(report.at_home) {
-                if !at_home {
+            for ((key, _), entered) in found.entries.iter().zip(report.entered) {
+                if entered == Entered::Unsure {
                     world.expect(key);
                 }
             }
@@ -212,15 +213,28 @@ impl Gateway {
             self.mappings.expect(&mapping);
             Some(mapping)
         });
+        let mut opened: Option<(Origin, u64)> = None;
         for ((report, found), mapping) in reports.iter().zip(&found).zip(asked) {
-            if let Some(found) = found {
-                let is_entered = world.adopt(report, found);
-                self.adopt(world, now, *report, found, mapping.filter(|_| is_entered));
+            let Some(found) = found else { continue };
+            let is_entered = world.adopt(report, found);
+            let Some(origin) = self.adopt(world, now, *report, found, mapping.filter(|_| is_entered)) else {
+                continue;
+            };
+            match &mut opened {
+                Some((last, count)) if *last == origin => *count += 1,
+                _ => self.count_opened(opened.replace((origin, 1))),
             }
+        }
+        self.count_opened(opened);
+    }
+
+    fn count_opened(&mut self, opened: Option<(Origin, u64)>) {
+        if let Some((origin, count)) = opened {
+            *self.opened.entry(origin).or_default() += count;
         }
     }
 
-    /// Takes a session that the program has opened into the tables, with the mapping that it has made.
+    /// Takes a session that the program has opened into the tables, with the mapping that it has made. What opened it.
     fn adopt(
         &mut self,
         world: &mut dyn World,
@@ -228,7 +242,7 @@ impl Gateway {
         report: Report,
         found: &Found,
         mapping: Option<Mapping>,
-    ) {
+    ) -> Option<Origin> {
         let slot = report.session;
         let [(original, value), (reply, back)] = found.entries;
         let rewrite = value.rewrite();
@@ -243,7 +257,7 @@ impl Gateway {
             }
             self.mappings.settle(endpoint(&original));
             world.close(slot, &[original, reply]);
-            return;
+            return None;
         };
         self.record_mapping(now, &mapping);
         let origin = Origin::Snat(mapping.rule);
@@ -261,12 +275,12 @@ impl Gateway {
         };
         self.mappings.hold(session.mapping, session_remote(&session));
         self.sessions.adopt(slot, session);
-        *self.opened.entry(origin).or_default() += 1;
         self.record_session(now, slot);
         let is_of_now = |own: &Delegation| own.epoch & 0xffff == u32::from(report.epoch);
         if !self.delegation.as_ref().is_some_and(is_of_now) {
             self.judge_anew(world, now, slot);
         }
+        Some(origin)
     }
 
     /// The mapping that the program has made with a session. `None` if its inside endpoint has another.

@@ -5,7 +5,8 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use nat_common::abi::SessionEvent;
-use nat_common::delegate::{Grant, GrantKey, Report};
+use nat_common::delegate::{Grant, GrantKey};
+use nat_common::report::Report;
 use nat_common::{Direction, FlowKey, FlowValue, activity::Activity, next_hop::NextHop};
 
 use crate::datapath::Found;

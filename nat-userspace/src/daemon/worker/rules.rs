@@ -57,6 +57,8 @@ impl Worker {
         self.drain_events(now);
         let published =
             published.and_then(|()| publish_addresses(&mut self.kernel, &self.gateway, &self.config));
+        // What the program has found meanwhile it has found by the old addresses.
+        self.gateway.end_grants(&mut self.kernel);
         self.transmit(announcements);
         published.map_err(|error| {
             ApiError::new(
