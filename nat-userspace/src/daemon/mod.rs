@@ -87,7 +87,8 @@ pub fn run(options: RunOptions, config: Config) -> anyhow::Result<()> {
     let kernel = Kernel::new(datapath, host)?;
     let mut gateway = Gateway::new(&config, Instant::now(), Random::new());
     if config.limits.delegated > 0 {
-        gateway.delegate(std::rc::Rc::clone(&kernel.datapath.delegation.claims));
+        let epoch = kernel.datapath.epoch()?;
+        gateway.delegate(std::rc::Rc::clone(&kernel.datapath.delegation.claims), epoch);
     }
     let keep = options.keep;
     let checks = Checks::new(post.clone());

@@ -348,6 +348,12 @@ impl Datapath {
         Ok((result.return_value, left.split_off(if is_marked { abi::MARK_LENGTH } else { 0 })))
     }
 
+    /// The epoch in force: an earlier daemon's, which its program may still go by, until there is another.
+    pub fn epoch(&self) -> Result<u32, LoadError> {
+        let settings = self.settings.get(&0, 0).map_err(|source| LoadError::Map { name: "SETTINGS", source });
+        Ok(settings?.epoch)
+    }
+
     /// Makes all grants of former epochs void, and says by what a packet's way is found.
     pub fn set_epoch(&mut self, epoch: u32, by_destination: bool) -> Result<(), LoadError> {
         let of_settings = |source| LoadError::Map { name: "SETTINGS", source };

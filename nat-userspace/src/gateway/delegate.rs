@@ -45,12 +45,12 @@ impl Delegation {
 }
 
 impl Gateway {
-    /// Lets the program open sessions, which claims from these.
-    pub fn delegate(&mut self, claims: Rc<Claims>) {
+    /// Lets the program open sessions, which claims from these, once the epoch that it knows is over.
+    pub fn delegate(&mut self, claims: Rc<Claims>, epoch: u32) {
         self.mappings.share(Rc::clone(&claims));
         self.delegation = Some(Delegation {
             claims,
-            epoch: 0,
+            epoch,
             granted: HashMap::default(),
             paused_until: None,
             early: Vec::new(),

@@ -146,6 +146,8 @@ impl Worker {
         }
         self.let_go_of_others();
         self.kernel.datapath.forget_earlier();
+        // What the program remembers of an earlier daemon's grants ends before it is lent anything.
+        self.gateway.end_grants(&mut self.kernel);
         self.gateway.lend(&mut self.kernel);
         self.transmit(announcements);
         self.checks.follow(&self.config.services);
