@@ -139,7 +139,7 @@ const _: () = assert!(size_of::<KnownRule>() == 64);
 
 impl KnownRule {
     /// Ticks that it is believed for.
-    pub const HOLDS_FOR: u32 = 4;
+    pub const HOLDS_FOR: u32 = KNOWN_FOR;
 
     /// The place of a pair of addresses among a CPU's rules.
     #[inline(always)]

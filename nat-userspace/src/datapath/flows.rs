@@ -34,8 +34,8 @@ pub struct FlowTable {
     asked: [u32; 2],
     /// Segments that have come before others of smaller numbers.
     early: Vec<(Part, u32, MapData)>,
-    /// The least segment that could not be made, while others are still being made.
-    missed: [Option<u32>; 2],
+    /// Whether a segment could not be made, while others are still being made.
+    missed: [bool; 2],
     /// Segments that are being made.
     pending: [u32; 2],
     /// Segments of lines there may be.
@@ -76,7 +76,7 @@ impl FlowTable {
         Ok(Self {
             asked: [number(places.len()), number(segments.len())],
             early: Vec::new(),
-            missed: [None; 2],
+            missed: [false; 2],
             pending: [0; 2],
             index: Index::new(places, level, secret),
             most: capacity(sessions).div_ceil(SEGMENT) + 1,
@@ -325,8 +325,7 @@ impl FlowTable {
                     });
                     if let Err(error) = added {
                         tracing::warn!(%error, ?part, segment = at, "no memory for more sessions");
-                        let missed = &mut self.missed[part as usize];
-                        *missed = Some(missed.map_or(at, |least| least.min(at)));
+                        self.missed[part as usize] = true;
                         self.again = Some(Instant::now() + SHORTAGE);
                     }
                     self.give_up_missed(part);
@@ -338,10 +337,7 @@ impl FlowTable {
     /// Takes those segments that are the next in turn.
     fn add_in_order(&mut self, part: Part) -> io::Result<()> {
         loop {
-            let next = number(match part {
-                Part::Index => self.index.segments(),
-                Part::Lines => self.segments.len(),
-            });
+            let next = self.there(part);
             let Some(found) = self.early.iter().position(|(own, at, _)| (*own, *at) == (part, next)) else {
                 return Ok(());
             };
@@ -356,12 +352,18 @@ impl FlowTable {
     /// After one that could not be made the next would be out of place: once none of them is being made any more, who
     /// waits for them waits no longer, and they are asked for anew. A shortage may pass.
     fn give_up_missed(&mut self, part: Part) {
-        if self.pending[part as usize] == 0
-            && let Some(missed) = self.missed[part as usize].take()
-        {
-            self.asked[part as usize] = missed;
+        if self.pending[part as usize] == 0 && std::mem::take(&mut self.missed[part as usize]) {
+            self.asked[part as usize] = self.there(part);
             self.early.retain(|(own, _, _)| *own != part);
         }
+    }
+
+    /// Segments there are.
+    fn there(&self, part: Part) -> u32 {
+        number(match part {
+            Part::Index => self.index.segments(),
+            Part::Lines => self.segments.len(),
+        })
     }
 }
 
