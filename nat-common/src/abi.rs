@@ -3,7 +3,7 @@
 use crate::vlan::Tags;
 
 /// Grows when maps that are pinned, or the layout of one, change; pins of another version are not taken over.
-pub const VERSION: u32 = 9;
+pub const VERSION: u32 = 10;
 
 /// Name of the XDP program.
 pub const PROGRAM_XDP: &str = "natgw_xdp";

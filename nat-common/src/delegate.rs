@@ -220,6 +220,28 @@ pub trait Word {
     fn exchange(&self, expected: u64, value: u64) -> bool;
 }
 
+impl<W: Word> Word for &W {
+    #[inline(always)]
+    fn load(&self) -> u64 {
+        (*self).load()
+    }
+
+    #[inline(always)]
+    fn set(&self, bits: u64) -> u64 {
+        (*self).set(bits)
+    }
+
+    #[inline(always)]
+    fn keep(&self, bits: u64) {
+        (*self).keep(bits);
+    }
+
+    #[inline(always)]
+    fn exchange(&self, expected: u64, value: u64) -> bool {
+        (*self).exchange(expected, value)
+    }
+}
+
 #[cfg(target_has_atomic = "64")]
 impl Word for core::sync::atomic::AtomicU64 {
     fn load(&self) -> u64 {

@@ -15,6 +15,7 @@ pub mod classify;
 pub mod delegate;
 pub mod flow;
 pub mod frame;
+pub mod held;
 pub mod next_hop;
 pub mod parse;
 pub mod reason;

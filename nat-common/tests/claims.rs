@@ -8,6 +8,7 @@ use loom::sync::{
 };
 use loom::thread;
 use nat_common::delegate::{Cell, Loan, PENDING, Ring, TAKEN, Word, take_port, take_slot};
+use nat_common::held::HeldWords;
 use nat_common::report::{Reports, has_room, read_reports, report};
 
 /// A word whose every access loom orders.
@@ -289,5 +290,44 @@ fn every_report_is_read_once_and_in_order() {
             told >= 2 && read.iter().copied().eq((1..=told).map(|number| [number; 2])),
             "{read:?} of {told}"
         );
+    });
+}
+
+/// The gateway opens a socket and sends from it while the daemon lists sockets, twice: from then on the program knows. One
+/// that was closed is forgotten.
+#[test]
+fn a_port_that_was_sent_from_is_held() {
+    const PORT: u64 = 1 << 5;
+    const CLOSED: u64 = 1 << 6;
+    struct Gateway {
+        held: HeldWords<Explored>,
+        is_open: AtomicBool,
+    }
+    in_every_order("the gateway's packets and the daemon's lists", || {
+        let words = || Explored(AtomicU64::new(CLOSED));
+        let gateway = Arc::new(Gateway {
+            held: HeldWords { listed: words(), sent: words() },
+            is_open: AtomicBool::new(false),
+        });
+        let sender = {
+            let gateway = Arc::clone(&gateway);
+            thread::spawn(move || {
+                // A swap, as in the kernel, whose tables have locks.
+                gateway.is_open.swap(true, AcqRel);
+                for _ in 0..2 {
+                    gateway.held.mark(PORT);
+                    assert!(gateway.held.has(PORT));
+                }
+            })
+        };
+        for _ in 0..2 {
+            gateway.held.begin();
+            let is_open = gateway.is_open.fetch_or(false, AcqRel);
+            gateway.held.renew(if is_open { PORT } else { 0 });
+        }
+        sender.join().unwrap();
+        assert!(gateway.held.has(PORT) && !gateway.held.has(CLOSED));
+        gateway.held.begin();
+        assert!(gateway.held.has(PORT), "while it is listed anew");
     });
 }

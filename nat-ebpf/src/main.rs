@@ -207,7 +207,7 @@ fn serve_skb(ctx: &TcContext, interface: &Interface, marked: bool) -> Finished<i
 }
 
 /// Egress of outside interfaces, before the wire: the gateway's own packet from a port that a client has
-/// to the same remote ends here. Its answer would be the client's (behaviour LOC-03).
+/// to the same remote ends here. Its answer would be the client's (behaviour LOC-03). Of the others the port is noted.
 #[classifier]
 pub fn natgw_own(ctx: TcContext) -> i32 {
     // SAFETY: a tc program is always given a valid context.
@@ -220,7 +220,7 @@ pub fn natgw_own(ctx: TcContext) -> i32 {
         return TC_ACT_OK;
     }
     let Some(interface) = maps::interface(ifindex) else { return TC_ACT_OK };
-    if skb::answer_is_taken(&ctx, realm(interface)) {
+    if skb::leave(&ctx, realm(interface)) {
         count(Reason::DropOwnClash);
         return TC_ACT_SHOT;
     }

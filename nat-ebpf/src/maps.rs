@@ -18,6 +18,7 @@ use nat_common::{
     },
     classify::RuleSet,
     delegate::{CELL_WORDS, CPUS, GRANTS, Grant, GrantKey, LentSlots, PORT_TABLES, TakenPorts},
+    held::{self, HeldPorts},
     next_hop::NextHop,
     reason::REASONS,
     search::{Index, Search},
@@ -136,6 +137,10 @@ static SLOTS: Array<LentSlots> = Array::with_max_entries(CPUS, MMAPABLE);
 /// operations.
 #[map]
 static PORTS: Array<TakenPorts> = Array::with_max_entries(PORT_TABLES, MMAPABLE);
+
+/// Of TCP, of UDP → ports that sockets of the gateway may hold. Written by both, as memory, by atomic operations.
+#[map]
+static HELD: Array<HeldPorts> = Array::with_max_entries(held::TABLES, MMAPABLE);
 
 /// One entry: 1 while the daemon sleeps and no report has woken it. Written by both, as memory, by atomic operations.
 #[map]
@@ -302,6 +307,12 @@ pub fn grant(address: u32, rule: u32) -> Option<&'static Grant> {
 #[inline(always)]
 pub fn ports(table: u16) -> Option<*mut TakenPorts> {
     if table == 0 { None } else { PORTS.get_ptr_mut(u32::from(table)) }
+}
+
+/// Ports of a protocol that sockets of the gateway may hold.
+#[inline(always)]
+pub fn held(protocol: u8) -> Option<*mut HeldPorts> {
+    HELD.get_ptr_mut(held::table(protocol))
 }
 
 /// The slots lent to a CPU.

@@ -79,7 +79,10 @@ pub fn open(ctx: &XdpContext, interface: &Interface, settings: &Settings, parsed
         // Another place than was asked for already.
         touch_place(opening.reply.words());
     }
-    if grant.flags & Grant::ABSENT == 0 && sockets::taker(ctx, &opening.reply) != Taker::Nobody {
+    if grant.flags & Grant::ABSENT == 0
+        && sockets::may_hold(key.protocol, port)
+        && sockets::taker(ctx, &opening.reply) != Taker::Nobody
+    {
         return EMPTY;
     }
     if !report::has_room(&Lent(lent)) {

@@ -26,7 +26,8 @@ use nat_common::{
 };
 
 use crate::{
-    count::count, flow, frame::PacketFrame, is_for, is_ipv4, maps, relay, stateless, trace::Finished, vlan,
+    count::count, flow, frame::PacketFrame, is_for, is_ipv4, maps, relay, sockets, stateless,
+    trace::Finished, vlan,
 };
 
 /// Enough linear bytes for Ethernet, IPv4 without options and TCP.
@@ -97,9 +98,9 @@ fn sent(finished: Option<Finished<i32>>) -> Finished<i32> {
     })
 }
 
-/// Whether the answer to a packet that is about to leave is a client's.
+/// Takes note of the port that the gateway is about to send from. Whether the answer would be a client's.
 #[inline(always)]
-pub fn answer_is_taken(ctx: &TcContext, realm: u16) -> bool {
+pub fn leave(ctx: &TcContext, realm: u16) -> bool {
     let frame = PacketFrame::of_tc(ctx);
     if !is_ipv4(&frame) {
         return false;
@@ -108,6 +109,10 @@ pub fn answer_is_taken(ctx: &TcContext, realm: u16) -> bool {
     let Ok(parsed) = parse_ipv4(&whole, ETHERNET, realm) else { return false };
     if parsed.kind != Kind::Ported {
         return false;
+    }
+    if matches!(parsed.key.protocol, wire::TCP | wire::UDP) {
+        // Before it is asked who has the answer: whoever opens a session meanwhile sees one or the other.
+        sockets::mark(parsed.key.protocol, u32::from(u16::from_be(parsed.key.source_port)));
     }
     let realm = if realm == Realm::Inside as u16 { Realm::Inside } else { Realm::Outside };
     maps::flow(&parsed.key.reversed(realm)).is_some_and(|flow| flow.value().action == Action::Translate as u8)

@@ -4,10 +4,16 @@
 
 use aya_ebpf::{
     bindings::{bpf_sock_tuple, bpf_sock_tuple__bindgen_ty_1, bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1},
-    helpers::generated::{bpf_sk_lookup_udp, bpf_sk_release, bpf_skc_lookup_tcp},
+    helpers::generated::{bpf_jiffies64, bpf_sk_lookup_udp, bpf_sk_release, bpf_skc_lookup_tcp},
     programs::XdpContext,
 };
-use nat_common::{FlowKey, wire};
+use nat_common::{
+    FlowKey,
+    held::{self, HeldPorts, HeldWords},
+    wire,
+};
+
+use crate::{atomic::Shared, maps};
 
 /// `BPF_F_CURRENT_NETNS`: the namespace of the device.
 const CURRENT_NETNS: u64 = u64::MAX;
@@ -56,4 +62,40 @@ pub fn taker(ctx: &XdpContext, key: &FlowKey) -> Taker {
         bpf_sk_release(socket.cast());
         if is_service { Taker::Service } else { Taker::Connection }
     }
+}
+
+/// Whether a socket of the gateway may hold a port (host byte order): no, if the daemon has listed them a moment ago and it
+/// was not there, nor was sent from since.
+#[inline(always)]
+pub fn may_hold(protocol: u8, port: u32) -> bool {
+    let Some(ports) = maps::held(protocol) else { return true };
+    // SAFETY: a live word of a map, which the daemon writes as a whole; the helper has no preconditions.
+    let is_listed = unsafe { held::holds((&raw const (*ports).until).read_volatile(), bpf_jiffies64()) };
+    let (held, bit) = held(ports, port);
+    !is_listed || held.has(bit)
+}
+
+/// The gateway itself sends from a port (host byte order).
+#[inline(always)]
+pub fn mark(protocol: u8, port: u32) {
+    let Some(ports) = maps::held(protocol) else { return };
+    let (held, bit) = held(ports, port);
+    held.mark(bit);
+}
+
+/// The words of a port, and its bit there.
+#[inline(always)]
+fn held(ports: *mut HeldPorts, port: u32) -> (HeldWords<Shared>, u64) {
+    // The compiler knows that a port has 16 bits and leaves the mask out, the verifier does not: read like this, neither.
+    // SAFETY: a live variable.
+    let port = unsafe { (&raw const port).read_volatile() };
+    let at = (port >> 6 & (held::WORDS - 1)) as usize;
+    // SAFETY: one of the table's words of either kind, aligned, which everybody writes by atomic operations.
+    let held = unsafe {
+        HeldWords {
+            listed: Shared::new((&raw mut (*ports).listed).cast::<u64>().add(at)),
+            sent: Shared::new((&raw mut (*ports).sent).cast::<u64>().add(at)),
+        }
+    };
+    (held, 1 << (port & 63))
 }

@@ -166,6 +166,41 @@ fn a_socket_of_the_gateway_keeps_its_port() {
     assert_ne!(source(&stage.crosses(&stage.udp("192.168.1.10:40000", SERVER))), "203.0.113.1:40000");
 }
 
+/// LOC-03 and LOC-04 while so many sessions are opened that the program goes by the daemon's list of sockets.
+#[test]
+fn no_port_of_the_gateways_own_is_given_away_in_a_flood() {
+    const ATTEMPTS: u16 = 30;
+    const FLOOD: u16 = 1500;
+    let stage = known(gateway::STANDARD);
+    let bind = |port: u16| {
+        stage.lab.gateway.within(|| std::net::UdpSocket::bind(("203.0.113.1", port)).expect("bind"))
+    };
+    let _services: Vec<_> = (0..ATTEMPTS).map(|number| bind(60_000 + number)).collect();
+    let mut given = Vec::new();
+    for number in 0..ATTEMPTS {
+        for flow in 0..FLOOD {
+            let inside = format!("192.168.1.10:{}", 1024 + number * FLOOD + flow);
+            stage.a.send(&stage.udp(&inside, OTHER));
+        }
+        stage.s2.clear();
+        // One that no list can have yet.
+        let own = 50_000 + number;
+        if given.contains(&format!("203.0.113.1:{own}")) {
+            // To the same server: a client was first.
+            continue;
+        }
+        let payload = format!("own {own}");
+        let socket = bind(own);
+        socket.send_to(payload.as_bytes(), SERVER).expect("send");
+        stage.s1.expect_payload(&payload);
+        for held in [own, 60_000 + number] {
+            let mapped = source(&stage.crosses(&stage.udp(&format!("192.168.1.10:{held}"), SERVER)));
+            assert_ne!(mapped, format!("203.0.113.1:{held}"));
+            given.push(mapped);
+        }
+    }
+}
+
 /// TMU-08 of a session that the program opened, and of the next.
 #[test]
 fn a_port_that_rests_is_its_last_holders() {

@@ -13,12 +13,10 @@ use nat_common::{Direction, FlowKey, FlowValue, wire};
 
 use crate::datapath::{Datapath, Found, LoadError, ticks};
 use crate::gateway::{World, address};
-use crate::host::{BoundPorts, Host, Route, RouteError, RouteQuery, bound_ports};
+use crate::host::{Host, Route, RouteError, RouteQuery};
 
-/// How old what is known of the gateway's own sockets may be when a port is given out.
-const SOCKETS_EVERY: Duration = Duration::from_millis(5);
-/// Reading them takes at most one part in so many of the time.
-const SOCKETS_SHARE: u32 = 20;
+use super::sockets::Sockets;
+
 /// How often a neighbour is asked for.
 const RESOLVE_EVERY: Duration = Duration::from_millis(200);
 /// How often the kernel's clock is read at most.
@@ -55,12 +53,14 @@ impl Kernel {
     pub fn new(datapath: Datapath, host: Host) -> Result<Self, LoadError> {
         let jiffies = datapath.jiffies()?;
         let now = Instant::now();
+        let sockets =
+            [wire::TCP, wire::UDP].map(|protocol| Sockets::read(protocol, &datapath.delegation.listing));
         let mut kernel = Self {
             datapath,
             host,
             locals: HashSet::default(),
             asked: HashMap::default(),
-            sockets: [wire::TCP, wire::UDP].map(Sockets::read),
+            sockets,
             clock_read: now,
             jiffies,
             too_big: Vec::new(),
@@ -85,6 +85,9 @@ impl Kernel {
                 self.rate = nearest_rate(self.jiffies - self.first.1, elapsed);
             }
         }
+        for sockets in &mut self.sockets {
+            sockets.renew(&self.datapath.delegation.listing, now, self.jiffies, self.rate);
+        }
     }
 
     /// Brings the set of the gateway's addresses up to date.
@@ -99,38 +102,7 @@ impl Kernel {
 
     /// Ports that sockets of the gateway hold: protocol, address (0.0.0.0 for all), port.
     pub fn bound(&self) -> impl Iterator<Item = (u8, Ipv4Addr, u16)> {
-        self.sockets.iter().flat_map(|Sockets { protocol, bound, .. }| {
-            bound.iter().map(|(own, port)| (*protocol, own, port))
-        })
-    }
-}
-
-/// What is known of the gateway's own sockets of a protocol.
-struct Sockets {
-    protocol: u8,
-    bound: BoundPorts,
-    read: Instant,
-    /// How old it may be.
-    every: Duration,
-}
-
-impl Sockets {
-    /// Those there are now.
-    fn read(protocol: u8) -> Self {
-        let mut sockets =
-            Self { protocol, bound: BoundPorts::default(), read: Instant::now(), every: SOCKETS_EVERY };
-        sockets.read_again();
-        sockets
-    }
-
-    fn read_again(&mut self) {
-        let begun = Instant::now();
-        match bound_ports(self.protocol) {
-            Ok(bound) => self.bound = bound,
-            Err(error) => tracing::warn!(%error, "the gateway's own sockets cannot be read"),
-        }
-        self.read = Instant::now();
-        self.every = SOCKETS_EVERY.max((self.read - begun) * SOCKETS_SHARE);
+        self.sockets.iter().flat_map(Sockets::bound)
     }
 }
 
@@ -186,6 +158,8 @@ impl World for Kernel {
     }
 
     fn adopt(&mut self, report: &Report, found: &Found) -> bool {
+        let protocol = found.entries[0].0.protocol;
+        self.sockets.iter_mut().for_each(|sockets| sockets.note_opened(protocol));
         self.datapath.flows.adopt(report, found)
     }
 
@@ -281,19 +255,16 @@ impl World for Kernel {
     }
 
     fn read_bound(&mut self, protocol: u8) -> bool {
-        let Some(sockets) = self.sockets.iter_mut().find(|sockets| sockets.protocol == protocol) else {
+        let Some(sockets) = self.sockets.iter_mut().find(|sockets| sockets.protocol() == protocol) else {
             return true;
         };
-        let outdated = sockets.read.elapsed() >= sockets.every;
-        if outdated {
-            sockets.read_again();
-        }
-        outdated
+        sockets.refresh(&self.datapath.delegation.listing, self.jiffies)
     }
 
     fn is_bound(&self, protocol: u8, own: u32, port: u16) -> bool {
-        let mut sockets = self.sockets.iter().filter(|sockets| sockets.protocol == protocol);
-        sockets.any(|sockets| sockets.bound.contains(address(own), u16::from_be(port)))
+        let listing = &self.datapath.delegation.listing;
+        let mut sockets = self.sockets.iter().filter(|sockets| sockets.protocol() == protocol);
+        sockets.any(|sockets| sockets.has(listing, address(own), u16::from_be(port)))
     }
 }
 

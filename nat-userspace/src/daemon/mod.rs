@@ -10,6 +10,7 @@ mod kernel;
 pub(crate) mod preflight;
 mod report;
 mod services;
+mod sockets;
 mod supervisor;
 mod top;
 mod tracing_clients;

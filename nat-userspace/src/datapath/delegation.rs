@@ -6,6 +6,7 @@ use aya::maps::{HashMap, MapData};
 use nat_common::delegate::{Grant, GrantKey};
 
 use super::claims::Claims;
+use super::held::Listing;
 use super::lender::Lender;
 
 /// The daemon's side of it.
@@ -14,6 +15,8 @@ pub struct Delegation {
     pub claims: Rc<Claims>,
     /// Slots lent.
     pub lender: Lender,
+    /// Ports that sockets hold.
+    pub listing: Listing,
     pub(super) granted: HashMap<MapData, GrantKey, Grant>,
 }
 

@@ -24,6 +24,7 @@ use super::claims::Claims;
 use super::delegation::Delegation;
 use super::flows::FlowTable;
 use super::grace::{MAKERS, Maps, Segments};
+use super::held::Listing;
 use super::lender::Lender;
 use super::mapped::Mapped;
 use super::migrate::Earlier;
@@ -36,7 +37,7 @@ pub(super) const MMAPABLE: u32 = 1 << 10;
 pub(super) static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/natgw-ebpf"));
 
 /// Maps that outlive the daemon: all that a program and it share.
-pub(super) const PINNED: [&str; 24] = [
+pub(super) const PINNED: [&str; 25] = [
     "INDEX",
     "LEVEL",
     "LINES",
@@ -56,6 +57,7 @@ pub(super) const PINNED: [&str; 24] = [
     "GRANTED",
     "SLOTS",
     "SLEEP",
+    "HELD",
     "PORTS",
     "CELLS",
     "VLANS",
@@ -280,8 +282,12 @@ impl Datapath {
         }
         let claims =
             Claims::new(memory(&ebpf, "CELLS", CELL_WORDS)?, memory(&ebpf, "PORTS", PORT_TABLES)?, secret);
-        let mut delegation =
-            Delegation { claims: Rc::new(claims), lender, granted: typed(&mut ebpf, "GRANTED")? };
+        let mut delegation = Delegation {
+            claims: Rc::new(claims),
+            lender,
+            listing: Listing::new(memory(&ebpf, "HELD", Listing::WORDS)?),
+            granted: typed(&mut ebpf, "GRANTED")?,
+        };
         delegation.forget(|_| true);
         super::layout::Layout::describe(&pins)?;
         if let Some(earlier) = moves_in {
