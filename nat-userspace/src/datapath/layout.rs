@@ -196,14 +196,14 @@ mod tests {
 
     /// Whoever changes this changes what is pinned: [`nat_common::abi::VERSION`] has to grow with it.
     #[test]
-    fn the_layout_of_version_9() {
+    fn the_layout_of_version_10() {
         let places = Layout::OWN.0.map(|Place { at, width }| (at, width));
         let table = [(MAGIC, 1), (26, 4), (64, 128)];
         let key = [(0, 4), (4, 4), (8, 2), (10, 2), (12, 1), (13, 1), (14, 2)];
         let value = [(16, 4), (20, 4), (24, 2), (26, 2), (34, 1)];
         let line = [(36, 2), (40, 8), (48, 8), (56, 4), (60, 4), (38, 1)];
         assert_eq!(places.to_vec(), [&table[..], &key, &value, &line].concat());
-        assert_eq!(nat_common::abi::VERSION, 9);
+        assert_eq!(nat_common::abi::VERSION, 10);
         assert!(Layout::OWN.can_be_read());
     }
 
