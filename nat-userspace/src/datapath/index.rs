@@ -25,8 +25,8 @@ const CROWDED: u64 = 2;
 const AMPLE: u32 = 1 << 20;
 
 /// Below this a level grows to four times its size at once, which carries a third of the entries. Not above it, where
-/// places are what a session's memory is.
-const LARGE: u32 = 1 << 20;
+/// places are what a CPU's caches have to hold and what a session's memory is.
+const LARGE: u32 = 1 << 18;
 
 /// Below this the first segment has room for the next level.
 const SMALL: u32 = PLACES / 8;
