@@ -66,7 +66,7 @@ impl Gateway {
             .iter()
             .filter(|(_, session)| {
                 session.origin != Origin::Bypass
-                    && (session.reply.destination == own
+                    && (session.key(Direction::Reply).destination == own
                         || session.original.destination == own
                         || (session.carriage == Carriage::Tunnelled && session.rewrite.source == own))
             })
@@ -332,7 +332,7 @@ impl Gateway {
             Origin::Bypass => None,
             Origin::Snat(_) => by_rule(&session.original, session.rewrite.source).map(Origin::Snat),
             Origin::Inbound(_) if session.mapping == NO_MAPPING => None,
-            Origin::Inbound(_) => by_rule(&session.reply, session.original.destination).map(Origin::Inbound),
+            Origin::Inbound(_) => by_rule(&session.key(Direction::Reply), session.original.destination).map(Origin::Inbound),
             Origin::Forward(_) => self
                 .rules
                 .forward(&session.original, |name, wanted| {

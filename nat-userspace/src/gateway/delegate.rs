@@ -264,13 +264,13 @@ impl Gateway {
         let session = Session {
             original,
             rewrite,
-            reply,
             mapping: self.mappings.adopt(mapping),
             next_hops: [value.next_hop, back.next_hop],
             carriage: Carriage::Translated,
             armed: self.wheel.arm(slot, now + self.first_timeout(&original)),
             opened: self.age(now),
             origin,
+            answers: Realm::Outside,
             reply_refreshes: original.protocol == wire::TCP,
         };
         self.mappings.hold(session.mapping, session_remote(&session));

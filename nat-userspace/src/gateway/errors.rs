@@ -105,7 +105,7 @@ impl Gateway {
             return Outcome::Drop(Reason::DropTtl);
         }
         let caused_by = if direction == Direction::Original { Direction::Reply } else { Direction::Original };
-        let before = *session.key(caused_by);
+        let before = session.key(caused_by);
         let rewritten = session.rewritten(direction);
         // Errors about an outside remote must come from the side they claim to be about; errors
         // from inside are hidden behind the session's external address (RFC 5508 REQ-5).

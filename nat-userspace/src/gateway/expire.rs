@@ -156,7 +156,7 @@ impl Gateway {
         if let Some((position, server)) = session.server() {
             self.services.ended(position, server, &world.activity(slot));
         }
-        world.close(slot, &[session.original, session.reply]);
+        world.close(slot, &session.keys());
         self.let_go(now, &session);
     }
 

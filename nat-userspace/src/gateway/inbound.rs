@@ -105,16 +105,13 @@ impl Gateway {
         let session = Session {
             original: *key,
             rewrite,
-            reply: match target.carriage {
-                Carriage::Translated => Session::reply_key(key, &rewrite, egress.realm()),
-                Carriage::Direct | Carriage::Tunnelled => key.reversed(egress.realm()),
-            },
             mapping: target.mapping,
             next_hops,
             carriage: target.carriage,
             armed: 0,
             opened: 0,
             origin: target.origin,
+            answers: egress.realm(),
             reply_refreshes: true,
         };
         self.enter(world, now, session).ok_or_else(|| {

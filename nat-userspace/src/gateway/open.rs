@@ -154,17 +154,16 @@ impl Gateway {
         };
         let out = self.next_hops.slot(world, egress, route.neighbour(address(key.destination)), route.mtu);
         let back = self.way_back(world, ingress, key.source);
-        let reply = Session::reply_key(key, &rewrite, egress.realm());
         let session = Session {
             original: *key,
             rewrite,
-            reply,
             mapping,
             next_hops: [out, back],
             carriage: Carriage::Translated,
             armed: 0,
             opened: 0,
             origin: Origin::Snat(position),
+            answers: egress.realm(),
             reply_refreshes: key.protocol == wire::TCP,
         };
         let granted = session.clone();
@@ -341,7 +340,7 @@ impl Gateway {
         let (mapping, remote) = (session.mapping, session_remote(&session));
         let timeout = self.first_timeout(&session.original);
         let origin = session.origin;
-        if world.find(&session.original).is_some() || world.find(&session.reply).is_some() {
+        if session.keys().iter().any(|key| world.find(key).is_some()) {
             return None;
         }
         session.opened = self.age(now);
@@ -372,17 +371,17 @@ impl Gateway {
         let session = Session {
             original: *key,
             rewrite,
-            reply: key.reversed(back),
             mapping: NO_MAPPING,
             next_hops: [next_hops::UNKNOWN; 2],
             carriage: Carriage::Translated,
             armed: 0,
             opened: 0,
             origin: Origin::Bypass,
+            answers: back,
             reply_refreshes: true,
         };
         // Answered, it would pass for an answer to what a forward carries (behaviour PFW-07).
-        if world.find(&session.reply).is_some() {
+        if world.find(&session.key(Direction::Reply)).is_some() {
             return Err(Refusal::Silent(Reason::DropUninvited));
         }
         // A full table only costs the memory of the judgement.

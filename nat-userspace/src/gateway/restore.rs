@@ -5,7 +5,7 @@ use crate::hash::HashSet;
 use std::sync::Arc;
 use std::time::Instant;
 
-use nat_common::Realm;
+use nat_common::{Direction, Realm};
 use nat_common::flow::{Action, Query};
 
 use super::Gateway;
@@ -86,18 +86,9 @@ impl Gateway {
             tunnel if tunnel == Action::Tunnel as u8 => Carriage::Tunnelled,
             _ => Carriage::Translated,
         };
-        let answers = if carriage.is_relay() {
-            original.reversed(realm)
-        } else {
-            Session::reply_key(&original, &rewrite, realm)
-        };
-        if answers != reply {
-            return None;
-        }
         let session = Session {
             original,
             rewrite,
-            reply,
             mapping: NO_MAPPING,
             // The earlier daemon's, until the way is looked up.
             next_hops: [value.next_hop, back.next_hop],
@@ -105,8 +96,12 @@ impl Gateway {
             armed: 0,
             opened: 0,
             origin,
+            answers: realm,
             reply_refreshes: !matches!(origin, Origin::Snat(_)) || original.protocol == nat_common::wire::TCP,
         };
+        if session.key(Direction::Reply) != reply {
+            return None;
+        }
         let mapping = match origin {
             Origin::Snat(position) => self.restore_mapping(&session, position)?,
             Origin::Inbound(_) => {

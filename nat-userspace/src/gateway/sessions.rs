@@ -13,7 +13,7 @@ use crate::datapath::capacity;
 /// No mapping: the session of a forward.
 pub const NO_MAPPING: u32 = u32::MAX;
 
-const _: () = assert!(size_of::<Option<Session>>() <= 72, "there are millions of them");
+const _: () = assert!(size_of::<Option<Session>>() <= 56, "there are millions of them");
 
 /// A session.
 #[derive(Clone, Debug)]
@@ -22,8 +22,6 @@ pub struct Session {
     pub original: FlowKey,
     /// What its first packet became. Where it was relayed: from the tunnel's end or itself, to the server.
     pub rewrite: Rewrite,
-    /// The key of packets that come back.
-    pub reply: FlowKey,
     /// The mapping that owns its external port, or `NO_MAPPING`.
     pub mapping: u32,
     /// Next hop of each direction.
@@ -36,6 +34,8 @@ pub struct Session {
     pub origin: Origin,
     /// How packets of its original direction travel on.
     pub carriage: Carriage,
+    /// The side that packets come back from.
+    pub answers: Realm,
     /// Whether packets of the reply direction keep it alive.
     pub reply_refreshes: bool,
 }
@@ -92,11 +92,18 @@ pub enum Origin {
 
 impl Session {
     /// The key of packets of a direction as they arrive.
-    pub fn key(&self, direction: Direction) -> &FlowKey {
+    pub fn key(&self, direction: Direction) -> FlowKey {
         match direction {
-            Direction::Original => &self.original,
-            Direction::Reply => &self.reply,
+            Direction::Original => self.original,
+            // A server that packets are relayed to answers from the address they were sent to.
+            Direction::Reply if self.carriage.is_relay() => self.original.reversed(self.answers),
+            Direction::Reply => Self::reply_key(&self.original, &self.rewrite, self.answers),
         }
+    }
+
+    /// Both keys.
+    pub fn keys(&self) -> [FlowKey; 2] {
+        Direction::BOTH.map(|direction| self.key(direction))
     }
 
     /// What packets of a direction become.
@@ -172,7 +179,7 @@ impl Session {
         if action != Action::Translate {
             return FlowValue::relay(action, &self.rewrite, hop);
         }
-        FlowValue::translate(self.key(direction), &self.rewritten(direction), hop)
+        FlowValue::translate(&self.key(direction), &self.rewritten(direction), hop)
     }
 
     /// The state of a TCP session.
@@ -186,7 +193,7 @@ impl Session {
 
     /// Both entries.
     pub fn entries(&self) -> [(FlowKey, FlowValue); 2] {
-        Direction::BOTH.map(|direction| (*self.key(direction), self.value(direction)))
+        Direction::BOTH.map(|direction| (self.key(direction), self.value(direction)))
     }
 
     /// The key under which packets of `rewrite`, turned round, arrive on `realm`.

@@ -158,13 +158,13 @@ impl Gateway {
         let session = Session {
             original: key,
             rewrite,
-            reply: Session::reply_key(&key, &rewrite, egress.realm()),
             mapping: NO_MAPPING,
             next_hops,
             carriage: Carriage::Translated,
             armed: 0,
             opened: 0,
             origin: Origin::Static(position),
+            answers: egress.realm(),
             reply_refreshes: true,
         };
         match self.enter(world, now, session) {
