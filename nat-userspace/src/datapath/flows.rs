@@ -2,6 +2,7 @@
 
 use crate::hash::HashSet;
 use std::io;
+use std::os::fd::AsFd as _;
 use std::time::{Duration, Instant};
 
 use aya::maps::{MapData, MapError};
@@ -38,6 +39,9 @@ pub struct FlowTable {
     missed: [bool; 2],
     /// Segments that are being made.
     pending: [u32; 2],
+    /// The first segment of the index, and whether another is being let go for it.
+    first: MapData,
+    lets_go: bool,
     /// Segments of lines there may be.
     most: u32,
     /// How many there were when more were asked for last, and when that was.
@@ -69,16 +73,19 @@ impl FlowTable {
         sessions: u32,
         secret: Secret,
     ) -> Result<Self, LoadError> {
-        let (places, _) = there(maps, Part::Index, PLACES)?;
+        let (places, first_of_index) = there(maps, Part::Index, PLACES)?;
         let (segments, first) = there(maps, Part::Lines, SEGMENT)?;
-        let grace =
-            Grace::new(for_grace, first).map_err(|source| LoadError::Memory { name: "LINES", source })?;
+        let again = handle(&first_of_index).map_err(|source| LoadError::Map { name: "INDEX", source })?;
+        let grace = Grace::new(for_grace, first, again)
+            .map_err(|source| LoadError::Memory { name: "LINES", source })?;
         Ok(Self {
             asked: [number(places.len()), number(segments.len())],
             early: Vec::new(),
             missed: [false; 2],
             pending: [0; 2],
             index: Index::new(places, level, secret),
+            first: first_of_index,
+            lets_go: false,
             most: capacity(sessions).div_ceil(SEGMENT) + 1,
             grown: (0, Instant::now()),
             segments,
@@ -314,9 +321,22 @@ impl FlowTable {
         if !self.is_short() {
             self.ask(Part::Index, self.index.wants());
         }
+        if let Some(outgrown) = self.index.outgrown().filter(|_| !self.lets_go) {
+            self.lets_go = true;
+            self.grace.let_go(outgrown);
+        }
         while let Some(answer) = self.grace.answer() {
             match answer {
                 Answer::Passed(sessions) => self.released.extend(sessions),
+                Answer::LetGo(segment, result) => {
+                    self.lets_go = false;
+                    let memory = result.map_err(io::Error::other);
+                    let memory = memory.and_then(|()| Mapped::new(self.first.fd(), PLACES));
+                    if let Err(error) = &memory {
+                        tracing::debug!(%error, segment, "the memory of a level of the index stays");
+                    }
+                    self.index.let_go(memory.ok());
+                }
                 Answer::Made(part, at, made) => {
                     self.pending[part as usize] -= 1;
                     let added = made.map_err(io::Error::other).and_then(|map| {
@@ -365,6 +385,16 @@ impl FlowTable {
             Part::Lines => self.segments.len(),
         })
     }
+}
+
+/// Another handle of a map.
+fn handle(map: &MapData) -> Result<MapData, MapError> {
+    let handle = map
+        .fd()
+        .as_fd()
+        .try_clone_to_owned()
+        .map_err(|io_error| MapError::SyscallError(aya::sys::SyscallError { call: "fcntl", io_error }))?;
+    MapData::from_fd(handle)
 }
 
 /// The segments of a map that are there, or the first one; and the first one's map.

@@ -38,6 +38,8 @@ enum Request {
     Pass(Vec<u32>),
     /// To make the segment with this number.
     Make(Part, u32),
+    /// To let go of this segment of the index, and put the first one in its place.
+    LetGo(u32),
 }
 
 /// What the threads answer.
@@ -46,6 +48,8 @@ pub(super) enum Answer {
     Passed(Vec<u32>),
     /// A segment is there, or could not be made.
     Made(Part, u32, Result<MapData, MapError>),
+    /// A segment of the index is no program's any more, or could not be let go.
+    LetGo(u32, Result<(), MapError>),
 }
 
 /// The threads that wait: several, because each segment has its maker wait, and many can wait for the same grace period.
@@ -60,16 +64,18 @@ pub(super) struct Grace {
 }
 
 impl Grace {
-    /// A thread for each of these handles of the maps of segments. The first has that of the first segment of lines as
-    /// well: asking for it by its number would want a capability that is dropped soon.
-    pub(super) fn new(handles: Vec<Maps>, first: MapData) -> std::io::Result<Self> {
+    /// A thread for each of these handles of the maps of segments. One of them has that of the first segment of lines as
+    /// well, another one that of the index: asking for them by number would want a capability that is dropped soon.
+    pub(super) fn new(handles: Vec<Maps>, lines: MapData, index: MapData) -> std::io::Result<Self> {
         let (outbox, answers) = channel();
         let mut requests = Vec::new();
-        let mut first = Some(first);
-        for mut maps in handles {
+        let (mut lines, mut index) = (Some(lines), Some(index));
+        let last = handles.len().saturating_sub(1);
+        for (number, mut maps) in handles.into_iter().enumerate() {
             let (requested, inbox) = channel();
             requests.push(requested);
-            let (outbox, first) = (outbox.clone(), first.take());
+            let outbox = outbox.clone();
+            let (first, index) = (lines.take(), if number == last { index.take() } else { None });
             thread::Builder::new().name("grace".to_owned()).spawn(move || {
                 privileges::drop_others();
                 for request in inbox {
@@ -81,6 +87,10 @@ impl Grace {
                             Answer::Passed(sessions)
                         }
                         Request::Make(part, number) => Answer::Made(part, number, maps.make(part, number)),
+                        Request::LetGo(number) => {
+                            let first = index.as_ref().ok_or(MapError::KeyNotFound);
+                            Answer::LetGo(number, first.and_then(|first| maps.index.set(number, first, 0)))
+                        }
                     };
                     if outbox.send(answer).is_err() {
                         return;
@@ -101,6 +111,13 @@ impl Grace {
         // The thread ends with this end of the channel, not before.
         let maker = &self.requests[(number as usize + part as usize) % self.requests.len()];
         let _ = maker.send(Request::Make(part, number));
+    }
+
+    /// Asks to let go of a segment of the index.
+    pub(super) fn let_go(&self, number: u32) {
+        if let Some(last) = self.requests.last() {
+            let _ = last.send(Request::LetGo(number));
+        }
     }
 
     /// Waits for programs that run now.

@@ -81,6 +81,8 @@ pub(super) struct Index<S = Mapped<u32>, W = Mapped<u64>> {
     carried: Option<u32>,
     /// Lines that are in the level in force.
     there: Lines,
+    /// Segments below this are of levels that were left, and were let go, but for the first.
+    kept: u32,
     /// An earlier daemon may have begun to fill levels beyond the one in force.
     is_inherited: bool,
     secret: Secret,
@@ -92,7 +94,8 @@ impl<S: Places, W: Memory<u64>> Index<S, W> {
         let level = table::level_of(in_force.load(0));
         let there = Lines::default();
         let is_inherited = level != 0;
-        let mut index = Self { segments, in_force, level: 0, carried: None, there, is_inherited, secret };
+        let mut index =
+            Self { segments, in_force, level: 0, carried: None, there, kept: 1, is_inherited, secret };
         index.put_in_force(if is_inherited { level } else { table::FIRST_LEVEL });
         index.there = index.lines().collect();
         index
@@ -109,6 +112,21 @@ impl<S: Places, W: Memory<u64>> Index<S, W> {
     /// Takes the next segment.
     pub(super) fn add(&mut self, segment: S) {
         self.segments.push(segment);
+    }
+
+    /// A segment that is of no level any more, if there is one. The first never is: it is small levels' and stands in for
+    /// the others, so that those who take the table over find no gap.
+    pub(super) fn outgrown(&self) -> Option<u32> {
+        (self.kept < self.level / PLACES).then_some(self.kept)
+    }
+
+    /// The segment that was outgrown is let go; the first one's memory is in its place, if it could be had.
+    pub(super) fn let_go(&mut self, first: Option<S>) {
+        let place = self.segments.get_mut(self.kept as usize);
+        if let (Some(place), Some(first)) = (place, first) {
+            *place = first;
+        }
+        self.kept += 1;
     }
 
     /// Segments there are.

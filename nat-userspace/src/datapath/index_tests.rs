@@ -81,6 +81,28 @@ fn a_level_that_waits_for_a_segment_is_not_full_before_it_comes() {
     assert!(index.level > PLACES, "it has waited more than once: {}", index.level);
 }
 
+/// Levels that were left are not kept: their segments go, each once, and nothing is missed.
+#[test]
+fn segments_of_levels_that_were_left_are_let_go() {
+    let mut index = index();
+    let mut gone = Vec::new();
+    for line in 2..500_002 {
+        assert!(index.insert(&key(line), line, key));
+        while index.wants() as usize > index.segments() {
+            index.add(memory(PLACES));
+        }
+        while let Some(segment) = index.outgrown() {
+            assert!((segment + 1) * PLACES <= index.level, "segment {segment} at level {}", index.level);
+            gone.push(segment);
+            // What whoever reads there meanwhile finds is other lines.
+            index.let_go(Some(memory(PLACES)));
+        }
+    }
+    let left = index.level / PLACES;
+    assert!(left > 2 && gone.iter().copied().eq(1..left), "{gone:?} of {left}");
+    check(&index, &(2..500_002).collect(), &[]);
+}
+
 /// Places that were removed must not pile up: each lengthens searches for what is not there.
 #[test]
 fn churn_leaves_searches_short() {

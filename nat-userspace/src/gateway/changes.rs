@@ -332,7 +332,9 @@ impl Gateway {
             Origin::Bypass => None,
             Origin::Snat(_) => by_rule(&session.original, session.rewrite.source).map(Origin::Snat),
             Origin::Inbound(_) if session.mapping == NO_MAPPING => None,
-            Origin::Inbound(_) => by_rule(&session.key(Direction::Reply), session.original.destination).map(Origin::Inbound),
+            Origin::Inbound(_) => {
+                by_rule(&session.key(Direction::Reply), session.original.destination).map(Origin::Inbound)
+            }
             Origin::Forward(_) => self
                 .rules
                 .forward(&session.original, |name, wanted| {

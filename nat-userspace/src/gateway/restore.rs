@@ -5,8 +5,8 @@ use crate::hash::HashSet;
 use std::sync::Arc;
 use std::time::Instant;
 
-use nat_common::{Direction, Realm};
 use nat_common::flow::{Action, Query};
+use nat_common::{Direction, Realm};
 
 use super::Gateway;
 use super::externals::Wish;
