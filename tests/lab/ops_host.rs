@@ -1,6 +1,8 @@
 //! What the host does under a running gateway: links, addresses and next hops that come, go and change.
 
 use std::{
+    io::{Read as _, Write as _},
+    net::{TcpListener, TcpStream},
     process::Command,
     time::{Duration, Instant},
 };
@@ -218,4 +220,47 @@ fn offloads_toggled_under_traffic_lose_little() {
     }
     assert!(lost <= 12, "{lost} of {sent}: more than one a toggle");
     stage.reaches(&stage.udp(SERVER, &mapped), &stage.a);
+}
+
+/// The far end of a veth with native XDP sends packets of the MTU: the kernel puts them together again before the tc
+/// program sends them on. What was off before is off again afterwards.
+#[test]
+fn a_veth_merges_segments_while_natgw_serves_it() {
+    let mut stage = Stage::standard();
+    let gateway = stage.lab.gateway.clone();
+    let merges = |interface: &str| {
+        let features = gateway.succeed(&format!("ethtool -k {interface}"));
+        features.contains("generic-receive-offload: on")
+    };
+    assert!(merges("lan") && merges("wan"));
+    for host in [&stage.lab.a, &stage.lab.s1] {
+        host.nft("delete table ip mute");
+    }
+    let listener = stage.lab.s1.within(|| TcpListener::bind("198.51.100.1:80")).expect("listen");
+    let received = || {
+        let count = stage.lab.isp.succeed("cat /sys/class/net/gw/statistics/rx_packets");
+        count.trim().parse::<u64>().expect("a number of packets")
+    };
+    let before = received();
+    let sent: Vec<u8> = (0..4_000_000_u32).map(|number| (number / 7) as u8).collect();
+    let mut stream = stage.lab.a.within(|| TcpStream::connect("198.51.100.1:80")).expect("connect");
+    let arrived = std::thread::scope(|scope| {
+        let arrived = scope.spawn(|| {
+            let (mut stream, _) = listener.accept().expect("accept");
+            let mut arrived = Vec::new();
+            stream.read_to_end(&mut arrived).map(|_| arrived).expect("read")
+        });
+        stream.write_all(&sent).expect("write");
+        drop(stream);
+        arrived.join().expect("the server")
+    });
+    assert!(arrived == sent, "{} bytes of {} arrived, or others", arrived.len(), sent.len());
+    let packets = received() - before;
+    assert!(packets < 4_000_000 / 1448 / 2, "{packets} packets left the gateway");
+    stage.gateway.stop();
+    assert!(!merges("lan") && !merges("wan"));
+    gateway.succeed("ethtool -K lan gro on");
+    stage.gateway.restart();
+    stage.gateway.stop();
+    assert!(merges("lan") && !merges("wan"), "as it was found");
 }

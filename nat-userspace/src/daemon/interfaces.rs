@@ -14,7 +14,7 @@ use super::vlans::Place;
 use crate::config::{Config, ForwardAddress, InterfaceConfig, PortRange, Side, SnatTarget};
 use crate::datapath::{AttachError, Attached, publish_forwards};
 use crate::gateway::{Gateway, Interface, network};
-use crate::host::Link;
+use crate::host::{Link, merge_before_routing};
 use xdp::nic::NicIndex;
 
 use crate::slowpath::{Frames, Port, lent_frames};
@@ -35,6 +35,8 @@ pub struct Served {
     pub place: Option<Place>,
     /// How it is attached, while it is.
     pub attached: Option<Attached>,
+    /// Its device, if that merges received segments because natgw has asked for it.
+    merges: Option<String>,
     /// First slot of its device's queues in the socket map.
     pub first_socket: u32,
     /// Queues with a socket.
@@ -53,6 +55,7 @@ impl Served {
                 place: None,
                 first_socket: u32::from(port) * QUEUES,
                 attached: None,
+                merges: None,
                 queues: 0,
             })
             .collect()
@@ -198,6 +201,9 @@ impl Served {
             Some(attached) => attached,
             None => datapath.attach(&device.name, device.index, self.config.mode)?,
         });
+        if self.attached == Some(Attached::Native) && device.kind.as_deref() == Some("veth") {
+            self.merges = merge(device);
+        }
         self.ifindex = Some(link.index);
         Ok(())
     }
@@ -218,10 +224,28 @@ impl Served {
                 ports.retain(|port| port.ifindex != device);
                 datapath.detach(device);
                 let _ = datapath.interfaces.set(device % INTERFACE_SLOTS, &gone, 0);
+                if let Some(merging) = self.merges.take() {
+                    // The device may be gone.
+                    let _ = merge_before_routing(&merging, false);
+                }
             }
         }
         self.attached = None;
         self.queues = 0;
+    }
+}
+
+/// While native XDP is attached to a veth its other end cuts what sockets send into packets of the MTU. Those that go by
+/// the tc program are put together again before it (GRO), which the kernel leaves off: TCP is twice as fast with it. The
+/// device's name, if it had not been on.
+fn merge(device: &Link) -> Option<String> {
+    let name = &device.name;
+    match merge_before_routing(name, true) {
+        Ok(changed) => changed.then(|| name.clone()),
+        Err(error) => {
+            tracing::debug!(%error, interface = name, "GRO could not be switched on");
+            None
+        }
     }
 }
 

@@ -38,7 +38,7 @@ pub use self::{
     arp::Arp,
     links::{Address, Link},
     neighbours::{Neighbour, NeighbourState},
-    offloads::{hides_tags, merges_segments},
+    offloads::{hides_tags, merge_before_routing, merges_segments},
     routes::{Route, RouteError, RouteKind, RouteQuery},
     sockets::{BoundPorts, bound_ports},
     xdp_features::XdpFeatures,
