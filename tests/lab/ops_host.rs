@@ -242,7 +242,7 @@ fn a_veth_merges_segments_while_natgw_serves_it() {
         count.trim().parse::<u64>().expect("a number of packets")
     };
     let before = received();
-    let sent: Vec<u8> = (0..4_000_000_u32).map(|number| (number / 7) as u8).collect();
+    let sent: Vec<u8> = (0..1_000_000_u32).flat_map(|number| (number / 7).to_be_bytes()).collect();
     let mut stream = stage.lab.a.within(|| TcpStream::connect("198.51.100.1:80")).expect("connect");
     let arrived = std::thread::scope(|scope| {
         let arrived = scope.spawn(|| {
