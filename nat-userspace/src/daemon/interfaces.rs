@@ -241,7 +241,11 @@ impl Served {
 fn merge(device: &Link) -> Option<String> {
     let name = &device.name;
     match merge_before_routing(name, true) {
-        Ok(changed) => changed.then(|| name.clone()),
+        Ok(false) => None,
+        Ok(true) => {
+            tracing::info!(interface = name, "GRO is on while natgw serves this veth");
+            Some(name.clone())
+        }
         Err(error) => {
             tracing::debug!(%error, interface = name, "GRO could not be switched on");
             None
