@@ -21,6 +21,7 @@ pub mod parse;
 pub mod reason;
 pub mod report;
 pub mod search;
+pub mod shed;
 pub mod table;
 pub mod tcp;
 pub mod trace;

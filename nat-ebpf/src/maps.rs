@@ -22,6 +22,7 @@ use nat_common::{
     next_hop::NextHop,
     reason::REASONS,
     search::{Index, Search},
+    shed,
     table::{self, BUCKET, Bucket, EMPTY, FlowLine, INDEX_SEGMENTS, PLACES, SEGMENT, SEGMENTS, Secret},
     vlan::Tags,
 };
@@ -141,6 +142,10 @@ static PORTS: Array<TakenPorts> = Array::with_max_entries(PORT_TABLES, MMAPABLE)
 /// Of TCP, of UDP → ports that sockets of the gateway may hold. Written by both, as memory, by atomic operations.
 #[map]
 static HELD: Array<HeldPorts> = Array::with_max_entries(held::TABLES, MMAPABLE);
+
+/// Place of an inside host → until when its first packets are refused, see [`shed`]. Written by the daemon, as memory.
+#[map]
+static SHED: Array<u64> = Array::with_max_entries(shed::HOSTS, MMAPABLE);
 
 /// One entry: 1 while the daemon sleeps and no report has woken it. Written by both, as memory, by atomic operations.
 #[map]
@@ -325,6 +330,14 @@ pub fn lent(cpu: u32) -> Option<*mut LentSlots> {
 #[inline(always)]
 pub fn cell(word: u32) -> Option<*mut u64> {
     CELLS.get_ptr_mut(word)
+}
+
+/// Whether an inside host's first packets are refused in this tick.
+#[inline(always)]
+pub fn is_shed(host: u32, tick: u32) -> bool {
+    // SAFETY: an aligned word of a map, which the daemon writes as a whole.
+    SHED.get_ptr(shed::place(host))
+        .is_some_and(|word| shed::is_refused(unsafe { word.read_volatile() }, host, tick))
 }
 
 /// A next hop.

@@ -44,6 +44,7 @@ pub fn judge(ctx: &XdpContext, interface: &Interface, parsed: &Parsed) -> Verdic
 fn open(ctx: &XdpContext, interface: &Interface) -> Verdict {
     let (Some(parsed), Some(settings)) = (kept(), maps::settings()) else { return Verdict::Punt };
     let line = match open::open(ctx, interface, settings, &parsed) {
+        EMPTY if open::is_shed(&parsed) => return Verdict::Drop(Reason::DropSourceLimit),
         EMPTY => return Verdict::Punt,
         open::REFUSED => return Verdict::Drop(Reason::DropPortsExhausted),
         line => line,

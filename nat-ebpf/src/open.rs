@@ -108,9 +108,28 @@ fn is_refused(parsed: &Parsed, ports: *mut TakenPorts, lent: *mut LentSlots) -> 
     if !cell.is_free(&word) || is_resting(ports, u32::from(u16::from_be(key.source_port))) {
         return false;
     }
-    // SAFETY: the helper has no preconditions; nothing but this CPU writes these words.
+    // SAFETY: the helper has no preconditions.
+    were_told(lent, unsafe { bpf_jiffies64() } >> TICK_SHIFT)
+}
+
+/// Whether a packet that the daemon would open nothing for ends here: its host is at a limit, and enough have told the
+/// daemon so in this tick.
+#[inline(always)]
+pub fn is_shed(parsed: &Parsed) -> bool {
+    // SAFETY: the helper has no preconditions.
+    let tick = unsafe { bpf_jiffies64() } >> TICK_SHIFT;
+    if parsed.kind as u8 != Kind::Ported as u8 || !maps::is_shed(parsed.key.source, tick as u32) {
+        return false;
+    }
+    // SAFETY: as above.
+    maps::lent(unsafe { bpf_get_smp_processor_id() }).is_some_and(|lent| were_told(lent, tick))
+}
+
+/// Counts a packet that is refused in this tick. Whether enough of them have gone up before.
+#[inline(always)]
+fn were_told(lent: *mut LentSlots, tick: u64) -> bool {
+    // SAFETY: nothing but this CPU writes these words of a live value.
     unsafe {
-        let tick = bpf_jiffies64() >> TICK_SHIFT;
         let before = if (*lent).refused_in == tick { (*lent).refused } else { 0 };
         (*lent).refused_in = tick;
         (*lent).refused = before + 1;

@@ -343,6 +343,34 @@ fn exh_06_a_source_has_its_rate() {
     stage.crosses(&stage.udp("192.168.1.10:50000", SERVER));
 }
 
+/// Most of what a host floods with while it is at its limit is refused where it comes in; all of it is counted.
+#[test]
+fn exh_06_a_flood_beyond_the_rate_is_not_judged_packet_by_packet() {
+    const FLOOD: u16 = 8000;
+    let stage = Stage::with(&format!("{}\n[limits]\nnew_per_second_per_source = 10\n", gateway::STANDARD));
+    let went_up = || {
+        let status = stage.gateway.natgw(&["status", "--json"]);
+        status["packets"]["punted"].as_u64().expect("a count")
+    };
+    let before = went_up();
+    let others = (0..8_u16).map(|number| stage.udp(&format!("192.168.1.11:{}", 40_000 + number), SERVER));
+    for (part, other) in (0..).zip(others) {
+        for number in part * FLOOD / 8..(part + 1) * FLOOD / 8 {
+            stage.a.send(&stage.udp(&format!("192.168.1.10:{}", 30_000 + number), SERVER));
+        }
+        stage.crosses(&other);
+    }
+    let passed = || stage.s1.incoming(|seen| seen.udp().is_some_and(|udp| udp.source < 40_000)).len() as u64;
+    let refused = || stage.gateway.drops().get("source_limit").copied().unwrap_or(0);
+    stage
+        .gateway
+        .wait_until("all are counted", Duration::from_secs(5), |_| refused() + passed() == u64::from(FLOOD));
+    let up = went_up() - before;
+    assert!(up < u64::from(FLOOD) / 2, "{up} of {FLOOD} went up");
+    seconds(1.5);
+    stage.crosses(&stage.udp("192.168.1.10:50000", SERVER));
+}
+
 #[test]
 fn exh_07_a_full_table_refuses_and_leaks_nothing() {
     let stage = Stage::build(

@@ -27,6 +27,34 @@ fn resident(id: u32) -> u64 {
     line.split_whitespace().next().unwrap().parse().unwrap()
 }
 
+/// A gateway with room for a million sessions.
+fn roomy() -> Stage {
+    Stage::with(&format!(
+        "{}filtering = \"endpoint-independent\"\n[limits]\nsessions = 1100000\n[timeouts]\nudp = \"1h\"\n",
+        gateway::STANDARD
+    ))
+}
+
+/// One of the sessions that are [filled in](fill): twenty to a remote port.
+fn packet(stage: &Stage, number: u32) -> Packet {
+    let port = |number| u16::try_from(number).expect("a port");
+    let client = (stage.lab.a.address, port(10_000 + number % 20));
+    Packet::udp(client, (stage.lab.s1.address, port(1 + number / 20)))
+}
+
+/// Opens so many.
+fn fill(stage: &Stage, sessions: u32) {
+    for first in (0..sessions).step_by(CHUNK as usize) {
+        for number in first..first + CHUNK {
+            stage.a.send(&packet(stage, number).payload("one"));
+        }
+        stage.gateway.wait_until("they are open", Duration::from_secs(30), |_| {
+            open(stage) == u64::from(first + CHUNK)
+        });
+        clear(&[&stage.a, &stage.s1, &stage.wan]);
+    }
+}
+
 /// `natgw session list` into a pipe.
 fn listing(stage: &Stage) -> Child {
     let mut command = stage.lab.gateway.command(&gateway::binary().to_string_lossy());
@@ -45,22 +73,8 @@ fn clear(taps: &[&Tap]) {
 #[test]
 fn a_listing_of_very_many_streams_beside_traffic() {
     let sessions: u32 = scaled(100_000, 1_000_000);
-    let stage = Stage::with(&format!(
-        "{}filtering = \"endpoint-independent\"\n[limits]\nsessions = 1100000\n[timeouts]\nudp = \"1h\"\n",
-        gateway::STANDARD
-    ));
-    let taps = [&stage.a, &stage.s1, &stage.wan];
-    let port = |number| u16::try_from(number).expect("a port");
-    for first in (0..sessions).step_by(CHUNK as usize) {
-        for number in first..first + CHUNK {
-            let client = (stage.lab.a.address, port(10_000 + number % 20));
-            stage.a.send(&Packet::udp(client, (stage.lab.s1.address, port(1 + number / 20))).payload("one"));
-        }
-        stage.gateway.wait_until("they are open", Duration::from_secs(30), |_| {
-            open(&stage) == u64::from(first + CHUNK)
-        });
-        clear(&taps);
-    }
+    let stage = roomy();
+    fill(&stage, sessions);
     let mapped = source(&stage.crosses(&stage.udp("192.168.1.11:50000", "198.51.100.2:7")));
     let daemon = stage.gateway.id().expect("it runs");
     let before = resident(daemon);
@@ -108,4 +122,26 @@ fn a_listing_of_very_many_streams_beside_traffic() {
     assert!(took < patience, "{found} rows took {took:?}");
     let more = resident(daemon).saturating_sub(before);
     assert!(more < 32 << 10, "the daemon has {more} KiB more");
+}
+
+/// Levels of the index that were left are let go. Whoever takes the table over twice misses nothing: by then a level is in
+/// force of which these were a quarter.
+#[test]
+fn a_large_table_is_taken_over_with_all_that_is_in_it() {
+    const SESSIONS: u32 = 120_000;
+    let mut stage = roomy();
+    fill(&stage, SESSIONS);
+    let sample = || (0..SESSIONS).step_by(997);
+    let cross =
+        |stage: &Stage, number| source(&stage.crosses(&packet(stage, number).payload(number.to_string())));
+    let before: Vec<String> = sample().map(|number| cross(&stage, number)).collect();
+    for _ in 0..2 {
+        stage.gateway.kill();
+        assert_eq!(cross(&stage, 5), before[0].replace(":10000", ":10005"));
+        stage.gateway.restart();
+        assert_eq!(open(&stage), u64::from(SESSIONS));
+        let after: Vec<String> = sample().map(|number| cross(&stage, number)).collect();
+        assert_eq!(before, after);
+        stage.reaches(&stage.udp("198.51.100.1:1", &before[0]), &stage.a);
+    }
 }

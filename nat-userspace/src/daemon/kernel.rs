@@ -163,6 +163,10 @@ impl World for Kernel {
         self.datapath.flows.adopt(report, found)
     }
 
+    fn shed(&mut self, host: u32) {
+        self.datapath.delegation.shed(host, ticks(self.jiffies));
+    }
+
     fn grant(&mut self, key: &GrantKey, grant: &Grant) {
         self.datapath.delegation.grant(key, grant);
     }

@@ -4,7 +4,9 @@ use std::rc::Rc;
 
 use aya::maps::{HashMap, MapData};
 use nat_common::delegate::{Grant, GrantKey};
+use nat_common::shed;
 
+use super::Mapped;
 use super::claims::Claims;
 use super::held::Listing;
 use super::lender::Lender;
@@ -17,10 +19,16 @@ pub struct Delegation {
     pub lender: Lender,
     /// Ports that sockets hold.
     pub listing: Listing,
+    pub(super) shed: Mapped<u64>,
     pub(super) granted: HashMap<MapData, GrantKey, Grant>,
 }
 
 impl Delegation {
+    /// First packets of a host (network byte order) are refused until the tick is over.
+    pub fn shed(&self, host: u32, tick: u32) {
+        self.shed.store(shed::place(host), shed::refused(host, tick.wrapping_add(1)));
+    }
+
     /// Grants a host what its sessions may be opened with. Without room its first packets go on coming up.
     pub fn grant(&mut self, key: &GrantKey, grant: &Grant) {
         if self.granted.insert(key, grant, 0).is_err() {

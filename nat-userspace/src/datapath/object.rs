@@ -16,6 +16,7 @@ use nat_common::abi::{self, Interface, LocalAddress, Settings, VlanKey};
 use nat_common::activity::TICK_SHIFT;
 use nat_common::delegate::{CELL_WORDS, CPUS, PORT_TABLES};
 use nat_common::next_hop::NextHop;
+use nat_common::shed;
 use nat_common::table::Secret;
 use nat_common::tunnel;
 use nat_common::vlan::TAG;
@@ -37,7 +38,7 @@ pub(super) const MMAPABLE: u32 = 1 << 10;
 pub(super) static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/natgw-ebpf"));
 
 /// Maps that outlive the daemon: all that a program and it share.
-pub(super) const PINNED: [&str; 25] = [
+pub(super) const PINNED: [&str; 26] = [
     "INDEX",
     "LEVEL",
     "LINES",
@@ -58,6 +59,7 @@ pub(super) const PINNED: [&str; 25] = [
     "SLOTS",
     "SLEEP",
     "HELD",
+    "SHED",
     "PORTS",
     "CELLS",
     "VLANS",
@@ -286,6 +288,7 @@ impl Datapath {
             claims: Rc::new(claims),
             lender,
             listing: Listing::new(memory(&ebpf, "HELD", Listing::WORDS)?),
+            shed: memory(&ebpf, "SHED", shed::HOSTS)?,
             granted: typed(&mut ebpf, "GRANTED")?,
         };
         delegation.forget(|_| true);

@@ -91,7 +91,11 @@ impl Gateway {
             return Err(Refusal::Silent(Reason::DropSpoofed));
         }
         let rule = rule.clone();
-        self.may_open(world, key.source, now)?;
+        self.may_open(world, key.source, now).inspect_err(|refusal| {
+            if let Refusal::Told(Reason::DropSourceLimit, _) = refusal {
+                world.shed(key.source);
+            }
+        })?;
         let opened = self.map_and_open(world, now, ingress, &egress, key, position, &rule, &route);
         if opened.is_err() {
             self.sources.close(key.source);

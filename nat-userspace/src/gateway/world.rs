@@ -77,6 +77,8 @@ pub trait World {
     fn adopt(&mut self, _report: &Report, _found: &Found) -> bool {
         false
     }
+    /// A host (network byte order) is at a limit: more of its first packets need not come up for a moment.
+    fn shed(&mut self, _host: u32) {}
     /// Grants a host what its sessions may be opened with.
     fn grant(&mut self, _key: &GrantKey, _grant: &Grant) {}
     /// Makes grants of other epochs void.
