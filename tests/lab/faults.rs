@@ -222,8 +222,12 @@ fn a_table_that_cannot_grow_refuses_and_takes_from_nobody() {
     stage.reaches(&stage.data(SERVER, &tcp), &stage.b);
     let log = stage.gateway.log();
     assert_eq!(log.matches("for want of memory").count(), 1, "one line, however many are refused:\n{log}");
-    // What ends makes room, although waiting for running programs goes by such an insertion, too.
+    // What ends makes room, although waiting for running programs goes by such an insertion, too. Slots without lines, which
+    // those who ask meanwhile are given, come back later than those that end, and must not be all that is tried.
     stage.gateway.text(&["session", "delete", "--inside", "192.168.1.10"]);
+    for port in 100..140 {
+        stage.send(&stage.udp(&format!("192.168.1.12:{port}"), "198.51.100.2:9"));
+    }
     stage.gateway.wait_until("there is room", Duration::from_secs(8), |_| {
         let sent = stage.send(&stage.udp("192.168.1.12:9", "198.51.100.2:9"));
         let patience = Duration::from_millis(200);

@@ -1,5 +1,7 @@
 //! Values by number, in blocks that never move: a table that grows copies nothing, and a packet never waits for it.
 
+use std::collections::VecDeque;
+
 /// Values of a block: some megabytes, of which no more is memory than what was ever used.
 const BLOCK: usize = 65_536;
 
@@ -8,13 +10,13 @@ pub struct Slab<T> {
     blocks: Vec<Vec<Option<T>>>,
     /// Numbers that were ever given out.
     length: u32,
-    /// Those of them that are free.
-    free: Vec<u32>,
+    /// Those of them that are free; the last is the next.
+    free: VecDeque<u32>,
 }
 
 impl<T> Default for Slab<T> {
     fn default() -> Self {
-        Self { blocks: Vec::new(), length: 0, free: Vec::new() }
+        Self { blocks: Vec::new(), length: 0, free: VecDeque::new() }
     }
 }
 
@@ -26,7 +28,7 @@ impl<T> Slab<T> {
 
     /// A number to be [put](Slab::put) at, if there is a free one below `most`.
     pub fn reserve(&mut self, most: u32) -> Option<u32> {
-        if let Some(number) = self.free.pop() {
+        if let Some(number) = self.free.pop_back() {
             return Some(number);
         }
         (self.length < most).then(|| {
@@ -67,9 +69,16 @@ impl<T> Slab<T> {
         self.place(number)?.take()
     }
 
-    /// Numbers may be given out again.
+    /// Numbers may be given out again, rather the small ones: what belongs to large numbers elsewhere may not be there, and
+    /// whoever found that out would otherwise be given the same again and again.
     pub fn give_back(&mut self, numbers: impl IntoIterator<Item = u32>) {
-        self.free.extend(numbers);
+        for number in numbers {
+            if self.free.back().is_some_and(|next| *next < number) {
+                self.free.push_front(number);
+            } else {
+                self.free.push_back(number);
+            }
+        }
     }
 
     /// All numbers without a value are free, and no other.
@@ -100,6 +109,22 @@ impl<T> Slab<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The kernel had no memory for what belongs to the large numbers, small ones were free, and the same large ones came
+    /// back for ever.
+    #[test]
+    fn numbers_that_are_of_no_use_keep_nobody_from_the_others() {
+        let mut slab: Slab<u32> = Slab::default();
+        slab.extend(1000);
+        slab.give_back(0..100);
+        slab.give_back([990, 991, 992]);
+        let mut found = Vec::new();
+        for _ in 0..100 {
+            let number = slab.reserve(1000).expect("one is free");
+            if number < 900 { found.push(number) } else { slab.give_back([number]) }
+        }
+        assert!(found.len() > 90, "{} found", found.len());
+    }
 
     #[test]
     fn numbers_are_given_out_once() {

@@ -38,6 +38,8 @@ enum Contender {
     Bare,
     /// Linux's own masquerading.
     Nft,
+    /// The same by its older front, iptables-legacy.
+    Iptables,
     /// natgw as it is built.
     Natgw,
 }
@@ -57,8 +59,8 @@ struct Arguments {
     /// Rounds a figure.
     #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..=64))]
     rounds: Option<u32>,
-    /// The gateways to measure.
-    #[arg(long, value_enum, value_delimiter = ',', default_value = "bare,nft,natgw")]
+    /// The gateways to measure: bare, nft and natgw if not told otherwise, and without --quick what other NAT is on PATH.
+    #[arg(long, value_enum, value_delimiter = ',')]
     against: Vec<Contender>,
     /// Send UDP without checksums.
     #[arg(long)]
@@ -105,7 +107,7 @@ fn settings(arguments: &Arguments) -> anyhow::Result<Settings> {
     }
     let cpus = std::thread::available_parallelism().context("count the CPUs")?.get();
     Ok(Settings {
-        contenders: arguments.against.clone(),
+        contenders: contenders(arguments),
         cpu: arguments.cpu.unwrap_or(cpus - 1),
         cpus,
         zero_checksum: arguments.zero_checksum,
@@ -114,6 +116,18 @@ fn settings(arguments: &Arguments) -> anyhow::Result<Settings> {
         rounds: arguments.rounds.unwrap_or(if arguments.quick { 3 } else { 5 }),
         interrupted,
     })
+}
+
+/// The gateways to measure.
+fn contenders(arguments: &Arguments) -> Vec<Contender> {
+    if !arguments.against.is_empty() {
+        return arguments.against.clone();
+    }
+    let mut contenders = vec![Contender::Bare, Contender::Nft, Contender::Natgw];
+    if !arguments.quick && gateways::has_iptables() {
+        contenders.push(Contender::Iptables);
+    }
+    contenders
 }
 
 fn measure(figure: &Figure, settings: &Settings, lanes: &mut Option<Stage>) -> anyhow::Result<FigureReport> {

@@ -182,6 +182,7 @@ impl Contender {
         match self {
             Self::Bare => "bare",
             Self::Nft => "nft",
+            Self::Iptables => "iptables",
             Self::Natgw => "natgw",
         }
     }

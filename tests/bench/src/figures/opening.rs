@@ -86,7 +86,7 @@ fn measure_with(
         report.measure(name, RATE, &rates);
         report.measure(name, "lost_percent", &openings.lost);
         let lost = openings.lost.iter().copied().fold(0.0, f64::max);
-        let tolerated = if name == "nft" { 1.0 } else { 0.0 };
+        let tolerated = if matches!(name, "nft" | "iptables") { 1.0 } else { 0.0 };
         if lost > tolerated {
             report.fault(format!("{name}: {lost:.3} % of a round's first packets did not arrive"));
         }

@@ -1,6 +1,7 @@
 //! The gateways under test, each in its own lane.
 
 mod bare;
+mod iptables;
 mod memory;
 mod natgw;
 mod nftables;
@@ -9,6 +10,7 @@ use anyhow::bail;
 use aya::programs::ProgramInfo;
 
 pub(crate) use self::{
+    iptables::is_there as has_iptables,
     memory::Memory,
     natgw::Natgw,
     nftables::{Nftables, most_flows},
@@ -113,6 +115,7 @@ pub(crate) fn start(
     Ok(match contender {
         Contender::Bare => Box::new(bare::Bare::start(lane, generator)?),
         Contender::Nft => Box::new(Nftables::start(lane)?),
+        Contender::Iptables => Box::new(iptables::Iptables::start(lane)?),
         Contender::Natgw => Box::new(Natgw::start()?),
     })
 }

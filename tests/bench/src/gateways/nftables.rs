@@ -16,18 +16,7 @@ pub(crate) struct Nftables;
 
 impl Nftables {
     pub(crate) fn start(lane: &Lane) -> anyhow::Result<Self> {
-        for (key, value) in [
-            ("ipv4/ip_forward", "1"),
-            ("ipv4/conf/all/rp_filter", "0"),
-            ("ipv4/conf/lan/rp_filter", "0"),
-            // A NIC verifies checksums in passing; frames made here come by none, and natgw verifies none.
-            ("netfilter/nf_conntrack_checksum", "0"),
-            // Flows are to live as long as a figure takes: none is opened twice.
-            ("netfilter/nf_conntrack_udp_timeout", "3600"),
-            ("netfilter/nf_conntrack_udp_timeout_stream", "3600"),
-        ] {
-            lane.gateway.sysctl(key, value)?;
-        }
+        forward(lane)?;
         Ok(Self)
     }
 }
@@ -39,19 +28,7 @@ impl Gateway for Nftables {
         lane.gateway.run(
             Command::new("nft").arg(format!("table ip nat; delete table ip nat; table ip nat {{ {chain} }}")),
         )?;
-        let flows = setup.flows;
-        let (most, buckets) = (most_flows()?, limit("nf_conntrack_buckets")?);
-        if flows > most {
-            // Both are the whole machine's, so the bench leaves them alone.
-            return Ok(Readiness::Absent(format!(
-                "conntrack is limited to {most} flows, this takes {flows}; to measure it: \
-                 sysctl -w net.netfilter.nf_conntrack_max={flows} net.netfilter.nf_conntrack_buckets={flows}"
-            )));
-        }
-        if flows > buckets {
-            eprintln!("nft: {buckets} conntrack buckets for {flows} flows make it slower than it could be");
-        }
-        Ok(Readiness::Ready)
+        room_for(setup.flows)
     }
 
     fn translates(&self) -> bool {
@@ -66,6 +43,39 @@ impl Gateway for Nftables {
     fn program(&self, _lane: &Lane, _generator: &mut Generator) -> anyhow::Result<Option<ProgramInfo>> {
         Ok(None)
     }
+}
+
+/// Has a namespace forward, with a conntrack that verifies no checksums.
+pub(super) fn forward(lane: &Lane) -> anyhow::Result<()> {
+    for (key, value) in [
+        ("ipv4/ip_forward", "1"),
+        ("ipv4/conf/all/rp_filter", "0"),
+        ("ipv4/conf/lan/rp_filter", "0"),
+        // A NIC verifies checksums in passing; frames made here come by none, and natgw verifies none.
+        ("netfilter/nf_conntrack_checksum", "0"),
+        // Flows are to live as long as a figure takes: none is opened twice.
+        ("netfilter/nf_conntrack_udp_timeout", "3600"),
+        ("netfilter/nf_conntrack_udp_timeout_stream", "3600"),
+    ] {
+        lane.gateway.sysctl(key, value)?;
+    }
+    Ok(())
+}
+
+/// Whether conntrack takes so many flows.
+pub(super) fn room_for(flows: u64) -> anyhow::Result<Readiness> {
+    let (most, buckets) = (most_flows()?, limit("nf_conntrack_buckets")?);
+    if flows > most {
+        // Both are the whole machine's, so the bench leaves them alone.
+        return Ok(Readiness::Absent(format!(
+            "conntrack is limited to {most} flows, this takes {flows}; to measure it: \
+             sysctl -w net.netfilter.nf_conntrack_max={flows} net.netfilter.nf_conntrack_buckets={flows}"
+        )));
+    }
+    if flows > buckets {
+        eprintln!("netfilter: {buckets} conntrack buckets for {flows} flows make it slower than it could be");
+    }
+    Ok(Readiness::Ready)
 }
 
 const MASQUERADE: &str =
