@@ -8,7 +8,7 @@ use nat_common::{
     abi::Settings,
     activity::TICK_SHIFT,
     delegate::{Cell, Grant, KnownRule, LENT, RULES, Ring as _},
-    table,
+    table, wire,
 };
 
 use crate::{lent::Lent, maps};
@@ -52,13 +52,21 @@ pub fn is_known(settings: &Settings, parsed: &Parsed) -> bool {
         && known.grant.epoch == settings.epoch
         && known.protocol == u16::from(key.protocol)
         && (tick as u32).wrapping_sub(known.tick) < KnownRule::HOLDS_FOR;
-    if is_known {
+    if is_known && !is_full(known, key.protocol) {
         // The answer's place is asked of memory already: most keep their port.
         let sent = FlowKey { source: known.grant.external, ..*key };
         touch_place(sent.reversed(Realm::Outside).words());
         touch_next_lines();
     }
     is_known
+}
+
+/// Whether there is no port to be had: then nothing will be entered.
+#[inline(always)]
+fn is_full(known: &KnownRule, protocol: u8) -> bool {
+    let table = known.grant.tables[usize::from(protocol == wire::UDP)];
+    // SAFETY: a live word of a map, which the daemon alone writes.
+    maps::ports(table).is_some_and(|ports| unsafe { (&raw const (*ports).full).read_volatile() } != 0)
 }
 
 /// Asks memory for the lines of the session that this CPU opens next.
