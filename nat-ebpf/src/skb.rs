@@ -111,7 +111,7 @@ pub fn leave(ctx: &TcContext, realm: u16) -> bool {
         return false;
     }
     if matches!(parsed.key.protocol, wire::TCP | wire::UDP) {
-        // Before it is asked who has the answer: whoever opens a session meanwhile sees one or the other.
+        // Before it is asked who has the answer: only a session that another CPU has half opened by now sees neither.
         sockets::mark(parsed.key.protocol, u32::from(u16::from_be(parsed.key.source_port)));
     }
     let realm = if realm == Realm::Inside as u16 { Realm::Inside } else { Realm::Outside };

@@ -77,7 +77,7 @@ impl Sockets {
 
     /// Whether asking the kernel about each port costs the program more than the daemon's list would.
     fn is_asked_for(&self) -> bool {
-        ONE_ASKED * self.opened >= self.took
+        self.opened > 0 && ONE_ASKED * self.opened >= self.took
     }
 
     /// `jiffies`: before they were listed.
@@ -95,6 +95,8 @@ impl Sockets {
             Err(error) => {
                 tracing::warn!(%error, "the gateway's own sockets cannot be read");
                 self.listed = Instant::now();
+                // Not again before there is a reason to.
+                self.opened = 0;
                 return false;
             }
         }
